@@ -1,0 +1,1 @@
+"""Reference ViT and DETR in PyTorch, checkpoint loading and the embedded checkpoints."""

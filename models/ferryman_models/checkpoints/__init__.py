@@ -1,0 +1,1 @@
+"""Loading checkpoints: one file a format. Nothing here ever runs code that comes with the weights."""

@@ -1,0 +1,272 @@
+"""Trains `detr-digits`: a small DETR that finds none to six handwritten digits on any background.
+
+Two stages, since a DETR from scratch hardly learns in the time that there is:
+1. backbone and encoder alone as a dense detector (a class and a box for every cell of the memory), then
+2. the whole DETR with groups of queries, losses after every decoder layer, and the dense loss kept beside them.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ferryman.preprocess import Geometry, fit_image
+from ferryman.specs import PreprocessSpec, detection_spec
+from ferryman_models.attention import attend_fused, set_attend
+from ferryman_models.checkpoints.native import save_native
+from ferryman_models.detr import DETR, DETRConfig
+from ferryman_models.detr_loss import Objects, box_cxcywh_to_xyxy, deep_set_loss, generalized_iou
+from ferryman_models.resnet import ResNetConfig
+from ferryman_models.zoo.coco import coco_map
+from ferryman_models.zoo.digits import LABELS, Split, load_digits, load_photographs
+from ferryman_models.zoo.scenes import Scene, make_scene, random_size
+from ferryman_models.zoo.training import Schedule, fit
+
+NAME = "detr-digits"
+SIDE = 160
+PREPROCESS = PreprocessSpec(
+    size=(SIDE, SIDE),
+    fit="pad",
+    interpolation="bilinear",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
+CONFIG = DETRConfig(
+    classes=10,
+    backbone=ResNetConfig("basic", (1, 2, 2), (32, 64, 128)),
+    dim=128,
+    heads=8,
+    hidden=512,
+    encoder_layers=2,
+    decoder_layers=3,
+    queries=12,
+    query_groups=4,
+    dropout=0.0,
+)
+DENSE = Schedule(steps=1000, peak=1e-3)
+SCHEDULE = Schedule(steps=5500, peak=6e-4, save_every=500)
+BATCH = 32
+REUSE = 2  # pictures are drawn once and shown this often, in other colours each time
+SEED = 20
+
+
+class DenseHead(nn.Module):
+    """A class and a box for every cell of the memory; used in training alone."""
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.class_head = nn.Linear(dim, classes + 1)
+        self.box_head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 4))
+
+    def forward(self, memory: Tensor, valid_size: Tensor) -> tuple[Tensor, Tensor]:
+        """memory: (batch, cells, dim) of a square grid; valid_size: (batch, 2) (height, width) in pixels
+
+        Returns logits (batch, cells, classes + 1) and boxes (batch, cells, 4) cxcywh in units of the valid area.
+        """
+        grid = int(memory.shape[1] ** 0.5)
+        height, width = valid_size[:, :1].float(), valid_size[:, 1:].float()
+        centre = (torch.arange(grid) + 0.5) * (SIDE / grid)
+        y, x = torch.meshgrid(centre, centre, indexing="ij")
+        dx, dy, w, h = self.box_head(memory).unbind(-1)
+        # Offsets are in cells, sizes relative to a quarter of the canvas.
+        cx = (x.flatten() + dx * (SIDE / grid)) / width
+        cy = (y.flatten() + dy * (SIDE / grid)) / height
+        w = w.clamp(-4, 3).exp() * (SIDE / 4) / width
+        h = h.clamp(-4, 3).exp() * (SIDE / 4) / height
+        return self.class_head(memory), torch.stack((cx, cy, w, h), dim=-1)
+
+
+def dense_targets(boxes_cxcywh: Tensor, valid_size: tuple[int, int], grid: int) -> Tensor:
+    """For every cell the number of the object that it answers for, or -1: (cells,) int64.
+
+    A cell answers for the smallest object whose inner half holds the cell's centre, and always for an object whose
+    centre lies in it. boxes_cxcywh: (count, 4) in [0, 1] of the valid area.
+    """
+    owner = torch.full((grid * grid,), -1, dtype=torch.int64)
+    height, width = valid_size
+    boxes = boxes_cxcywh * torch.tensor([width, height, width, height])
+    centre = (torch.arange(grid) + 0.5) * (SIDE / grid)
+    order = boxes[:, 2:].prod(-1).argsort(descending=True)
+    for number in order.tolist():
+        cx, cy, w, h = boxes[number].tolist()
+        inside = ((centre - cy).abs() < h / 4)[:, None] & ((centre - cx).abs() < w / 4)
+        owner[inside.flatten()] = number
+    for number in order.tolist():
+        column, row = (boxes[number, :2] / (SIDE / grid)).long().clamp(0, grid - 1).tolist()
+        owner[row * grid + column] = number
+    return owner
+
+
+def dense_loss(logits: Tensor, boxes_cxcywh: Tensor, owners: Tensor, objects: list[Objects]) -> Tensor:
+    """Cross-entropy over all cells + 5 L1 + 2 (1 - generalised IoU) over the cells with an object; a scalar.
+
+    owners: (batch, cells) int64, -1 for none; other shapes as `DenseHead` returns them.
+    """
+    no_object = logits.shape[-1] - 1
+    wanted = torch.full(owners.shape, no_object, dtype=torch.int64)
+    pictures, cells = (owners >= 0).nonzero(as_tuple=True)
+    starts = np.concatenate(([0], np.cumsum([len(o.labels) for o in objects])[:-1]))
+    numbers = owners[pictures, cells] + torch.from_numpy(starts)[pictures]
+    wanted[pictures, cells] = torch.cat([o.labels for o in objects])[numbers]
+    weights = torch.ones(no_object + 1)
+    weights[no_object] = 0.3
+    classification = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weights)
+    answered = boxes_cxcywh[pictures, cells]
+    expected = torch.cat([o.boxes_cxcywh for o in objects])[numbers]
+    count = max(1, len(numbers))
+    l1 = (answered - expected).abs().sum() / count
+    overlap = generalized_iou(box_cxcywh_to_xyxy(answered), box_cxcywh_to_xyxy(expected))
+    return classification + 5 * l1 + 2 * (1 - overlap).sum() / count
+
+
+class Trainee(nn.Module):
+    """The DETR and the dense head that helps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.detr = DETR(CONFIG, nn.BatchNorm2d)
+        self.dense = DenseHead(CONFIG.dim, CONFIG.classes)
+        set_attend(self, attend_fused)
+        self.to(memory_format=torch.channels_last)
+
+
+def to_inputs(canvases_u8: np.ndarray, valid_size: np.ndarray) -> tuple[Tensor, Tensor]:
+    """(batch, SIDE, SIDE, 3) uint8 and (batch, 2) -> normalised float image (batch, 3, SIDE, SIDE), valid pixels bool."""
+    mean, std = torch.tensor(PREPROCESS.mean), torch.tensor(PREPROCESS.std)
+    pixels = torch.arange(SIDE)
+    sizes = torch.from_numpy(valid_size)
+    valid = (pixels[:, None] < sizes[:, 0, None, None]) & (pixels < sizes[:, 1, None, None])
+    image = (torch.from_numpy(canvases_u8).to(torch.float32) / 255 - mean) / std * valid[..., None]
+    return image.permute(0, 3, 1, 2), valid
+
+
+class Stream:
+    """Training scenes without end; scene number i is the same in every run."""
+
+    def __init__(self) -> None:
+        self.digits, self.photographs = load_digits("train"), load_photographs("train")
+        self.drawn: dict[int, Scene] = {}
+
+    def scene(self, number: int) -> Scene:
+        if number not in self.drawn:
+            random = np.random.default_rng((SEED, number))
+            size = random_size(random, SIDE, SIDE)
+            self.drawn[number] = make_scene(random, self.digits, self.photographs, size)
+        return self.drawn[number]
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, list[Objects]]:
+        """Canvases, valid sizes and objects of one step."""
+        # Scenes come in blocks of BATCH; a block is shown in REUSE rounds, 64 blocks apart from itself.
+        cycle, place = divmod(step, 64 * REUSE)
+        block = cycle * 64 + place % 64
+        if place == 0:
+            self.drawn.clear()
+        random = np.random.default_rng((SEED, step, 1))
+        canvases = np.zeros((BATCH, SIDE, SIDE, 3), dtype=np.uint8)
+        sizes = np.zeros((BATCH, 2), dtype=np.int64)
+        objects: list[Objects] = []
+        for slot in range(BATCH):
+            scene = self.scene(block * BATCH + slot)
+            height, width = scene.image.shape[:2]
+            image = scene.image[..., random.permutation(3)]
+            canvases[slot, :height, :width] = 255 - image if random.random() < 0.5 else image
+            sizes[slot] = height, width
+            left, top, right, bottom = (scene.boxes / np.array([width, height, width, height])).T
+            boxes = np.stack(((left + right) / 2, (top + bottom) / 2, right - left, bottom - top), axis=1)
+            objects.append(Objects(torch.from_numpy(scene.labels), torch.from_numpy(boxes.astype(np.float32))))
+        return canvases, sizes, objects
+
+
+def held_out_scenes(split: Split, count: int, seed: int = 7) -> list[Scene]:
+    """Scenes of held-out digits with a longer side from 160 to 640 pixels."""
+    random = np.random.default_rng(seed)
+    digits, photographs = load_digits(split), load_photographs(split)
+    return [make_scene(random, digits, photographs, random_size(random, 160, 640)) for _ in range(count)]
+
+
+def evaluate_map(model: DETR, scenes: list[Scene], batch: int = 50) -> tuple[float, float]:
+    """COCO mAP (IoU 0.50 to 0.95) and mAP at IoU 0.50; every query's best class but "no object" is an answer."""
+    answers: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for start in range(0, len(scenes), batch):
+        fitted: list[tuple[np.ndarray, Geometry]] = [
+            fit_image(Image.fromarray(scene.image), PREPROCESS) for scene in scenes[start : start + batch]
+        ]
+        sizes = np.array([geometry.valid_size for _, geometry in fitted])
+        with torch.inference_mode():
+            output = model(*to_inputs(np.stack([canvas for canvas, _ in fitted]), sizes))
+        scores, labels = output.logits[-1].softmax(-1)[..., :-1].max(-1)
+        boxes = box_cxcywh_to_xyxy(output.boxes_cxcywh[-1]).clamp(0, 1).numpy()
+        for index, (_, geometry) in enumerate(fitted):
+            answers.append((geometry.boxes_to_original(boxes[index]), scores[index].numpy(), labels[index].numpy()))
+    return coco_map(scenes, answers)
+
+
+def train(folder: Path, out: Path, dense_steps: int = DENSE.steps, steps: int = SCHEDULE.steps) -> DETR:
+    """Trains from scratch or resumes from `folder`; writes the checkpoint to `out`."""
+    torch.manual_seed(SEED)
+    trainee = Trainee()
+    detr = trainee.detr
+    stream = Stream()
+    validation = held_out_scenes("validation", 200)
+    grid = SIDE // CONFIG.backbone.stride
+
+    def losses(step: int, whole: bool) -> Tensor:
+        canvases, sizes, objects = stream.batch(step)
+        owners = torch.stack(
+            [
+                dense_targets(found.boxes_cxcywh, (int(size[0]), int(size[1])), grid)
+                for found, size in zip(objects, sizes, strict=True)
+            ]
+        )
+        image, valid = to_inputs(canvases, sizes)
+        memory, positions, valid_cells = detr.encode(image.contiguous(memory_format=torch.channels_last), valid)
+        dense = dense_loss(*trainee.dense(memory, torch.from_numpy(sizes)), owners, objects)
+        if not whole:
+            return dense
+        answers = detr.decode(memory, positions, valid_cells)
+        logits, boxes = detr.class_head(answers), detr.box_head(answers)
+        return dense + deep_set_loss(logits, boxes, objects, CONFIG.query_groups, no_object_weight=0.2)
+
+    def evaluate() -> str:
+        figures = evaluate_map(detr, validation)
+        return f"validation mAP {figures[0]:.3f}, mAP@0.5 {figures[1]:.3f}"
+
+    backbone = [*detr.backbone.parameters()]
+    inside = {id(parameter) for parameter in backbone}
+    rest = [parameter for parameter in trainee.parameters() if id(parameter) not in inside]
+    dense_schedule = Schedule(dense_steps, DENSE.peak)
+    fit(
+        f"{NAME}-dense",
+        trainee,
+        [{"params": [*backbone, *rest]}],
+        dense_schedule,
+        lambda step: losses(step, whole=False),
+        lambda: "",
+        folder,
+    )
+    fit(
+        NAME,
+        trainee,
+        [{"params": backbone, "scale": 1 / 3}, {"params": rest}],
+        Schedule(steps, SCHEDULE.peak, save_every=SCHEDULE.save_every),
+        lambda step: losses(dense_steps + step, whole=True),
+        evaluate,
+        folder,
+    )
+    model = freeze(detr)
+    save_native(out, model, detection_spec(PREPROCESS, LABELS, CONFIG.queries))
+    return model
+
+
+def freeze(trained: DETR) -> DETR:
+    """The same model for inference: frozen batch norm, one group of queries."""
+    from dataclasses import replace
+
+    model = DETR(replace(trained.config, query_groups=1))
+    state = {name: tensor for name, tensor in trained.state_dict().items() if "num_batches_tracked" not in name}
+    state["query_embeddings"] = state["query_embeddings"][: trained.config.queries]
+    model.load_state_dict(state)
+    return model.eval()

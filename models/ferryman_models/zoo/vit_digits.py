@@ -1,0 +1,80 @@
+"""Trains `vit-digits`: one handwritten digit on any background, ten classes."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ferryman.preprocess import fit_image
+from ferryman.specs import PreprocessSpec, classification_spec
+from ferryman_models.attention import attend_fused, set_attend
+from ferryman_models.checkpoints.native import save_native
+from ferryman_models.vit import ViT, ViTConfig
+from ferryman_models.zoo.digits import LABELS, Digits, Split, load_digits, load_photographs
+from ferryman_models.zoo.scenes import make_digit_picture
+from ferryman_models.zoo.training import Schedule, fit
+from PIL import Image
+
+NAME = "vit-digits"
+PREPROCESS = PreprocessSpec(
+    size=(32, 32),
+    fit="crop",
+    shortest_edge=32,
+    interpolation="bilinear",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
+CONFIG = ViTConfig(image_size=(32, 32), patch=4, dim=96, depth=5, heads=4, hidden=288, classes=10)
+SCHEDULE = Schedule(steps=6000, peak=1e-3, weight_decay=0.05)
+BATCH = 64
+SEED = 20
+
+
+def to_input(images_u8: np.ndarray) -> Tensor:
+    """(batch, height, width, 3) uint8 -> (batch, 3, height, width) float32, normalised by PREPROCESS."""
+    mean, std = torch.tensor(PREPROCESS.mean), torch.tensor(PREPROCESS.std)
+    scaled = torch.from_numpy(images_u8).to(torch.float32) / 255
+    return ((scaled - mean) / std).permute(0, 3, 1, 2)
+
+
+def make_batch(
+    random: np.random.Generator, digits: Digits, indices: np.ndarray, photographs: list[np.ndarray]
+) -> np.ndarray:
+    """Pictures of the digits with these indices, on the model's canvas: (batch, height, width, 3) uint8."""
+    pictures = [make_digit_picture(random, digits, int(index), photographs) for index in indices]
+    return np.stack([fit_image(Image.fromarray(picture), PREPROCESS)[0] for picture in pictures])
+
+
+def top1(model: ViT, split: Split, repeats: int = 1, seed: int = 7) -> float:
+    """Share of right answers over every digit of the split, each drawn `repeats` times in another picture."""
+    random = np.random.default_rng(seed)
+    digits, photographs = load_digits(split), load_photographs(split)
+    indices = np.tile(np.arange(len(digits.labels)), repeats)
+    with torch.inference_mode():
+        answers = model(to_input(make_batch(random, digits, indices, photographs))).argmax(-1).numpy()
+    return float((answers == digits.labels[indices]).mean())
+
+
+def train(folder: Path, out: Path, steps: int = SCHEDULE.steps) -> ViT:
+    """Trains from scratch or resumes from `folder`; writes the checkpoint to `out`."""
+    torch.manual_seed(SEED)
+    model = ViT(CONFIG)
+    set_attend(model, attend_fused)
+    digits, photographs = load_digits("train"), load_photographs("train")
+
+    def step_loss(step: int) -> Tensor:
+        random = np.random.default_rng((SEED, step))
+        indices = random.integers(len(digits.labels), size=BATCH)
+        images = to_input(make_batch(random, digits, indices, photographs))
+        return F.cross_entropy(model(images), torch.from_numpy(digits.labels[indices]), label_smoothing=0.05)
+
+    def evaluate() -> str:
+        return f"validation top-1 {top1(model, 'validation', repeats=3):.3f}"
+
+    schedule = Schedule(steps, SCHEDULE.peak, weight_decay=SCHEDULE.weight_decay)
+    fit(NAME, model, [{"params": list(model.parameters())}], schedule, step_loss, evaluate, folder)
+    model.eval()
+    save_native(out, model, classification_spec(PREPROCESS, LABELS))
+    return model
