@@ -1,0 +1,165 @@
+"""Bundle: an immutable directory with a model's variants, golden samples and proof."""
+
+import errno
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Self
+
+from ferryman.errors import BundleCorruptError, BundleNotFoundError, BundlePathError, FileAccessError, UsageError
+from ferryman.files import replace_file, sha256_file, temporary_folder
+from ferryman.manifest import FILE_NAME, FileFacts, Manifest, VariantFacts, read_manifest
+from ferryman.specs import ModelSpec
+
+CERTIFICATES = "certificates"
+
+
+class Bundle:
+    """An opened bundle: every file's digest was right when `open` returned.
+
+    path: its folder, NAME/VERSION; digest: SHA-256 of the manifest, which holds every file's digest
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, digest: str) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.digest = digest
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """The bundle in `path`, or the highest version in it when `path` is a NAME folder.
+
+        Raises BundleNotFoundError, BundleSchemaError, BundlePathError or BundleCorruptError.
+        """
+        folder = Path(path)
+        if not (folder / FILE_NAME).exists():
+            versions = list_versions(folder)
+            if versions:
+                folder = folder / str(versions[-1])
+        manifest, raw = read_manifest(folder)
+        bundle = cls(folder, manifest, hashlib.sha256(raw).hexdigest())
+        for name, facts in manifest.files.items():
+            bundle._check_file(name, facts)
+        for variant in manifest.variants:
+            if variant.path not in manifest.files:
+                raise BundleCorruptError(f"{folder}: variant {variant.target} names {variant.path}, which has no digest")
+        return bundle
+
+    def _check_file(self, name: str, facts: FileFacts) -> None:
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+            raise BundlePathError(f"{self.path}: the manifest names {name!r}, which lies outside the bundle")
+        place = self.path
+        for part in pure.parts:
+            place = place / part
+            if place.is_symlink():
+                raise BundlePathError(f"{self.path}: {name} is reached through a link; bundles hold plain files only")
+        try:
+            size = place.stat().st_size
+            if not place.is_file():
+                raise BundleCorruptError(f"{self.path}: {name} is not a plain file")
+            if size != facts.size_bytes or sha256_file(place) != facts.sha256:
+                raise BundleCorruptError(
+                    f"{self.path}: {name} is not the file that was exported (its SHA-256 differs); copy or export it again"
+                )
+        except FileNotFoundError as error:
+            raise BundleCorruptError(f"{self.path}: {name} is missing; copy or export the bundle again") from error
+        except OSError as error:
+            raise BundleCorruptError(f"{self.path}: {name} can't be read: {error.strerror}") from error
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def version(self) -> int:
+        """The number that its folder is called by, 0 when it was moved to a folder of another name."""
+        return int(self.path.name) if self.path.name.isdecimal() else 0
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.manifest.spec
+
+    def file(self, name: str) -> Path:
+        """Path of a file that the manifest lists. Raises BundleCorruptError for any other."""
+        if name not in self.manifest.files:
+            raise BundleCorruptError(f"{self.path} holds no {name}")
+        return self.path / name
+
+    def variant(self, target: str | None = None) -> VariantFacts:
+        """The variant for a target, by default the first. Raises UsageError when there is none."""
+        for variant in self.manifest.variants:
+            if target in (None, str(variant.target)):
+                return variant
+        have = ", ".join(str(variant.target) for variant in self.manifest.variants)
+        raise UsageError(f"{self.path} has no variant {target}; it has {have}")
+
+    def write_certificate(self, name: str, text: str) -> Path:
+        """Puts a certificate beside the bundle's files; an older one of the same name is replaced."""
+        path = self.path / CERTIFICATES / f"{name}.json"
+        with replace_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        return path
+
+
+def list_versions(folder: Path) -> list[int]:
+    """Versions in a NAME folder, ascending; empty when there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        int(child.name)
+        for child in folder.iterdir()
+        if child.name.isdecimal() and child.name != "0" and (child / FILE_NAME).is_file()
+    )
+
+
+def find_bundles(repository: Path) -> dict[str, list[int]]:
+    """Names and ascending versions in a model repository. Raises BundleNotFoundError when it is no folder."""
+    try:
+        children = sorted(repository.iterdir())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleNotFoundError(f"there is no model repository at {repository}") from error
+    except OSError as error:
+        raise FileAccessError(f"can't read {repository}: {error.strerror}") from error
+    found = {child.name: list_versions(child) for child in children if not child.name.startswith(".")}
+    return {name: versions for name, versions in found.items() if versions}
+
+
+@contextmanager
+def new_version(repository: Path, name: str) -> Iterator[Path]:
+    """Gives an empty temporary folder that becomes `repository/name/VERSION` when the block ends without an error.
+
+    VERSION is one above the highest there is when the block ends; nothing is ever overwritten.
+    """
+    final = repository / name
+    with temporary_folder(repository, name) as staging:
+        folder = staging / "bundle"
+        folder.mkdir()
+        yield folder
+        final.mkdir(exist_ok=True)
+        version = _highest_number(final) + 1
+        while True:
+            try:
+                folder.rename(final / str(version))
+                return
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                version += 1  # another export took the number first
+
+
+def _highest_number(folder: Path) -> int:
+    return max((int(child.name) for child in folder.iterdir() if child.name.isdecimal()), default=0)
+
+
+def seal(folder: Path, facts: Mapping[str, object]) -> Manifest:
+    """Writes the manifest over all files in `folder`; `facts` holds the Manifest's other fields."""
+    files = {
+        path.relative_to(folder).as_posix(): FileFacts(sha256=sha256_file(path), size_bytes=path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != FILE_NAME
+    }
+    manifest = Manifest.model_validate({**facts, "files": files})
+    (folder / FILE_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return manifest

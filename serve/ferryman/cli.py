@@ -1,0 +1,198 @@
+"""The `ferryman` command: what each subcommand takes. What it does stands in `commands/`, imported when it is called."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from ferryman.errors import FerrymanError, MissingExtraError, UsageError
+
+app = typer.Typer(
+    help="Carries ViT and DETR checkpoints from PyTorch to where they run, serves them, and proves nothing was lost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: NAME/VERSION, or NAME for its newest.")]
+Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="JPEG, PNG, WebP or BMP files.")]
+OptionalBundle = Annotated[Path | None, typer.Option("--bundle", help="Answer in this process, with this bundle.")]
+Address = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Ask the server there; needs --model.")]
+Model = Annotated[str | None, typer.Option(metavar="NAME[/VERSION]", help="The server's model.")]
+TargetName = Annotated[str | None, typer.Option("--target", help="The variant, by default the bundle's first.")]
+Draw = Annotated[
+    Path | None, typer.Option(metavar="OUT.png", help="Draw the answer; a folder when there are several images.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of one inference; by default all.")]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for pictures, bundles and the report.")] = Path(
+        "demo"
+    ),
+    json_output: Json = False,
+) -> None:
+    """The whole crossing, offline: export both embedded models, verify, serve, classify, detect, compare speed."""
+    try:
+        from ferryman_export.demo import run_demo
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"the demo ({error.name} is missing)", "export") from error
+    run_demo(output, json_output)
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="vit-digits, detr-digits, or a Ferryman checkpoint file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="REPOSITORY", help="Model repository.")],
+    name: Annotated[str | None, typer.Option(help="The model's name, by default the source's.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Canvas, by default the checkpoint's.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Variant to build; may be repeated.")] = None,
+    samples: Annotated[Path | None, typer.Option(help="Folder of real pictures to compare on.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Largest absolute error of every limited output.")] = None,
+    json_output: Json = False,
+) -> None:
+    """Export a checkpoint to REPOSITORY/NAME/VERSION, proved against PyTorch; exit status 3 when out of tolerance."""
+    try:
+        from ferryman_export.command import run_export
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"the export ({error.name} is missing)", "export") from error
+    run_export(source, output, name, parse_size(size), target or [], samples, tolerance, json_output)
+
+
+@app.command()
+def verify(
+    bundle: BundlePath,
+    target: TargetName = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="Where to write the certificate, by default into the bundle.")
+    ] = None,
+    threads: Threads = None,
+    json_output: Json = False,
+) -> None:
+    """Prove on this device, without PyTorch, that a bundle answers like PyTorch; write a certificate."""
+    from ferryman.commands.verify import run_verify
+
+    run_verify(bundle, target, certificate, threads, json_output)
+
+
+@app.command()
+def inspect(bundle: BundlePath, json_output: Json = False) -> None:
+    """Show what a bundle holds, where it comes from, and how closely it follows PyTorch."""
+    from ferryman.commands.inspect import run_inspect
+
+    run_inspect(bundle, json_output)
+
+
+@app.command()
+def serve(
+    repository: Annotated[Path, typer.Argument(help="Folder of NAME/VERSION bundles.")],
+    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="Port 0 takes a free one.")] = "127.0.0.1:8001",
+    threads: Threads = None,
+    json_output: Json = False,
+) -> None:
+    """Serve a model repository over gRPC until SIGTERM or Ctrl-C."""
+    from ferryman.commands.serve import run_serve
+
+    run_serve(repository, address, threads, json_output)
+
+
+@app.command()
+def classify(
+    images: Images,
+    bundle: OptionalBundle = None,
+    address: Address = None,
+    model: Model = None,
+    target: TargetName = None,
+    top_k: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    draw: Draw = None,
+    json_output: Json = False,
+) -> None:
+    """Name what pictures show."""
+    from ferryman.commands.predict import Asker, run_classify
+
+    run_classify(Asker(bundle, address, model, target), images, top_k, draw, json_output)
+
+
+@app.command()
+def detect(
+    images: Images,
+    bundle: OptionalBundle = None,
+    address: Address = None,
+    model: Model = None,
+    target: TargetName = None,
+    score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score to show.")] = 0.5,
+    draw: Draw = None,
+    json_output: Json = False,
+) -> None:
+    """Find objects in pictures; boxes in the picture's own pixels."""
+    from ferryman.commands.predict import Asker, run_detect
+
+    run_detect(Asker(bundle, address, model, target), images, score, draw, json_output)
+
+
+@app.command()
+def bench(
+    bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Measure this bundle here.")] = None,
+    address: Address = None,
+    model: Model = None,
+    target: TargetName = None,
+    image: Annotated[list[Path] | None, typer.Option(help="Picture to measure with; may be repeated.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long to measure.")] = 5.0,
+    threads: Threads = None,
+    json_output: Json = False,
+) -> None:
+    """Single-stream latency from encoded picture to answer, stage by stage."""
+    from ferryman.commands.bench import run_bench
+    from ferryman.commands.predict import Asker
+
+    run_bench(Asker(bundle, address, model, target, threads), image or [], seconds, json_output)
+
+
+@app.command()
+def doctor(json_output: Json = False) -> None:
+    """Which runtimes and devices this machine really has, and what is missing."""
+    from ferryman.commands.doctor import run_doctor
+
+    run_doctor(json_output)
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """HxW -> (height, width). Raises UsageError."""
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise UsageError(f"--size must be HxW in pixels, such as 480x640, got {text!r}")
+    return int(height), int(width)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    # Unwinds like Ctrl-C, so that temporary files and child processes are cleaned up.
+    raise SystemExit(128 + number)
+
+
+def main() -> None:
+    """Runs the command line. Exit status: 0 fine, 1 failed, 2 bad usage, 3 parity out of tolerance, 130 on Ctrl-C."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app()
+    except FerrymanError as error:
+        message = " ".join(str(error).split())
+        if "--json" in sys.argv:
+            sys.stdout.write(json.dumps({"error": {"type": type(error).__name__, "message": message}}) + "\n")
+        sys.stderr.write(f"ferryman: {message}\n")
+        raise SystemExit(error.exit_status) from error
+    except KeyboardInterrupt as error:
+        sys.stderr.write("ferryman: interrupted\n")
+        raise SystemExit(130) from error
+    except BrokenPipeError as error:
+        # The reader of our output went away (`ferryman ... | head`); don't fail again when Python flushes stdout.
+        sys.stderr.close()
+        raise SystemExit(141) from error

@@ -1,0 +1,83 @@
+"""`ferryman bench`: single-stream latency, in this process or through a server."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ferryman import __version__
+from ferryman.bench.report import LatencyReport, report_latency
+from ferryman.bench.scenarios import Ask, run_single_stream
+from ferryman.bundle import Bundle
+from ferryman.commands.console import make_table, out, print_json, print_table, show_stages
+from ferryman.commands.predict import Answers, Asker, read_image
+from ferryman.device import read_device
+from ferryman.errors import UsageError
+from ferryman.golden import FILE_NAME, load_golden
+
+
+def run_bench(asker: Asker, paths: list[Path], seconds: float, json_output: bool) -> None:
+    """Times the pictures in `paths`, or the bundle's golden samples, and prints percentiles and stages."""
+    if paths:
+        images, what = [read_image(path) for path in paths], f"{len(paths)} pictures"
+    elif asker.bundle is not None:
+        images = encode_golden(Bundle.open(asker.bundle))
+        what = f"the {len(images)} golden samples as PNG of the canvas's size"
+    else:
+        raise UsageError("--address needs --image: a server does not hand out its golden samples")
+    with show_stages() as show, asker.open() as answers:
+        ask = choose_ask(answers, images[0])
+        samples = run_single_stream(
+            ask, images, seconds, advance=lambda elapsed: show("measure", int(elapsed * 10), int(seconds * 10))
+        )
+        name = answers.name
+    report = report_latency(samples)
+    if json_output:
+        document = {"ferryman": __version__, "scenario": "single-stream", "model": name, "images": what}
+        print_json(document | {"device": read_device().model_dump(mode="json"), "latency": report.model_dump(mode="json")})
+        return
+    out.print(f"{name}, single stream, {what}, {report.requests} requests in {report.seconds:.1f} s", markup=False)
+    print_latency(report)
+
+
+def encode_golden(bundle: Bundle) -> list[bytes]:
+    """The golden samples' canvases as PNG files, padding cut off."""
+    golden = load_golden(bundle.file(FILE_NAME), bundle.spec)
+    files: list[bytes] = []
+    for index in range(len(golden)):
+        canvas = golden.inputs["image"][index].astype(np.uint8)
+        if "valid_size" in golden.inputs:
+            height, width = (int(side) for side in golden.inputs["valid_size"][index])
+            canvas = canvas[:height, :width]
+        buffer = io.BytesIO()
+        Image.fromarray(canvas).save(buffer, format="PNG")
+        files.append(buffer.getvalue())
+    return files
+
+
+def choose_ask(answers: Answers, image: bytes) -> Ask:
+    """The call that the model answers; found by trying, since a server's model says its task only when asked."""
+    from ferryman.errors import TaskError
+
+    try:
+        answers.classify([image], 5)
+    except TaskError:
+        return lambda data: answers.detect([data], 0.5)[1]
+    return lambda data: answers.classify([data], 5)[1]
+
+
+def print_latency(report: LatencyReport) -> None:
+    """Percentiles, then the median of each stage and its share of their sum."""
+    table = make_table("", "ms", numbers=(1,))
+    for name, value in report.percentiles_ms.items():
+        table.add_row(name, f"{value:.2f}")
+    table.add_row("mean", f"{report.mean_ms:.2f}")
+    table.add_row("max", f"{report.max_ms:.2f}")
+    print_table(table)
+    out.print("median of each stage:")
+    table = make_table("stage", "ms", "share", numbers=(1, 2))
+    total = sum(report.stages_ms.values())
+    for name, value in report.stages_ms.items():
+        table.add_row(name, f"{value:.2f}", f"{value / total:.0%}")
+    print_table(table)

@@ -1,0 +1,64 @@
+"""Output shared by all subcommands: results to stdout, progress to stderr, colours on a terminal alone."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+StageProgress = Callable[[str, int, int], None]
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(document: object) -> None:
+    """One JSON document on stdout; NaN is refused rather than written as invalid JSON."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def make_table(*columns: str, numbers: tuple[int, ...] = ()) -> Table:
+    """A plain table; `numbers` are the columns to align to the right."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index in numbers else "left")
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Never narrower than its content: a pipe has no width to fit."""
+    width = out.width if out.is_terminal else 200
+    out.print(table, width=max(width, 80))
+
+
+@contextmanager
+def show_stages() -> Iterator[StageProgress]:
+    """Progress on stderr: a bar on a terminal, one line a stage elsewhere."""
+    if not err.is_terminal:
+        seen: list[str] = []
+
+        def write(stage: str, _done: int, _total: int) -> None:
+            if stage not in seen:
+                seen.append(stage)
+                err.print(f"- {stage}", markup=False)
+
+        yield write
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        tasks: dict[str, int] = {}
+
+        def draw(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                for task in progress.tasks:
+                    progress.update(task.id, completed=task.total or 1, total=task.total or 1)
+                tasks[stage] = progress.add_task(stage, total=None)
+            # A stage of one step has nothing to count: its bar pulses.
+            if total > 1:
+                progress.update(progress.task_ids[tasks[stage]], completed=done, total=total)
+
+        yield draw

@@ -1,0 +1,48 @@
+"""`ferryman doctor`: what this machine has, and what is missing."""
+
+from importlib.util import find_spec
+
+from ferryman import __version__
+from ferryman.commands.console import make_table, out, print_json, print_table
+from ferryman.device import read_device
+from ferryman.runtimes import RUNTIMES
+
+# What an extra is for, and the packages that tell whether it is there.
+_EXTRAS = {
+    "export": ("export checkpoints, run the demo", ("torch", "onnx", "onnxscript", "safetensors", "jinja2", "matplotlib")),
+    "train": ("train the embedded models", ("torch", "sklearn", "scipy", "pycocotools")),
+}
+
+
+def run_doctor(json_output: bool) -> None:
+    """Prints facts of the machine, of every runtime, and of the extras; nothing is loaded that is not needed."""
+    device = read_device()
+    runtimes: list[dict[str, object]] = []
+    for name, runtime in RUNTIMES.items():
+        why = runtime.missing()
+        facts = {"version": runtime.version(), "devices": list(runtime.devices())} if why is None else {"missing": why}
+        runtimes.append({"runtime": name, **facts})
+    extras: list[dict[str, object]] = []
+    for extra, (purpose, packages) in _EXTRAS.items():
+        absent = [package for package in packages if find_spec(package) is None]
+        fix = f"pip install 'ferryman[{extra}]'" if absent else None
+        extras.append({"extra": extra, "purpose": purpose, "missing": absent, "install": fix})
+    if json_output:
+        machine = device.model_dump(mode="json")
+        print_json({"ferryman": __version__, "device": machine, "runtimes": runtimes, "extras": extras})
+        return
+    table = make_table("", "")
+    table.show_header = False
+    table.add_row("ferryman", f"{__version__}, Python {device.python}, {device.system}, {device.machine}")
+    table.add_row("processor", f"{device.cpu}, {device.cores} cores usable, {', '.join(device.cpu_features) or 'no known features'}")
+    if device.memory_bytes is not None:
+        table.add_row("memory", f"{device.memory_bytes / 2**30:.1f} GiB")
+    for facts in runtimes:
+        state = facts.get("missing") or f"{facts['version']} on {', '.join(map(str, facts['devices']))}"  # type: ignore[call-overload]
+        table.add_row(f"runtime {facts['runtime']}", str(state))
+    for facts in extras:
+        state = f"missing, to {facts['purpose']}: {facts['install']}" if facts["missing"] else f"there, to {facts['purpose']}"
+        table.add_row(f"extra {facts['extra']}", state)
+    print_table(table)
+    if not any("version" in facts for facts in runtimes):
+        out.print("no runtime can be used here")

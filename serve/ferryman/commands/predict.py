@@ -1,0 +1,191 @@
+"""`ferryman classify` and `ferryman detect`: a few pictures, in this process or through a server."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from PIL import Image
+
+from ferryman.commands.console import err, make_table, out, print_json, print_table
+from ferryman.drawing import draw_classification, draw_detections
+from ferryman.errors import FerrymanError, FileAccessError, ImageError, UsageError
+from ferryman.files import replace_file
+from ferryman.predictor import Predictor, Timings
+from ferryman.preprocess import decode_image
+from ferryman.results import Classification, Detections
+
+if TYPE_CHECKING:
+    from ferryman.client import Client
+
+T = TypeVar("T", Classification, Detections)
+
+
+class Answers(Protocol):
+    """What can answer: a Predictor here, or a model of a server."""
+
+    name: str
+
+    def classify(self, images: Sequence[bytes], top_k: int) -> tuple[list[Classification], Timings]: ...
+
+    def detect(self, images: Sequence[bytes], score_threshold: float) -> tuple[list[Detections], Timings]: ...
+
+
+class _Local:
+    def __init__(self, predictor: Predictor) -> None:
+        self.name = predictor.bundle.name
+        self.classify = predictor.classify
+        self.detect = predictor.detect
+
+
+class _Remote:
+    def __init__(self, client: "Client", name: str, version: int) -> None:
+        self.name = name
+        self._client, self._version = client, version
+
+    def classify(self, images: Sequence[bytes], top_k: int) -> tuple[list[Classification], Timings]:
+        answer = self._client.classify(images, model=self.name, version=self._version, top_k=top_k)
+        return list(answer.results), answer.timings
+
+    def detect(self, images: Sequence[bytes], score_threshold: float) -> tuple[list[Detections], Timings]:
+        answer = self._client.detect(
+            images, model=self.name, version=self._version, score_threshold=score_threshold
+        )
+        return list(answer.results), answer.timings
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Whom to ask: a bundle, or a server's model; exactly one of the two. Raises UsageError otherwise."""
+
+    bundle: Path | None
+    address: str | None
+    model: str | None
+    target: str | None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.bundle is None) == (self.address is None):
+            raise UsageError("give either a bundle (answers here) or --address HOST:PORT (asks a server)")
+        if (self.address is None) != (self.model is None):
+            raise UsageError("--address and --model NAME belong together")
+        if self.address is not None and self.target is not None:
+            raise UsageError("--target belongs to a bundle; a server answers with the variant that it loaded")
+
+    @contextmanager
+    def open(self) -> Iterator[Answers]:
+        if self.bundle is not None:
+            with Predictor.open(self.bundle, self.target, self.threads) as predictor:
+                yield _Local(predictor)
+            return
+        from ferryman.client import Client
+
+        assert self.address is not None and self.model is not None  # __post_init__ checks it
+        name, _, version = self.model.partition("/")
+        if version and not version.isdecimal():
+            raise UsageError(f"--model must be NAME or NAME/VERSION, got {self.model!r}")
+        with Client(self.address) as client:
+            yield _Remote(client, name, int(version or 0))
+
+
+def read_image(path: Path) -> bytes:
+    """Raises FileAccessError when the file can't be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FileAccessError(f"can't read {path}: {error.strerror}") from error
+
+
+def run_classify(asker: Asker, images: list[Path], top_k: int, draw: Path | None, json_output: bool) -> None:
+    """Prints the best classes of every picture; a picture that can't be answered does not stop the others."""
+
+    def to_json(answer: Classification) -> dict[str, object]:
+        return {"predictions": [{"label": p.label, "score": round(p.score, 6)} for p in answer.predictions]}
+
+    def to_rows(answer: Classification) -> list[tuple[str, ...]]:
+        return [(p.label, f"{p.score:.3f}") for p in answer.predictions]
+
+    with asker.open() as answers:
+        task = _Task(lambda data: answers.classify([data], top_k)[0][0], draw_classification, to_json, to_rows)
+        _run(task, answers.name, images, draw, json_output, ("image", "label", "score"))
+
+
+def run_detect(asker: Asker, images: list[Path], score: float, draw: Path | None, json_output: bool) -> None:
+    """Prints the objects in every picture; a picture that can't be answered does not stop the others."""
+
+    def to_json(answer: Detections) -> dict[str, object]:
+        return {
+            "detections": [
+                {"label": d.label, "score": round(d.score, 6), "box": [round(side, 2) for side in d.box_xyxy]}
+                for d in answer.detections
+            ]
+        }
+
+    def to_rows(answer: Detections) -> list[tuple[str, ...]]:
+        rows = [
+            (d.label, f"{d.score:.3f}", ", ".join(f"{side:.1f}" for side in d.box_xyxy)) for d in answer.detections
+        ]
+        return rows or [("nothing", "", "")]
+
+    def draw_answer(image: Image.Image, answer: Detections) -> Image.Image:
+        return draw_detections(image, answer.detections)
+
+    with asker.open() as answers:
+        task = _Task(lambda data: answers.detect([data], score)[0][0], draw_answer, to_json, to_rows)
+        _run(task, answers.name, images, draw, json_output, ("image", "label", "score", "box (x1, y1, x2, y2)"))
+
+
+@dataclass(frozen=True)
+class _Task(Generic[T]):
+    ask: Callable[[bytes], T]
+    draw: Callable[[Image.Image, T], Image.Image]
+    to_json: Callable[[T], dict[str, object]]
+    to_rows: Callable[[T], list[tuple[str, ...]]]
+
+
+def _run(
+    task: _Task[T], model: str, images: list[Path], draw: Path | None, json_output: bool, columns: tuple[str, ...]
+) -> None:
+    _check_draw(draw, images)
+    documents: list[dict[str, object]] = []
+    table = make_table(*columns, numbers=(2,))
+    failed = 0
+    for path in images:
+        document: dict[str, object] = {"image": str(path), "model": model}
+        try:
+            data = read_image(path)
+            answer = task.ask(data)
+            document |= {"size": list(answer.size), **task.to_json(answer)}
+            for number, row in enumerate(task.to_rows(answer)):
+                table.add_row(str(path) if number == 0 else "", *row)
+            if draw is not None:
+                target = draw / f"{path.stem}.png" if len(images) > 1 or draw.is_dir() else draw
+                with replace_file(target) as temporary:
+                    task.draw(decode_image(data), answer).save(temporary, format="PNG")
+        except (ImageError, FileAccessError) as error:
+            failed += 1
+            document["error"] = str(error)
+            err.print(f"ferryman: {path}: {error}", markup=False)
+        documents.append(document)
+    if json_output:
+        print_json(documents)
+    elif table.row_count:
+        print_table(table)
+    if failed:
+        raise SystemExit(FerrymanError.exit_status)
+    if draw is not None and not json_output:
+        out.print(f"drawn: {draw}", markup=False)
+
+
+def _check_draw(draw: Path | None, images: list[Path]) -> None:
+    if draw is None:
+        return
+    if len(images) > 1:
+        if draw.suffix:
+            raise UsageError(f"--draw {draw}: several images need a folder, not a file")
+        names = [path.stem for path in images]
+        if len(set(names)) < len(names):
+            raise UsageError("--draw: two of the images have the same name; draw them one at a time")
+    elif draw.suffix.lower() != ".png" and not draw.is_dir():
+        raise UsageError(f"--draw {draw}: give a file that ends in .png, or a folder")

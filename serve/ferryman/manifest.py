@@ -1,0 +1,93 @@
+"""The bundle's manifest: where it comes from, what it holds, and the digest of every file."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from ferryman.errors import BundleCorruptError, BundleNotFoundError, BundleSchemaError
+from ferryman.specs import Facts, ModelSpec, Target
+
+FILE_NAME = "manifest.json"
+SCHEMA_VERSION = 1
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class FileFacts(Facts):
+    sha256: Sha256
+    size_bytes: Annotated[int, Field(ge=0)]
+
+
+class SourceFacts(Facts):
+    """The checkpoint that was exported: as the user named it, its architecture, and the weights file's digest."""
+
+    source: str
+    architecture: str
+    sha256: Sha256
+
+
+class VariantFacts(Facts):
+    """One built artefact. path: of its main file, relative to the bundle; operators: count per operator type."""
+
+    target: Target
+    path: str
+    operators: dict[str, int]
+
+
+class Tolerance(Facts):
+    """How far a variant's answers may be from the PyTorch reference's, and why so far.
+
+    max_abs: limit per output name; an output without one is recorded and not limited
+    score_threshold, min_iou: every reference detection above the score must be matched one to one by class and IoU
+    top1_agreement, matched_detections: share of golden samples, of detections, that must agree
+    """
+
+    max_abs: dict[str, float]
+    top1_agreement: float
+    matched_detections: float
+    score_threshold: float
+    min_iou: float
+    reason: str
+
+
+class Manifest(Facts):
+    """files: every file of the bundle but this manifest and `certificates/`, by its path inside the bundle."""
+
+    schema_version: int
+    name: str
+    created: str
+    source: SourceFacts
+    spec: ModelSpec
+    variants: Annotated[tuple[VariantFacts, ...], Field(min_length=1)]
+    tolerances: dict[str, Tolerance]
+    tools: dict[str, str]
+    files: dict[str, FileFacts]
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, bytes]:
+    """The manifest in `folder` and its raw bytes. Raises a BundleError that says what is wrong with it."""
+    path = folder / FILE_NAME
+    try:
+        raw = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleNotFoundError(f"{folder} is not a bundle: it has no {FILE_NAME}") from error
+    except OSError as error:
+        raise BundleCorruptError(f"{path} can't be read: {error.strerror}") from error
+    try:
+        facts = json.loads(raw)
+        version = facts["schema_version"]
+        if not isinstance(version, int):
+            raise TypeError(f"schema_version is {version!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleSchemaError(f"{path} is not a bundle's manifest: {error!r}") from error
+    if version > SCHEMA_VERSION:
+        raise BundleSchemaError(
+            f"{path} has schema {version}, this version of Ferryman reads up to {SCHEMA_VERSION}; upgrade Ferryman"
+        )
+    try:
+        return Manifest.model_validate_json(raw), raw
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleSchemaError(f"{path} is not valid at {where or 'its root'}: {first['msg']}") from error

@@ -1,0 +1,69 @@
+"""Detections compared as sets: one to one, by class and overlap, never by position in the answer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Matches:
+    """wanted: reference detections; matched: of them; first_unmatched: in words, empty when all are matched."""
+
+    wanted: int
+    matched: int
+    first_unmatched: str
+
+
+def pairwise_iou(first_xyxy: NDArray[np.floating], second_xyxy: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Intersection over union of all pairs: (n, 4), (m, 4) xyxy -> (n, m) in [0, 1]; two equal empty boxes give 1."""
+    first, second = first_xyxy.astype(np.float64)[:, None], second_xyxy.astype(np.float64)[None]
+    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
+    intersection = np.clip(sides, 0, None).prod(-1)
+    areas = [np.clip(boxes[..., 2:] - boxes[..., :2], 0, None).prod(-1) for boxes in (first, second)]
+    union = areas[0] + areas[1] - intersection
+    same = (first == second).all(-1)
+    return np.where(union > 0, intersection / np.where(union > 0, union, 1), same)
+
+
+def match_detections(
+    answer: Mapping[str, NDArray[np.generic]],
+    reference: Mapping[str, NDArray[np.generic]],
+    score_threshold: float,
+    min_iou: float,
+) -> Matches:
+    """Pairs the reference's detections above the threshold with the answer's of the same class, best overlap first.
+
+    answer, reference: `boxes` (queries, 4) xyxy, `scores` (queries,), `labels` (queries,) of one image.
+    A detection of the answer may fall just below the threshold; one above it that the reference knows nothing of
+    counts as wanted and unmatched.
+    """
+    slack = 0.01  # of the score: a pair must not be lost because one side of it rounds below the threshold
+    wanted = np.flatnonzero(reference["scores"] > score_threshold)
+    offered = np.flatnonzero(answer["scores"] > score_threshold - slack)
+    iou = pairwise_iou(
+        reference["boxes"][wanted].astype(np.float64), answer["boxes"][offered].astype(np.float64)
+    )
+    iou = np.where(reference["labels"][wanted][:, None] == answer["labels"][offered][None], iou, -1.0)
+    free_wanted, free_offered = set(range(len(wanted))), set(range(len(offered)))
+    for flat in np.argsort(-iou, axis=None, kind="stable"):
+        row, column = divmod(int(flat), len(offered))
+        if iou[row, column] < min_iou:
+            break
+        if row in free_wanted and column in free_offered:
+            free_wanted.remove(row)
+            free_offered.remove(column)
+    extra = [c for c in sorted(free_offered) if answer["scores"][offered[c]] > score_threshold + slack]
+    first = ""
+    if free_wanted:
+        row = min(free_wanted)
+        best = iou[row].max(initial=-1.0)
+        there = f"best IoU in its class {best:.4f}, wanted {min_iou}" if best >= 0 else "nothing of its class there"
+        query = wanted[row]
+        first = f"class {reference['labels'][query]} with score {float(reference['scores'][query]):.3f} has no match, {there}"
+    elif extra:
+        query = offered[extra[0]]
+        first = f"class {answer['labels'][query]} with score {float(answer['scores'][query]):.3f} is not in the reference"
+    count = len(wanted) + len(extra)
+    return Matches(count, len(wanted) - len(free_wanted), first)

@@ -1,0 +1,270 @@
+"""Does a variant answer like PyTorch? Compares a session with the golden samples, alone and in every slot of a batch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferryman.diagnose import explain_failure
+from ferryman.errors import ParityError
+from ferryman.golden import GoldenSamples, Tensors
+from ferryman.manifest import Tolerance
+from ferryman.matching import match_detections
+from ferryman.specs import Facts, ModelSpec
+
+BATCHES = (1, 2, 5)
+
+# Limits on float answers of each precision. They are absolute, since probabilities and normalised boxes lie in [0, 1].
+TOLERANCES: dict[str, Tolerance] = {
+    "fp32": Tolerance(
+        max_abs={"probabilities": 1e-4, "boxes": 1e-4, "scores": 1e-4},
+        top1_agreement=1.0,
+        matched_detections=1.0,
+        score_threshold=0.3,
+        min_iou=0.99,
+        reason=(
+            "fp32 on both sides: only the order of additions differs. 1e-4 is some hundred times the rounding of the "
+            "deepest model here and a tenth of a pixel in a box of 1,000"
+        ),
+    ),
+}
+
+
+class SampleErrors(Facts):
+    """One output of one golden sample; the figures are the worst over all batches and slots.
+
+    max_abs, max_rel: largest absolute error, and the largest relative to the reference's magnitude
+    cosine: between answer and reference; worst_case: the batch and slot of `max_abs`
+    limit: on max_abs, None when the output is only recorded; problem: NaN or a wrong shape or type, else None
+    """
+
+    output: str
+    sample: str
+    max_abs: float
+    max_rel: float
+    cosine: float
+    worst_case: str
+    limit: float | None
+    problem: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.problem is None and (self.limit is None or self.max_abs <= self.limit)
+
+
+class ParityReport(Facts):
+    """What was measured for one variant on one device.
+
+    top1_agreement, matched_detections: share over all batches; None for the tasks that have none
+    detections: reference detections above the tolerance's threshold that were to be matched
+    failures: one line each, empty when everything is within tolerance
+    """
+
+    target: str
+    runtime_version: str
+    batches: tuple[int, ...]
+    errors: tuple[SampleErrors, ...]
+    top1_agreement: float | None
+    matched_detections: float | None
+    detections: int
+    tolerance: Tolerance
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def raise_for_failures(self) -> None:
+        """Raises ParityError with the first failures when there are any."""
+        if self.failures:
+            more = f" (and {len(self.failures) - 3} more)" if len(self.failures) > 3 else ""
+            raise ParityError(f"{self.target} is out of tolerance: {'; '.join(self.failures[:3])}{more}")
+
+
+class ParityReports(Facts):
+    """parity.json: a report a variant."""
+
+    reports: tuple[ParityReport, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sample's outputs in one place: `slot` of a batch of `batch`."""
+
+    sample: int
+    batch: int
+    slot: int
+    outputs: Tensors
+
+    @property
+    def case(self) -> str:
+        return f"batch {self.batch}, slot {self.slot}"
+
+
+def check_parity(
+    run: Callable[[Tensors], Tensors],
+    golden: GoldenSamples,
+    spec: ModelSpec,
+    tolerance: Tolerance,
+    target: str,
+    runtime_version: str,
+    batches: Sequence[int] = BATCHES,
+    advance: Callable[[int], None] = lambda done: None,
+) -> ParityReport:
+    """Runs every golden sample alone and in every slot of every batch size, and compares with the reference.
+
+    run: from a batch of inputs to its outputs; advance: called with the number of samples done since the last call
+    """
+    answers: list[Answer] = []
+    problems: list[str] = []
+    for indices in _windows(len(golden), batches):
+        outputs = run(golden.batch(indices))
+        problems += check_contract(outputs, spec, len(indices))
+        if not problems:
+            answers += [
+                Answer(index, len(indices), slot, {name: array[slot] for name, array in outputs.items()})
+                for slot, index in enumerate(indices)
+            ]
+        advance(len(indices))
+    if problems:
+        unique = tuple(dict.fromkeys(problems))
+        return _report(target, runtime_version, batches, (), None, None, 0, tolerance, unique)
+    errors = tuple(_sample_errors(name, sample, golden, answers, tolerance) for name in spec.output_names
+                   for sample in range(len(golden)))
+    failures = [_describe(error) for error in sorted(errors, key=lambda e: -_excess(e)) if not error.passed]
+    top1 = matched = None
+    wanted = 0
+    if spec.task == "classification":
+        right = [
+            int(answer.outputs["probabilities"].argmax()) == int(golden.outputs["probabilities"][answer.sample].argmax())
+            for answer in answers
+        ]
+        top1 = float(np.mean(right))
+        if top1 < tolerance.top1_agreement:
+            wrong = answers[right.index(False)]
+            failures.append(
+                f"top-1 agreement {top1:.4f} is below {tolerance.top1_agreement}: first at sample "
+                f"{golden.names[wrong.sample]} ({wrong.case})"
+            )
+    if spec.task == "detection":
+        matched, wanted, unmatched = _match_all(answers, golden, tolerance)
+        if matched < tolerance.matched_detections:
+            failures.append(f"matched detections {matched:.4f} are below {tolerance.matched_detections}: {unmatched}")
+    if failures:
+        hint = explain_failure([(a.sample, a.batch, a.slot, a.outputs) for a in answers], golden, spec, tolerance)
+        failures = [f"{failures[0]}{f' - {hint}' if hint else ''}", *failures[1:]]
+    return _report(target, runtime_version, batches, errors, top1, matched, wanted, tolerance, tuple(failures))
+
+
+def check_contract(outputs: Tensors, spec: ModelSpec, batch: int) -> list[str]:
+    """Breaches of the graph contract in one batch's outputs: names, types, shapes, NaN and infinity."""
+    if set(outputs) != set(spec.output_names):
+        return [f"the outputs are {', '.join(sorted(outputs))}, expected {', '.join(spec.output_names)}"]
+    problems: list[str] = []
+    for tensor in spec.outputs:
+        array = outputs[tensor.name]
+        shape = tuple(batch if size == "batch" else size for size in tensor.shape)
+        if array.dtype != np.dtype(tensor.dtype) or array.shape != shape:
+            problems.append(
+                f"output {tensor.name} is {array.dtype} {array.shape} at batch {batch}, expected {tensor.dtype} {shape}"
+            )
+        elif not np.isfinite(array).all():
+            count = int((~np.isfinite(array)).sum())
+            problems.append(f"output {tensor.name} holds {count} NaN or infinite values of {array.size} at batch {batch}")
+    return problems
+
+
+def _windows(samples: int, batches: Sequence[int]) -> Iterator[list[int]]:
+    """Batches of consecutive samples from every start, so that each sample stands in each slot once."""
+    for batch in batches:
+        for start in range(samples):
+            yield [(start + offset) % samples for offset in range(batch)]
+
+
+def count_runs(samples: int, batches: Sequence[int] = BATCHES) -> int:
+    """Samples that `check_parity` runs in all: what its `advance` adds up to."""
+    return samples * sum(batches)
+
+
+def _sample_errors(
+    name: str, sample: int, golden: GoldenSamples, answers: list[Answer], tolerance: Tolerance
+) -> SampleErrors:
+    reference = golden.outputs[name][sample].astype(np.float64)
+    scale = max(float(np.abs(reference).max(initial=0.0)), 1e-12)
+    worst, worst_case, cosine = -1.0, "", 1.0
+    for answer in answers:
+        if answer.sample == sample:
+            values = answer.outputs[name].astype(np.float64)
+            error = float(np.abs(values - reference).max(initial=0.0))
+            cosine = min(cosine, _cosine(values, reference))
+            if error > worst:
+                worst, worst_case = error, answer.case
+    return SampleErrors(
+        output=name,
+        sample=golden.names[sample],
+        max_abs=worst,
+        max_rel=worst / scale,
+        cosine=cosine,
+        worst_case=worst_case,
+        # Integers are class numbers: their distance means nothing, and equal scores may swap them.
+        limit=tolerance.max_abs.get(name),
+    )
+
+
+def _cosine(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    norms = float(np.linalg.norm(first) * np.linalg.norm(second))
+    if norms == 0:
+        return 1.0 if np.array_equal(first, second) else 0.0
+    return float(first.ravel() @ second.ravel()) / norms
+
+
+def _match_all(
+    answers: list[Answer], golden: GoldenSamples, tolerance: Tolerance
+) -> tuple[float, int, str]:
+    """Share of reference detections matched, their number, and the first that is not."""
+    wanted = matched = 0
+    unmatched = ""
+    for answer in answers:
+        reference = {name: array[answer.sample] for name, array in golden.outputs.items()}
+        result = match_detections(answer.outputs, reference, tolerance.score_threshold, tolerance.min_iou)
+        wanted += result.wanted
+        matched += result.matched
+        if not unmatched and result.matched < result.wanted:
+            unmatched = f"first at sample {golden.names[answer.sample]} ({answer.case}): {result.first_unmatched}"
+    return (matched / wanted if wanted else 1.0), wanted, unmatched
+
+
+def _excess(error: SampleErrors) -> float:
+    return error.max_abs / error.limit if error.limit else 0.0
+
+
+def _describe(error: SampleErrors) -> str:
+    return (
+        f"output {error.output}, sample {error.sample} ({error.worst_case}): "
+        f"max abs error {error.max_abs:.3g} is above {error.limit:.3g}"
+    )
+
+
+def _report(
+    target: str,
+    runtime_version: str,
+    batches: Sequence[int],
+    errors: tuple[SampleErrors, ...],
+    top1_agreement: float | None,
+    matched_detections: float | None,
+    detections: int,
+    tolerance: Tolerance,
+    failures: tuple[str, ...],
+) -> ParityReport:
+    return ParityReport(
+        target=target,
+        runtime_version=runtime_version,
+        batches=tuple(batches),
+        errors=errors,
+        top1_agreement=top1_agreement,
+        matched_detections=matched_detections,
+        detections=detections,
+        tolerance=tolerance,
+        failures=failures,
+    )

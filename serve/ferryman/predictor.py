@@ -1,0 +1,149 @@
+"""From encoded pictures to typed answers in this process: preprocessing, one session, results, and where the time went."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferryman.bundle import Bundle
+from ferryman.errors import ImageError, TaskError, UsageError
+from ferryman.preprocess import MAX_PIXELS, Geometry, decode_image, fit_image, stack_inputs
+from ferryman.results import (
+    DEFAULT_SCORE_THRESHOLD,
+    DEFAULT_TOP_K,
+    Classification,
+    Detections,
+    Embedding,
+    Outputs,
+    classification_from_outputs,
+    detections_from_outputs,
+    embedding_from_outputs,
+)
+from ferryman.runtimes import open_session
+from ferryman.specs import PreprocessSpec, Task
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds of each stage of one request; `queue_ms` is waiting for the engine, `total_ms` is the whole."""
+
+    decode_ms: float
+    resize_ms: float
+    queue_ms: float
+    compute_ms: float
+    postprocess_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Decoded and resized pictures of one request, and the milliseconds that it took."""
+
+    canvases: tuple[NDArray[np.uint8], ...]
+    geometries: tuple[Geometry, ...]
+    decode_ms: float
+    resize_ms: float
+
+
+def fit_images(images: Sequence[bytes], spec: PreprocessSpec, max_pixels: int = MAX_PIXELS) -> Fitted:
+    """Decodes and resizes pictures. Raises ImageError for one that can't be decoded, UsageError for none."""
+    if not images:
+        raise UsageError("the request holds no image; send at least one")
+    canvases: list[NDArray[np.uint8]] = []
+    geometries: list[Geometry] = []
+    decode_ms = resize_ms = 0.0
+    for number, data in enumerate(images, start=1):
+        try:
+            fitted = _fit_one(data, spec, max_pixels)
+        except ImageError as error:
+            if len(images) == 1:
+                raise
+            raise ImageError(f"image {number} of {len(images)}: {error}") from error
+        canvases += fitted.canvases
+        geometries += fitted.geometries
+        decode_ms += fitted.decode_ms
+        resize_ms += fitted.resize_ms
+    return Fitted(tuple(canvases), tuple(geometries), decode_ms, resize_ms)
+
+
+def _fit_one(data: bytes, spec: PreprocessSpec, max_pixels: int) -> Fitted:
+    # A picture may be a thousand times its canvas: it is gone before the next one is decoded.
+    start = time.perf_counter()
+    image = decode_image(data, max_pixels)
+    middle = time.perf_counter()
+    canvas, geometry = fit_image(image, spec)
+    return Fitted((canvas,), (geometry,), (middle - start) * 1e3, (time.perf_counter() - middle) * 1e3)
+
+
+class Predictor:
+    """An opened bundle with a loaded variant. Raises TaskError when asked for another task than the model's."""
+
+    def __init__(self, bundle: Bundle, target: str | None = None, threads: int | None = None) -> None:
+        self.bundle = bundle
+        self.spec = bundle.spec
+        self.session = open_session(bundle, target, threads)
+
+    @classmethod
+    def open(cls, path: Path | str, target: str | None = None, threads: int | None = None) -> Self:
+        return cls(Bundle.open(path), target, threads)
+
+    def classify(
+        self, images: Sequence[bytes], top_k: int = DEFAULT_TOP_K
+    ) -> tuple[list[Classification], Timings]:
+        """The best classes of each encoded picture."""
+        return self._answer("classification", images, partial(classification_from_outputs, spec=self.spec, top_k=top_k))
+
+    def detect(
+        self, images: Sequence[bytes], score_threshold: float = DEFAULT_SCORE_THRESHOLD
+    ) -> tuple[list[Detections], Timings]:
+        """The objects in each encoded picture, boxes in its own pixels."""
+        answer = partial(detections_from_outputs, spec=self.spec, score_threshold=score_threshold)
+        return self._answer("detection", images, answer)
+
+    def embed(self, images: Sequence[bytes]) -> tuple[list[Embedding], Timings]:
+        """The embeddings of each encoded picture."""
+        return self._answer("embedding", images, embedding_from_outputs)
+
+    def check_task(self, task: Task) -> None:
+        if self.spec.task != task:
+            raise TaskError(f"{self.bundle.name} is a {self.spec.task} model and can't answer {task} requests")
+
+    def _answer(
+        self, task: Task, images: Sequence[bytes], answer: Callable[[Outputs, int, Geometry], T]
+    ) -> tuple[list[T], Timings]:
+        self.check_task(task)
+        start = time.perf_counter()
+        fitted = fit_images(images, self.spec.preprocess)
+        inputs = stack_inputs(fitted.canvases, fitted.geometries, self.spec.input_names)
+        before = time.perf_counter()
+        outputs = self.session.run(inputs)
+        after = time.perf_counter()
+        answers = [answer(outputs, index, geometry) for index, geometry in enumerate(fitted.geometries)]
+        end = time.perf_counter()
+        return answers, Timings(
+            decode_ms=fitted.decode_ms,
+            resize_ms=fitted.resize_ms,
+            queue_ms=0.0,
+            compute_ms=(after - before) * 1e3,
+            postprocess_ms=(end - after) * 1e3,
+            total_ms=(end - start) * 1e3,
+        )
+
+    def close(self) -> None:
+        self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

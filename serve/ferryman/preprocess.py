@@ -1,0 +1,149 @@
+"""From a picture's bytes to the graph's uint8 canvas, with the way back for boxes. The only implementation."""
+
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from ferryman.errors import ImageError
+from ferryman.specs import PreprocessSpec
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+MAX_PIXELS = 64_000_000  # 64 megapixels: 192 MB of RGB, above any camera that a detector reads at full size
+
+_KERNELS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a canvas's pixels come from.
+
+    original_size: (height, width) of the upright picture in pixels
+    valid_size: (height, width) of the canvas's real pixels, from its top left
+    region: (left, top, right, bottom) of the picture that the valid area shows, in the picture's pixels
+    """
+
+    original_size: tuple[int, int]
+    valid_size: tuple[int, int]
+    region: tuple[float, float, float, float]
+
+    def boxes_to_original(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
+        """boxes_xyxy: (count, 4) in [0, 1] of the valid area. Returns (count, 4) in pixels, clipped to the picture."""
+        left, top, right, bottom = self.region
+        scale = np.array([right - left, bottom - top] * 2, dtype=np.float32)
+        boxes = boxes_xyxy * scale + np.array([left, top] * 2, dtype=np.float32)
+        height, width = self.original_size
+        return np.clip(boxes, 0, np.array([width, height] * 2, dtype=np.float32))
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An upright RGB picture from the bytes of a JPEG, PNG, WebP or BMP file.
+
+    EXIF orientation is applied; transparency is laid on white; 16-bit grey is scaled to 8 bits; the first
+    frame of an animation is taken. Size is checked before any pixel is decoded.
+    Raises ImageError for anything else, for truncated data and for more than `max_pixels` pixels.
+    """
+    if not data:
+        raise ImageError("the image is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own limit only warns; ours, just below, refuses.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                pixels = image.width * image.height
+                if pixels > max_pixels:
+                    raise ImageError(
+                        f"the image has {image.width}x{image.height} = {pixels:,} pixels, more than the limit of "
+                        f"{max_pixels:,}; shrink it first"
+                    )
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"the image has too many pixels, the limit is {max_pixels:,}; shrink it first") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(
+            f"the {len(data):,} bytes are not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
+        ) from error
+    # Pillow's decoders raise these, and a few more, on damaged files.
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
+        raise ImageError(f"the image is damaged: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        # Pillow's own conversion clips 16-bit values at 255.
+        levels = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray((np.minimum(levels, 65535) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def fit_image(image: Image.Image, spec: PreprocessSpec) -> tuple[NDArray[np.uint8], Geometry]:
+    """An RGB picture on the canvas that `spec` describes.
+
+    Returns the canvas (height, width, 3) uint8, and its geometry.
+    """
+    canvas_height, canvas_width = spec.size
+    kernel = _KERNELS[spec.interpolation]
+    width, height = image.size
+    if spec.fit == "stretch":
+        canvas = np.asarray(image.resize((canvas_width, canvas_height), kernel))
+        return canvas, Geometry((height, width), spec.size, (0.0, 0.0, float(width), float(height)))
+    if spec.fit == "crop":
+        assert spec.shortest_edge is not None  # PreprocessSpec checks it
+        # The longer side rounds down, as torchvision's and transformers' resize do.
+        scaled_width, scaled_height = (
+            (spec.shortest_edge, int(spec.shortest_edge * height / width))
+            if width <= height
+            else (int(spec.shortest_edge * width / height), spec.shortest_edge)
+        )
+        scaled = image.resize((scaled_width, scaled_height), kernel)
+        left, top = (scaled_width - canvas_width) // 2, (scaled_height - canvas_height) // 2
+        canvas = np.asarray(scaled.crop((left, top, left + canvas_width, top + canvas_height)))
+        x_scale, y_scale = width / scaled_width, height / scaled_height
+        region = (
+            left * x_scale,
+            top * y_scale,
+            (left + canvas_width) * x_scale,
+            (top + canvas_height) * y_scale,
+        )
+        return canvas, Geometry((height, width), spec.size, region)
+    scale = min(canvas_height / height, canvas_width / width)
+    valid_height = min(canvas_height, max(1, round(height * scale)))
+    valid_width = min(canvas_width, max(1, round(width * scale)))
+    canvas = np.empty((canvas_height, canvas_width, 3), dtype=np.uint8)
+    canvas[:] = spec.pad_value
+    canvas[:valid_height, :valid_width] = np.asarray(image.resize((valid_width, valid_height), kernel))
+    valid_size = (valid_height, valid_width)
+    return canvas, Geometry((height, width), valid_size, (0.0, 0.0, float(width), float(height)))
+
+
+def preprocess_image(
+    data: bytes, spec: PreprocessSpec, max_pixels: int = MAX_PIXELS
+) -> tuple[NDArray[np.uint8], Geometry]:
+    """`decode_image`, then `fit_image`."""
+    return fit_image(decode_image(data, max_pixels), spec)
+
+
+def stack_inputs(
+    canvases: Sequence[NDArray[np.uint8]], geometries: Sequence[Geometry], input_names: tuple[str, ...]
+) -> dict[str, NDArray[np.generic]]:
+    """The graph's inputs for a batch: `image` (batch, height, width, 3) and, where asked for, `valid_size` (batch, 2)."""
+    inputs: dict[str, NDArray[np.generic]] = {"image": np.stack(canvases)}
+    if "valid_size" in input_names:
+        inputs["valid_size"] = np.array([geometry.valid_size for geometry in geometries], dtype=np.int32)
+    return inputs

@@ -1,0 +1,100 @@
+"""Typed answers, made from a graph's outputs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferryman.preprocess import Geometry
+from ferryman.specs import ModelSpec
+
+DEFAULT_SCORE_THRESHOLD = 0.5
+DEFAULT_TOP_K = 5
+Outputs = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class of an image. score: probability in [0, 1]."""
+
+    label: str
+    class_id: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The best classes of one image, best first. size: (width, height) of the original in pixels."""
+
+    size: tuple[int, int]
+    predictions: tuple[Prediction, ...]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One object. score: probability in [0, 1]; box_xyxy: left, top, right, bottom in pixels of the original."""
+
+    label: str
+    class_id: int
+    score: float
+    box_xyxy: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The objects of one image, highest score first. size: (width, height) of the original in pixels."""
+
+    size: tuple[int, int]
+    detections: tuple[Detection, ...]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """cls: (dim,) float32; patches: (rows, columns, dim) float32; size: (width, height) of the original in pixels."""
+
+    size: tuple[int, int]
+    cls: NDArray[np.float32] = field(compare=False)
+    patches: NDArray[np.float32] = field(compare=False)
+
+
+Result = Classification | Detections | Embedding
+
+
+def _size(geometry: Geometry) -> tuple[int, int]:
+    height, width = geometry.original_size
+    return width, height
+
+
+def classification_from_outputs(
+    outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec, top_k: int = DEFAULT_TOP_K
+) -> Classification:
+    """Answer for image `index` of a batch; top_k is clamped to the number of classes."""
+    probabilities = outputs["probabilities"][index]
+    best = np.argsort(-probabilities, kind="stable")[: max(1, top_k)]
+    predictions = tuple(Prediction(spec.labels[i], int(i), float(probabilities[i])) for i in best)
+    return Classification(_size(geometry), predictions)
+
+
+def detections_from_outputs(
+    outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec, score_threshold: float = DEFAULT_SCORE_THRESHOLD
+) -> Detections:
+    """Answer for image `index` of a batch: the queries whose score is at least `score_threshold`."""
+    scores = outputs["scores"][index]
+    kept = np.flatnonzero(scores >= score_threshold)
+    kept = kept[np.argsort(-scores[kept], kind="stable")]
+    boxes = geometry.boxes_to_original(outputs["boxes"][index][kept].astype(np.float32))
+    labels = outputs["labels"][index][kept]
+    return Detections(
+        _size(geometry),
+        tuple(
+            Detection(spec.labels[int(label)], int(label), float(score), (float(x1), float(y1), float(x2), float(y2)))
+            for label, score, (x1, y1, x2, y2) in zip(labels, scores[kept], boxes, strict=True)
+        ),
+    )
+
+
+def embedding_from_outputs(outputs: Outputs, index: int, geometry: Geometry) -> Embedding:
+    """Answer for image `index` of a batch."""
+    cls, patches = outputs["cls"][index], outputs["patches"][index]
+    return Embedding(_size(geometry), cls.astype(np.float32), patches.astype(np.float32))

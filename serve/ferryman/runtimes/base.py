@@ -1,0 +1,106 @@
+"""What can execute variants (Runtime), and one loaded variant (Session)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferryman.errors import EngineError, TensorError
+from ferryman.specs import ModelSpec, Target, TensorSpec
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+class Session(ABC):
+    """One loaded variant. `run` may be called from several threads at once; after `close` it raises EngineError.
+
+    A subclass implements `_run` and `_close`; it may take for granted that inputs fit the spec.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.closed = False
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Answers for one batch: inputs and outputs as `spec` names, types and shapes them.
+
+        Raises TensorError for inputs that don't fit the spec, EngineError when the runtime fails.
+        """
+        if self.closed:
+            raise EngineError("the session is closed")
+        check_inputs(inputs, self.spec)
+        return self._run(inputs)
+
+    def close(self) -> None:
+        """Frees the variant; calling it twice is fine."""
+        if not self.closed:
+            self.closed = True
+            self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def _run(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]: ...
+
+    @abstractmethod
+    def _close(self) -> None: ...
+
+
+class Runtime(ABC):
+    """What executes variants of the targets named `name`-DEVICE-PRECISION."""
+
+    name: ClassVar[str]
+    extra: ClassVar[str | None] = None  # the extra that installs it, None when it is always there
+
+    @abstractmethod
+    def missing(self) -> str | None:
+        """Why it can't be used here, or None when it can."""
+
+    @abstractmethod
+    def version(self) -> str:
+        """The installed version."""
+
+    @abstractmethod
+    def devices(self) -> tuple[str, ...]:
+        """Devices of this machine that it can use, in the words of targets: `cpu`, `cuda` ..."""
+
+    @abstractmethod
+    def load(self, path: Path, target: Target, spec: ModelSpec, threads: int | None = None) -> Session:
+        """Loads a variant's main file. threads: of the CPU that one run may use, None for all.
+
+        Raises EngineError when the file can't be loaded or the device is not there.
+        """
+
+
+def check_inputs(inputs: Arrays, spec: ModelSpec) -> None:
+    """Raises TensorError unless `inputs` are exactly the spec's, with one batch size of 1 or more throughout."""
+    if set(inputs) != set(spec.input_names):
+        raise TensorError(f"the model takes {', '.join(spec.input_names)}, got {', '.join(sorted(inputs)) or 'nothing'}")
+    sizes: dict[int | str, tuple[str, int]] = {}
+    for tensor in spec.inputs:
+        _check_input(inputs[tensor.name], tensor, sizes)
+
+
+def _check_input(array: NDArray[np.generic], tensor: TensorSpec, sizes: dict[int | str, tuple[str, int]]) -> None:
+    expected = f"{tensor.dtype} ({', '.join(str(size) for size in tensor.shape)})"
+    given = f"{array.dtype} ({', '.join(str(size) for size in array.shape)})"
+    if array.dtype != np.dtype(tensor.dtype) or array.ndim != len(tensor.shape) or 0 in array.shape:
+        raise TensorError(f"input {tensor.name} must be {expected}, got {given}")
+    for size, wanted in zip(array.shape, tensor.shape, strict=True):
+        if isinstance(wanted, int):
+            if size != wanted:
+                raise TensorError(f"input {tensor.name} must be {expected}, got {given}")
+            continue
+        first, known = sizes.setdefault(wanted, (tensor.name, size))
+        if size != known:
+            raise TensorError(f"{wanted} is {known} in input {first} and {size} in input {tensor.name}")

@@ -1,0 +1,225 @@
+"""The server as a whole: what it is told (ServerConfig), its parts put together (VisionServer), and its life (serve)."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Self
+
+import grpc.aio
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection
+from pydantic import Field, ValidationError, model_validator
+
+from ferryman.errors import AddressError, BundleError, FerrymanError, UsageError
+from ferryman.preprocess import MAX_PIXELS
+from ferryman.server.engine import Engine, EngineLimits
+from ferryman.server.health import SERVICE, Health
+from ferryman.server.interceptors import CallsInFlight, ErrorInterceptor
+from ferryman.server.repository import LoadedModel, ModelRepository, load_model
+from ferryman.server.servicer import RequestLimits, VisionServicer
+from ferryman.specs import Facts, Target
+from ferryman.v1 import vision_pb2_grpc
+
+log = logging.getLogger(__name__)
+Positive = Annotated[int, Field(ge=1)]
+# How long calls that never end by themselves, such as health watches, may delay the end.
+_LAST_CALLS_S = 1.0
+
+
+class ServerConfig(Facts):
+    """All that a server is told.
+
+    repository: folder of NAME/VERSION bundles; models: the names to serve, all when empty
+    address: HOST:PORT, `[HOST]:PORT` for IPv6; port 0 takes a free one
+    target: the variant of every model, by default each bundle's first; threads: of the CPU for one run, None for all
+    max_message_bytes: of one request; max_pixels: of one picture
+    max_batch, queue_limit: see EngineLimits; max_images_per_request, stream_window: see RequestLimits
+    grace_seconds: how long requests in flight may take when the server stops
+    """
+
+    repository: Path
+    address: str = "127.0.0.1:8001"
+    models: tuple[str, ...] = ()
+    target: str | None = None
+    threads: Positive | None = None
+    max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 64 * 1024 * 1024
+    max_images_per_request: Positive = 64
+    max_pixels: Positive = MAX_PIXELS
+    max_batch: Positive = 8
+    queue_limit: Positive = 256
+    stream_window: Positive = 4
+    grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        split_address(self.address)
+        if self.target is not None:
+            Target.parse(self.target)
+        if self.max_images_per_request > self.queue_limit:
+            raise ValueError(
+                f"max_images_per_request {self.max_images_per_request} is above queue_limit {self.queue_limit}: "
+                "such a request could never be answered"
+            )
+        return self
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, object]) -> Self:
+        """Raises UsageError with one line for the first setting that is wrong."""
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")
+            raise UsageError(f"{where}: {message}" if where else message) from error
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT. Raises ValueError for anything else."""
+    host, colon, port = address.rpartition(":")
+    plain = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not plain or (":" in host) != (plain != host) or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"address {address!r} is not HOST:PORT, such as 127.0.0.1:8001 or [::1]:8001")
+    return plain, int(port)
+
+
+class VisionServer:
+    """A server and its models. `start` it in a running event loop, `stop` it once.
+
+    load: gives the model in NAME/VERSION, in a thread; a seam for models that come from elsewhere
+    """
+
+    def __init__(self, config: ServerConfig, load: Callable[[Path], LoadedModel] | None = None) -> None:
+        """Raises BundleNotFoundError when the repository holds nothing to serve. Listens to nothing yet."""
+        self.config = config
+        self.address = config.address  # with the port that was bound, once started
+        self.calls = CallsInFlight()
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="images")
+        limits = EngineLimits(
+            max_batch=config.max_batch, queue_limit=config.queue_limit, max_pixels=config.max_pixels
+        )
+        self.models = ModelRepository[Engine](
+            config.repository,
+            config.models,
+            load or partial(load_model, target=config.target, threads=config.threads),
+            lambda model: Engine(model, limits, self._pool),
+        )
+        self._server = grpc.aio.server(
+            interceptors=[ErrorInterceptor(self.calls)],
+            options=[
+                ("grpc.so_reuseport", 0),  # else a second server on the port shares it, and nobody notices
+                ("grpc.max_receive_message_length", config.max_message_bytes),
+                ("grpc.max_send_message_length", -1),  # answers to what was let in go out; the client has its own limit
+            ],
+        )
+        self.health = Health(self._server)
+        requests = RequestLimits(max_images=config.max_images_per_request, stream_window=config.stream_window)
+        servicer = VisionServicer(self.models, requests, self.calls)
+        vision_pb2_grpc.add_VisionServiceServicer_to_server(servicer, self._server)
+        reflection.enable_server_reflection(
+            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+
+    async def start(self) -> list[str]:
+        """Listens, loads the newest version of each model, and returns the names of those that are served.
+
+        Health answers from the first moment, and says NOT_SERVING until a model is loaded, verified and warm.
+        Raises AddressError when the address can't be listened on, BundleError when no model can be served; a model
+        that can't be served beside others that can is logged, and stays NOT_SERVING.
+        """
+        await self.health.register(self.models.names)
+        self.address = _bind(self._server, self.config.address)
+        await self._server.start()
+        failures: list[FerrymanError] = []
+        served: list[str] = []
+        for name in self.models.names:
+            try:
+                await self.models.get(name)
+            except FerrymanError as error:
+                failures.append(error)
+            else:
+                served.append(name)
+                await self.health.set_model(name, True)
+        if not served:
+            raise BundleError(f"nothing in {self.config.repository} can be served: {'; '.join(map(str, failures))}")
+        await self.health.set_ready()
+        log.info("server started: address=%s models=%s", self.address, ",".join(served))
+        return served
+
+    async def stop(self, hurry: asyncio.Event | None = None) -> None:
+        """Refuses new requests, answers those in flight within `grace_seconds`, frees everything.
+
+        hurry: when it is set the requests in flight are cancelled at once
+        """
+        in_flight = self.calls.count
+        self.calls.stopping.set()
+        await self.health.stop()
+        hurry = hurry or asyncio.Event()
+        drained, hurried = asyncio.create_task(self.calls.wait_for_none()), asyncio.create_task(hurry.wait())
+        await asyncio.wait(
+            (drained, hurried), timeout=self.config.grace_seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        drained.cancel()
+        hurried.cancel()
+        left = self.calls.count
+        await self._server.stop(None if left else _LAST_CALLS_S)
+        await self.models.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        log.info("server stopped: address=%s in_flight=%d cancelled=%d", self.address, in_flight, left)
+
+
+async def serve(
+    config: ServerConfig,
+    on_ready: Callable[[str, list[str]], None] = lambda address, models: None,
+    load: Callable[[Path], LoadedModel] | None = None,
+) -> None:
+    """Serves until SIGTERM or SIGINT; a second one ends it without waiting. Runs in the main thread.
+
+    on_ready: called with HOST:PORT and the names of the models once requests can be answered
+    Raises what VisionServer and its `start` raise.
+    """
+    server = VisionServer(config, load)
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def interrupt() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, interrupt)
+    starting, stopping = asyncio.create_task(server.start()), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            on_ready(server.address, starting.result())
+            await stopping
+    finally:
+        starting.cancel()
+        stopping.cancel()
+        await server.stop(hurry)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _bind(server: grpc.aio.Server, address: str) -> str:
+    """Listens on HOST:PORT and returns it with the port that was bound. Raises AddressError."""
+    host, port = split_address(address)
+    # gRPC says only that it failed, and writes to stderr; the operating system says why.
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+            probe.listen()
+        bound = server.add_insecure_port(address)
+    except OSError as error:
+        raise AddressError(f"can't listen on {address}: {error.strerror}; choose another address") from error
+    except RuntimeError as error:  # taken in between, or not for gRPC
+        raise AddressError(f"can't listen on {address}: {error}; choose another address") from error
+    return f"{address.rpartition(':')[0]}:{bound}"

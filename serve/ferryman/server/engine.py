@@ -1,0 +1,163 @@
+"""Answers for one loaded model: decoding, batching, computing, results, all off the event loop. Knows no gRPC."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferryman.errors import OverloadedError, TaskError, TensorError, UsageError
+from ferryman.predictor import Fitted, Timings, fit_images
+from ferryman.preprocess import MAX_PIXELS, Geometry, stack_inputs
+from ferryman.results import Outputs
+from ferryman.server.batcher import Batcher, check_deadline
+from ferryman.server.repository import LoadedModel
+from ferryman.specs import Facts, Task
+
+T = TypeVar("T")
+MakeResult = Callable[[Outputs, int, Geometry], T]
+_Canvas = tuple[NDArray[np.uint8], Geometry]
+
+
+class EngineLimits(Facts):
+    """max_batch: images in one run of the session
+
+    queue_limit: images of one model that may be inside at a time: being decoded, waiting or running
+    max_pixels: of one encoded picture
+    """
+
+    max_batch: int = 8
+    queue_limit: int = 256
+    max_pixels: int = MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class Computed:
+    """outputs: for each image the graph's outputs as a batch of one; queue_ms: waiting; compute_ms: its batches."""
+
+    outputs: tuple[Outputs, ...]
+    queue_ms: float
+    compute_ms: float
+
+
+class Engine:
+    """A loaded model that many callers may ask at the same time, from one event loop.
+
+    Every method raises OverloadedError when more than `queue_limit` images would be inside, DeadlineError when the
+    deadline (in seconds of `time.monotonic`) passes before the work is launched, and EngineError when the runtime
+    fails. Cancelling a call frees its place at once.
+
+    pool: threads that decode and make results, shared by all engines of a process
+    """
+
+    def __init__(self, model: LoadedModel, limits: EngineLimits, pool: Executor) -> None:
+        self.model = model
+        self._limits = limits
+        self._pool = pool
+        self._inside = 0
+        self._batcher = Batcher[_Canvas, Outputs](self._compute, limits.max_batch, f"{model.name}-{model.version}")
+
+    @property
+    def images_inside(self) -> int:
+        """Images that are being decoded, waiting or running now."""
+        return self._inside
+
+    def check_task(self, task: Task) -> None:
+        """Raises TaskError when the model answers another task."""
+        if self.model.bundle.spec.task != task:
+            raise TaskError(f"{self.model.name} is a {self.model.bundle.spec.task} model and can't answer {task} requests")
+
+    async def answer(
+        self, images: Sequence[bytes], make: MakeResult[T], deadline: float | None = None
+    ) -> tuple[list[T], Timings]:
+        """A result for each encoded picture.
+
+        make: from (outputs, index, geometry) to a result, such as `partial(detections_from_outputs, spec=...)`;
+            called in a thread
+        Raises ImageError for a picture that can't be decoded, UsageError for none, and see the class.
+        """
+        start = time.perf_counter()
+        with self._admit(len(images)):
+            fitted = await self._in_pool(self._fit, images, deadline)
+            computed = await self._submit(fitted.canvases, fitted.geometries, deadline)
+            before = time.perf_counter()
+            results = await self._in_pool(_make_all, make, computed.outputs, fitted.geometries)
+        end = time.perf_counter()
+        return results, Timings(
+            decode_ms=fitted.decode_ms,
+            resize_ms=fitted.resize_ms,
+            queue_ms=computed.queue_ms,
+            compute_ms=computed.compute_ms,
+            postprocess_ms=(end - before) * 1e3,
+            total_ms=(end - start) * 1e3,
+        )
+
+    async def run(
+        self, canvases: Sequence[NDArray[np.uint8]], geometries: Sequence[Geometry], deadline: float | None = None
+    ) -> Computed:
+        """The graph's outputs for canvases that `fit_image` made: (height, width, 3) uint8 of the model's size.
+
+        Raises TensorError for canvases of another type or shape, and see the class.
+        """
+        shape = (*self.model.bundle.spec.preprocess.size, 3)
+        for canvas in canvases:  # here, where it can't harm the others of its batch
+            if canvas.dtype != np.uint8 or canvas.shape != shape:
+                raise TensorError(f"a canvas must be uint8 {shape}, got {canvas.dtype} {canvas.shape}")
+        with self._admit(len(canvases)):
+            return await self._submit(canvases, geometries, deadline)
+
+    async def close(self) -> None:
+        """Refuses what waits, lets what runs end, frees the model."""
+        await self._batcher.close()
+        self.model.session.close()
+
+    @contextmanager
+    def _admit(self, count: int) -> Iterator[None]:
+        limit = self._limits.queue_limit
+        if count > limit:
+            raise UsageError(f"{count} images at a time are more than the limit of {limit}; send fewer", "images")
+        if self._inside + count > limit:
+            # The time that what is inside takes, as far as the last batch can tell.
+            wait_s = min(5.0, max(0.05, self._inside * self._batcher.last_item_s))
+            raise OverloadedError(
+                f"{self.model.name} has {self._inside} images to answer already, the limit is {limit}; "
+                f"ask again in {wait_s:.2f} s",
+                wait_s,
+            )
+        self._inside += count
+        try:
+            yield
+        finally:
+            self._inside -= count
+
+    def _fit(self, images: Sequence[bytes], deadline: float | None) -> Fitted:
+        check_deadline(deadline)  # it may have passed while all threads were busy
+        return fit_images(images, self.model.bundle.spec.preprocess, self._limits.max_pixels)
+
+    async def _submit(
+        self, canvases: Sequence[NDArray[np.uint8]], geometries: Sequence[Geometry], deadline: float | None
+    ) -> Computed:
+        check_deadline(deadline)
+        start = time.perf_counter()
+        done = await self._batcher.submit(list(zip(canvases, geometries, strict=True)), deadline)
+        elapsed_ms = (time.perf_counter() - start) * 1e3
+        compute_ms = sum({one.batch: one.compute_ms for one in done}.values())
+        return Computed(tuple(one.output for one in done), max(0.0, elapsed_ms - compute_ms), compute_ms)
+
+    def _compute(self, batch: list[_Canvas]) -> list[Outputs]:
+        canvases, geometries = zip(*batch, strict=True)
+        session = self.model.session
+        outputs = session.run(stack_inputs(canvases, geometries, session.spec.input_names))
+        return [{name: array[i : i + 1] for name, array in outputs.items()} for i in range(len(batch))]
+
+    async def _in_pool(self, work: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+
+def _make_all(make: MakeResult[T], outputs: Sequence[Outputs], geometries: Sequence[Geometry]) -> list[T]:
+    return [make(output, 0, geometry) for output, geometry in zip(outputs, geometries, strict=True)]

@@ -1,0 +1,39 @@
+"""The standard health service: "" and VisionService for the server as a whole, and one name a model."""
+
+from collections.abc import Iterable
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from ferryman.v1 import vision_pb2
+
+SERVICE = vision_pb2.DESCRIPTOR.services_by_name["VisionService"].full_name
+_OVERALL = ("", SERVICE)
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Health:
+    """What is ready. A model is known, and not serving, from the start until its newest version is warm."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._servicer = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    async def register(self, models: Iterable[str]) -> None:
+        """Makes the server and these models known; none of them serves yet."""
+        for name in (*_OVERALL, *models):
+            await self._servicer.set(name, _NOT_SERVING)
+
+    async def set_model(self, name: str, serving: bool) -> None:
+        """Says whether a model's newest version can be asked."""
+        await self._servicer.set(name, _SERVING if serving else _NOT_SERVING)
+
+    async def set_ready(self) -> None:
+        """The server has loaded all it could, and takes requests."""
+        for name in _OVERALL:
+            await self._servicer.set(name, _SERVING)
+
+    async def stop(self) -> None:
+        """Nothing serves any more; later changes are ignored."""
+        await self._servicer.enter_graceful_shutdown()

@@ -1,0 +1,88 @@
+"""What every vision call goes through: errors become statuses here, and calls in flight are counted."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+from grpc_status import rpc_status
+
+from ferryman.errors import FerrymanError, UnavailableError
+from ferryman.server.health import SERVICE
+from ferryman.status import status_from_error
+
+log = logging.getLogger(__name__)
+UNEXPECTED = "the server met an unexpected error; its log says more"
+# grpc has no types for the handlers that go through an interceptor: requests and responses of any method.
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # not subscriptable when it runs
+Behaviour = Callable[[Any, Context], Awaitable[Any]]
+
+
+class CallsInFlight:
+    """Counts calls from their start until their status is sent, and refuses new ones once stopping."""
+
+    def __init__(self) -> None:
+        self.stopping = asyncio.Event()
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    @property
+    def count(self) -> int:
+        return self._count
+
+    def enter(self, context: Context) -> None:
+        """Counts this call. Raises UnavailableError when the server is stopping."""
+        if self.stopping.is_set():
+            raise UnavailableError("the server is stopping; ask another one, or again later")
+        self._count += 1
+        self._none.clear()
+        context.add_done_callback(self._leave)
+
+    def _leave(self, _context: Context) -> None:
+        self._count -= 1
+        if self._count == 0:
+            self._none.set()
+
+    async def wait_for_none(self) -> None:
+        await self._none.wait()
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Maps FerrymanError to its status with details; any other exception to INTERNAL, with its traceback in the log."""
+
+    def __init__(self, calls: CallsInFlight) -> None:
+        self._calls = calls
+
+    async def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        handler: Any = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(f"/{SERVICE}/"):
+            return handler  # health and reflection have statuses of their own
+        kind, behaviour = (
+            (grpc.stream_stream_rpc_method_handler, handler.stream_stream)
+            if handler.request_streaming
+            else (grpc.unary_unary_rpc_method_handler, handler.unary_unary)
+        )
+        return kind(self._guard(behaviour, method), handler.request_deserializer, handler.response_serializer)
+
+    def _guard(self, behaviour: Behaviour, method: str) -> Behaviour:
+        async def guarded(request: Any, context: Context) -> Any:
+            try:
+                self._calls.enter(context)
+                return await behaviour(request, context)
+            except FerrymanError as error:
+                failure = error
+            except Exception:
+                log.exception("unexpected error in %s", method)
+                failure = FerrymanError(UNEXPECTED)
+            await context.abort_with_status(rpc_status.to_status(status_from_error(failure)))
+
+        return guarded

@@ -1,0 +1,190 @@
+"""VisionService: checks requests, asks the model's engine, and answers. Errors leave as FerrymanError."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from ferryman.answers import Answerer
+from ferryman.convert import (
+    message_from_answerer,
+    message_from_classification,
+    message_from_detections,
+    message_from_embedding,
+    message_from_frame_error,
+    message_from_model_facts,
+    message_from_timings,
+)
+from ferryman.errors import FerrymanError, UnavailableError, UsageError
+from ferryman.preprocess import Geometry
+from ferryman.results import (
+    DEFAULT_SCORE_THRESHOLD,
+    DEFAULT_TOP_K,
+    Outputs,
+    classification_from_outputs,
+    detections_from_outputs,
+    embedding_from_outputs,
+)
+from ferryman.server.engine import Engine
+from ferryman.server.interceptors import UNEXPECTED, CallsInFlight, Context
+from ferryman.server.repository import ModelRepository
+from ferryman.specs import Facts, ModelSpec, Task
+from ferryman.v1 import vision_pb2 as pb
+from ferryman.v1 import vision_pb2_grpc
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+MakeMessage = Callable[[Outputs, int, Geometry, ModelSpec], T]
+
+
+class RequestLimits(Facts):
+    """max_images: of one request; stream_window: frames of one stream that may be inside at a time"""
+
+    max_images: int = 64
+    stream_window: int = 4
+
+
+class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
+    def __init__(self, models: ModelRepository[Engine], limits: RequestLimits, calls: CallsInFlight) -> None:
+        self._models = models
+        self._limits = limits
+        self._stopping = calls.stopping
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
+        return await self._classify(request, deadline_of(context))
+
+    async def Detect(self, request: pb.DetectRequest, context: Context) -> pb.DetectResponse:
+        return await self._detect(request, deadline_of(context))
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        results, timings, answerer = await self._answer(
+            "embedding", request.model, request.images, _embedding, deadline_of(context)
+        )
+        return pb.EmbedResponse(results=results, timings=timings, answerer=answerer)
+
+    async def StreamClassify(self, requests: AsyncIterable[pb.StreamClassifyRequest], context: Context) -> None:
+        await self._stream(requests, context, self._classify, pb.StreamClassifyResponse)
+
+    async def StreamDetect(self, requests: AsyncIterable[pb.StreamDetectRequest], context: Context) -> None:
+        await self._stream(requests, context, self._detect, pb.StreamDetectResponse)
+
+    async def ModelInfo(self, request: pb.ModelInfoRequest, _context: Context) -> pb.ModelInfoResponse:
+        engine = await self._models.get(request.model.name, request.model.version)
+        return message_from_model_facts(engine.model.facts)
+
+    async def _classify(self, request: pb.ClassifyRequest, deadline: float | None) -> pb.ClassifyResponse:
+        top_k = request.top_k if request.HasField("top_k") else DEFAULT_TOP_K
+        if top_k < 1:
+            raise UsageError(f"top_k is {top_k}, expected 1 or more", "top_k")
+        make = partial(_classification, top_k=top_k)
+        results, timings, answerer = await self._answer("classification", request.model, request.images, make, deadline)
+        return pb.ClassifyResponse(results=results, timings=timings, answerer=answerer)
+
+    async def _detect(self, request: pb.DetectRequest, deadline: float | None) -> pb.DetectResponse:
+        threshold = request.score_threshold if request.HasField("score_threshold") else DEFAULT_SCORE_THRESHOLD
+        if not 0 <= threshold <= 1:  # NaN as well
+            raise UsageError(f"score_threshold is {threshold:g}, expected a value in [0, 1]", "score_threshold")
+        make = partial(_detections, score_threshold=threshold)
+        results, timings, answerer = await self._answer("detection", request.model, request.images, make, deadline)
+        return pb.DetectResponse(results=results, timings=timings, answerer=answerer)
+
+    async def _answer(
+        self, task: Task, ref: pb.ModelRef, images: Sequence[bytes], make: MakeMessage[T], deadline: float | None
+    ) -> tuple[list[T], pb.Timings, pb.Answerer]:
+        if not images:
+            raise UsageError("the request holds no image; send at least one", "images")
+        if len(images) > self._limits.max_images:
+            raise UsageError(
+                f"the request holds {len(images)} images, more than the limit of {self._limits.max_images}; "
+                "send several requests",
+                "images",
+            )
+        engine = await self._models.get(ref.name, ref.version)
+        engine.check_task(task)
+        model = engine.model
+        results, timings = await engine.answer(images, partial(make, spec=model.bundle.spec), deadline)
+        answerer = Answerer(model.name, model.version, model.target, model.bundle.digest)
+        return results, message_from_timings(timings), message_from_answerer(answerer)
+
+    async def _stream(
+        self,
+        requests: AsyncIterable[Any],
+        context: Context,
+        answer: Callable[[Any, float | None], Awaitable[Any]],
+        response: Callable[..., Any],
+    ) -> None:
+        """Answers in the order of the requests; the next frames are decoded while one is computed.
+
+        A frame is read only when the oldest of `stream_window` frames has been sent, so a camera that is faster than
+        the model, or a client that does not read, is held back by gRPC's flow control. When the server stops, the
+        frames that it has read are answered first.
+
+        requests, response: of messages with a frame_id, of one of the two streams; answer: to a frame's request
+        """
+        places = asyncio.Semaphore(self._limits.stream_window)
+        frames = asyncio.Queue[asyncio.Task[Any] | None]()
+        started: set[asyncio.Task[Any]] = set()
+
+        async def answer_frame(frame: Any) -> Any:
+            try:
+                return response(frame_id=frame.frame_id, response=await answer(frame.request, deadline_of(context)))
+            except FerrymanError as error:
+                failure = error
+            except Exception:
+                log.exception("unexpected error in frame %d of a stream", frame.frame_id)
+                failure = FerrymanError(UNEXPECTED)
+            return response(frame_id=frame.frame_id, error=message_from_frame_error(failure))
+
+        async def read() -> None:
+            try:
+                await places.acquire()
+                async for request in requests:
+                    task = asyncio.create_task(answer_frame(request))
+                    started.add(task)
+                    frames.put_nowait(task)
+                    await places.acquire()
+            finally:
+                frames.put_nowait(None)
+
+        async def stop() -> None:
+            await self._stopping.wait()
+            reader.cancel()
+
+        reader, stopper = asyncio.create_task(read()), asyncio.create_task(stop())
+        try:
+            while (task := await frames.get()) is not None:
+                await context.write(await task)
+                started.discard(task)
+                places.release()
+            await asyncio.wait([reader])
+            if reader.cancelled():
+                raise UnavailableError("the server is stopping; the frames that it had read are answered")
+            reader.result()
+        finally:
+            for task in (stopper, reader, *started):
+                task.cancel()
+
+
+def deadline_of(context: Context) -> float | None:
+    """The call's deadline in seconds of `time.monotonic`, None when it has none."""
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
+
+
+def _classification(
+    outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec, top_k: int = DEFAULT_TOP_K
+) -> pb.Classification:
+    return message_from_classification(classification_from_outputs(outputs, index, geometry, spec, top_k))
+
+
+def _detections(
+    outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec, score_threshold: float = DEFAULT_SCORE_THRESHOLD
+) -> pb.Detections:
+    return message_from_detections(detections_from_outputs(outputs, index, geometry, spec, score_threshold))
+
+
+def _embedding(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> pb.Embedding:
+    del spec  # embeddings have no labels
+    return message_from_embedding(embedding_from_outputs(outputs, index, geometry))
