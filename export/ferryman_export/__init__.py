@@ -1,0 +1,1 @@
+"""From a checkpoint to a proved bundle: ONNX export, parity with PyTorch, and the bundle's writing."""

@@ -1,0 +1,96 @@
+"""The ONNX exporter: names, dynamic batch, opset, metadata, and the checks on what came out."""
+
+import json
+import logging
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import torch
+
+from ferryman.errors import ExportError
+from ferryman.golden import Tensors
+from ferryman.specs import ModelSpec
+from ferryman_export.wrappers import ExportModule
+
+# 17 brings LayerNormalization whole; 18 is what the exporter writes natively and all runtimes read.
+OPSET = 18
+# Protocol buffers end at 2 GB; above this the weights go to a file beside the graph.
+EXTERNAL_DATA_BYTES = 1_500_000_000
+
+
+def export_onnx(module: ExportModule, example: Tensors, path: Path, metadata: dict[str, str]) -> onnx.ModelProto:
+    """Writes `module` to `path` with a dynamic batch and checks the graph.
+
+    example: inputs of a batch of 2 or more, so that no size of 1 is taken for a constant
+    metadata: goes into metadata_props beside task, labels and preprocessing
+    Returns the graph (without weights when those are stored beside it). Raises ExportError.
+    """
+    spec = module.spec
+    arguments = tuple(torch.from_numpy(example[name]) for name in spec.input_names)
+    batch = torch.export.Dim("batch")
+    dynamic_shapes = tuple({0: batch} for _ in arguments)
+    # The exporter talks to the log about operators of torchvision, which is not installed.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.inference_mode():
+            # Deprecations inside PyTorch's exporter; what matters is checked on the graph below.
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                arguments,
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=list(spec.input_names),
+                output_names=list(spec.output_names),
+                dynamic_shapes=dynamic_shapes,
+            )
+    except (torch.onnx.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
+        raise ExportError(f"PyTorch can't export this model to ONNX: {error}") from error
+    if program is None:
+        raise ExportError("PyTorch's exporter gave no program")
+    for key, value in (graph_metadata(spec) | metadata).items():
+        program.model.metadata_props[key] = value
+    size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    program.save(str(path), external_data=size > EXTERNAL_DATA_BYTES)
+    check_graph(path, spec)
+    return onnx.load(path, load_external_data=False)
+
+
+def graph_metadata(spec: ModelSpec) -> dict[str, str]:
+    """What the graph itself says of its use, for tools that see only the ONNX file."""
+    return {
+        "ferryman.task": spec.task,
+        "ferryman.labels": json.dumps(spec.labels),
+        "ferryman.preprocess": spec.preprocess.model_dump_json(),
+    }
+
+
+def check_graph(path: Path, spec: ModelSpec) -> None:
+    """Raises ExportError unless the file passes ONNX's checker and shape inference and has the spec's interface."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+        inferred = onnx.shape_inference.infer_shapes(
+            onnx.load(path, load_external_data=False), check_type=True, strict_mode=True
+        )
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
+        raise ExportError(f"the exported graph is not valid: {error}") from error
+    for values, tensors in ((inferred.graph.input, spec.inputs), (inferred.graph.output, spec.outputs)):
+        found = [_describe(value) for value in values]
+        wanted = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors]
+        if found != wanted:
+            raise ExportError(f"the exported graph breaks the graph contract: it has {found}, expected {wanted}")
+
+
+def _describe(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    shape = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
+    return value.name, dtype, shape
+
+
+def count_operators(graph: onnx.ModelProto) -> dict[str, int]:
+    """Number of nodes of each operator type, functions' bodies not opened."""
+    return dict(sorted(Counter(node.op_type for node in graph.graph.node).items()))

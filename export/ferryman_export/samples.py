@@ -1,0 +1,69 @@
+"""Real pictures for the golden samples."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ferryman.errors import FileAccessError, ImageError, UsageError
+from ferryman.golden import Tensors
+from ferryman.preprocess import decode_image, fit_image, stack_inputs
+from ferryman.specs import ModelSpec
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MAX_SAMPLES = 16
+MIN_SAMPLES = 6  # one more than the largest batch that parity runs, so that every batch has other neighbours
+
+
+def read_pictures(folder: Path, most: int = MAX_SAMPLES) -> dict[str, Image.Image]:
+    """Pictures in a folder and below it by their path in it, evenly chosen when there are more than `most`.
+
+    Raises UsageError when there is none, FileAccessError and ImageError for one that can't be read.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder; give one with pictures ({', '.join(SUFFIXES)})")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise UsageError(f"{folder} holds no picture ({', '.join(SUFFIXES)})")
+    chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, most).astype(int))]
+    pictures: dict[str, Image.Image] = {}
+    for path in chosen:
+        try:
+            pictures[path.relative_to(folder).as_posix()] = decode_image(path.read_bytes())
+        except OSError as error:
+            raise FileAccessError(f"can't read {path}: {error.strerror}") from error
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from error
+    return pictures
+
+
+# Name, share of the width and of the height that is kept, from the left and the top.
+_CROPS = (
+    ("wide", 1.0, 0.5),
+    ("tall", 0.5, 1.0),
+    ("corner", 0.6, 0.7),
+    ("strip", 0.9, 0.3),
+    ("column", 0.4, 0.9),
+)
+
+
+def add_crops(pictures: dict[str, Image.Image], least: int, padded: bool) -> dict[str, Image.Image]:
+    """The pictures, and crops of them until there are `least`.
+
+    padded: add a wide and a tall crop of the first picture in any case, so that padding stands on either side
+    """
+    result = dict(pictures)
+    for number, (kind, x_part, y_part) in enumerate(_CROPS):
+        for index, (name, picture) in enumerate(pictures.items()):
+            required = padded and number < 2 and index == 0
+            if required or len(result) < least:
+                width, height = max(1, int(picture.width * x_part)), max(1, int(picture.height * y_part))
+                result[f"{name} ({kind})"] = picture.crop((0, 0, width, height))
+    return result
+
+
+def make_inputs(pictures: dict[str, Image.Image], spec: ModelSpec) -> tuple[tuple[str, ...], Tensors]:
+    """Names and the graph's inputs, a sample a picture."""
+    fitted = [fit_image(picture, spec.preprocess) for picture in pictures.values()]
+    inputs = stack_inputs([canvas for canvas, _ in fitted], [geometry for _, geometry in fitted], spec.input_names)
+    return tuple(pictures), inputs
