@@ -1,0 +1,84 @@
+# Everything happens in .venv, made from nothing but Python 3.11, 3.12 or 3.13 and pip.
+#
+#   make demo     carry both embedded models across, serve them, ask them about pictures
+#   make test     every test; one of them: make test ARGS="-k wheel"
+#   make lint     style, types, protos
+#   make protos   regenerate the gRPC code in serve/ferryman/v1
+#   make clean    remove .venv and everything generated
+#
+# PYTHON=python3.12 picks the interpreter, TORCH_INDEX=URL another index for torch.
+
+PYTHON ?=
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+PROTOC := $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=serve --pyi_out=serve --grpc_python_out=serve
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test lint protos clean
+
+help:
+	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
+
+demo: $(VENV)/.installed-export
+	$(BIN)/ferryman demo $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/buf lint protos
+
+protos: $(VENV)/.installed-dev
+	$(PROTOC) $$(find protos -name '*.proto' | sort)
+
+clean:
+	rm -rf $(VENV) demo dist .pytest_cache .ruff_cache
+	find serve export models tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# A stamp is written last, so an interrupted step is done again. What the tests need includes what the demo needs.
+$(VENV)/.installed-export: $(VENV)/.torch
+	@echo "==> Installing Ferryman and what it takes to export (a minute or two)"
+	$(PIP_INSTALL) --editable '.[export]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.torch
+	@echo "==> Installing Ferryman and everything its tests need (two to four minutes)"
+	$(PIP_INSTALL) --editable '.[export,train,dev]'
+	@touch $(VENV)/.installed-export $@
+
+# pip alone would fetch a CUDA build of torch, several gigabytes, on Linux. In this order: a wheel already at hand
+# (PIP_FIND_LINKS), the index of CPU builds, and whatever pip finds by itself in the step after this one.
+$(VENV)/.torch: $(VENV)/.created pyproject.toml constraints.txt
+	@if $(PIP_INSTALL) --quiet --no-index --no-deps torch >/dev/null 2>&1; then \
+	  echo "==> torch: already at hand"; \
+	elif $(BIN)/python -c "import urllib.request as r; r.urlopen('$(TORCH_INDEX)/torch/', timeout=5)" 2>/dev/null; then \
+	  echo "==> torch: the CPU build from $(TORCH_INDEX)"; \
+	  $(PIP_INSTALL) --no-deps --index-url $(TORCH_INDEX) torch; \
+	else \
+	  echo "==> torch: $(TORCH_INDEX) does not answer, so pip chooses the build (on Linux perhaps CUDA, gigabytes)"; \
+	fi
+	@touch $@
+
+$(VENV)/.created:
+	@set -e; fit=; \
+	for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python); do \
+	  if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; \
+	  then fit=$$python; break; fi; \
+	done; \
+	if [ -z "$$fit" ]; then \
+	  echo "Ferryman needs Python 3.11, 3.12 or 3.13 with its venv module, and found none." \
+	    "Install one (Debian, Ubuntu: apt install python3 python3-venv) or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; \
+	  exit 1; \
+	fi; \
+	echo "==> Making $(VENV) with $$fit ($$($$fit --version))"; \
+	rm -rf $(VENV); $$fit -m venv $(VENV)
+	@touch $@

@@ -1,0 +1,97 @@
+"""Ferryman imports and answers where the packages of the other rooms are not installed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LEARNING = ["torch", "torchvision", "timm", "transformers", "safetensors", "onnx", "onnxscript", "onnx_ir"]
+TRAINING = ["sklearn", "scipy", "pycocotools"]
+# Runtimes that come with extras of their own: a module that needs one at import may fail where it is missing.
+OPTIONAL = ["openvino", "tensorrt", "nncf"]
+
+IMPORT_ALL = """
+import importlib, json, sys
+
+absent, optional, modules = json.loads(sys.argv[1])
+
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Absent())
+imported, skipped = [], []
+for module in modules:
+    try:
+        importlib.import_module(module)
+        imported.append(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in optional:
+            raise
+        skipped.append(module)
+leaked = sorted({name.partition(".")[0] for name in sys.modules} & set(absent))
+print(json.dumps({"imported": imported, "skipped": skipped, "leaked": leaked}))
+"""
+
+HELP = """
+import json, sys
+
+absent = json.loads(sys.argv[1])
+sys.modules.update(dict.fromkeys(absent))  # None: importing it raises ModuleNotFoundError
+sys.argv = ["ferryman", "--help"]
+from ferryman.cli import main
+
+sys.exit(main())
+"""
+
+
+def _modules(package: str) -> list[str]:
+    """Every module below ROOT/`package` (`serve/ferryman`), `__main__` aside: importing that one runs it."""
+    folder = ROOT / package
+    names = [
+        ".".join(path.relative_to(folder.parent).with_suffix("").parts).removesuffix(".__init__")
+        for path in sorted(folder.rglob("*.py"))
+        if path.name != "__main__.py"
+    ]
+    assert len(names) > 3, f"hardly anything to import in {folder}"
+    return names
+
+
+def _run(code: str, *arguments: object) -> str:
+    command = [sys.executable, "-c", code, *(json.dumps(argument) for argument in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _import_all(modules: list[str], absent: list[str]) -> None:
+    result = json.loads(_run(IMPORT_ALL, [absent, OPTIONAL, modules]))
+    assert result["leaked"] == []
+    assert sorted(result["imported"] + result["skipped"]) == sorted(modules)
+    assert all(any(runtime in module for runtime in OPTIONAL) for module in result["skipped"])
+
+
+def test_the_device_room_imports_without_torch() -> None:
+    _import_all(_modules("serve/ferryman"), [*LEARNING, *TRAINING, "ferryman_models", "ferryman_export"])
+
+
+def test_the_command_line_answers_without_torch() -> None:
+    assert "verify" in _run(HELP, [*LEARNING, *TRAINING, "ferryman_models", "ferryman_export"])
+
+
+def test_exporting_needs_nothing_of_the_training() -> None:
+    """`ferryman[export]` has no scikit-learn, scipy or pycocotools; only the embedded models' training scripts do."""
+    models = [name for name in _modules("models/ferryman_models") if ".zoo." not in name]
+    _import_all([*models, *_modules("export/ferryman_export")], [*TRAINING, "transformers", "timm", "torchvision"])
+
+
+@pytest.mark.parametrize("absent", ["json", "numpy"])
+def test_the_check_notices_an_import(absent: str) -> None:
+    with pytest.raises(AssertionError, match=absent):
+        _import_all(["ferryman.preprocess", "json"], [absent])

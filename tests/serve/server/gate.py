@@ -1,0 +1,65 @@
+"""A session that is real, but for the gate that each batch must pass: tests decide when a batch ends."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferryman.runtimes.base import Arrays, Session
+from ferryman.server.repository import LoadedModel, load_model
+
+PATIENCE_S = 60
+
+
+class Gate:
+    """Open or shut. batches: the size of each batch that has arrived."""
+
+    def __init__(self, is_open: bool = False) -> None:
+        self.batches: list[int] = []
+        self._open = threading.Event()
+        self._arrived = threading.Condition()
+        if is_open:
+            self._open.set()
+
+    def __call__(self, size: int) -> None:
+        with self._arrived:
+            self.batches.append(size)
+            self._arrived.notify_all()
+        if not self._open.wait(PATIENCE_S):
+            raise TimeoutError("the gate was never opened")
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def wait_for_batches(self, count: int) -> None:
+        """Returns once `count` batches have arrived."""
+
+        def wait() -> bool:
+            with self._arrived:
+                return self._arrived.wait_for(lambda: len(self.batches) >= count, PATIENCE_S)
+
+        assert await asyncio.to_thread(wait)
+
+
+class GatedSession(Session):
+    def __init__(self, session: Session, gate: Callable[[int], None]) -> None:
+        super().__init__(session.spec)
+        self._session = session
+        self._gate = gate
+
+    def _run(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+        self._gate(len(inputs["image"]))
+        return self._session.run(inputs)
+
+    def _close(self) -> None:
+        self._session.close()
+
+
+def load_gated(folder: Path, gate: Callable[[int], None]) -> LoadedModel:
+    """`load_model`, whose session then stands behind the gate."""
+    model = load_model(folder, threads=1)
+    return replace(model, session=GatedSession(model.session, gate))
