@@ -27,7 +27,12 @@ def run_export(
         bundle = export(ExportRequest(source, repository, name, samples, size, tolerance), progress)
     reports = read_parity(bundle).reports
     if json_output:
-        document = {"bundle": str(bundle.path), "name": bundle.name, "version": bundle.version, "digest": bundle.digest}
+        document = {
+            "bundle": str(bundle.path),
+            "name": bundle.name,
+            "version": bundle.version,
+            "digest": bundle.digest,
+        }
         print_json(document | {"parity": [report.model_dump(mode="json") for report in reports]})
         return
     for report in reports:

@@ -89,7 +89,10 @@ def run_demo(folder: Path, json_output: bool) -> None:
         return
     for section in sections:
         print_section(section)
-    out.print(f"{seconds:.0f} s. The pictures and the comparison are in {page}; bundles in {repository}.", markup=False)
+    out.print(
+        f"{seconds:.0f} s. The pictures and the comparison are in {page}; bundles in {repository}.",
+        markup=False,
+    )
     out.print(f"Next: ferryman serve {repository}", markup=False)
 
 
@@ -97,7 +100,16 @@ def run_demo(folder: Path, json_output: bool) -> None:
 def start_server(repository: Path, progress: StageProgress) -> Iterator[str]:
     """A server in a process of its own on a free port; gives its address, and stops it at the end."""
     progress("start a server", 0, 1)
-    command = [sys.executable, "-m", "ferryman", "serve", str(repository), "--address", "127.0.0.1:0", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "ferryman",
+        "serve",
+        str(repository),
+        "--address",
+        "127.0.0.1:0",
+        "--json",
+    ]
     log = repository.parent / "server.log"
     with log.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -201,7 +213,9 @@ def print_section(section: ModelSection) -> None:
         out.print(f"  {picture.name}: {picture.words}", markup=False)
     errors = ", ".join(f"{output} {error:.2g}" for output, error in section.worst_errors().items())
     out.print(f"  largest error against PyTorch: {errors}", markup=False)
-    table = make_table("  one picture, from file to answer", "median ms", "p99 ms", "against PyTorch", numbers=(1, 2, 3))
+    table = make_table(
+        "  one picture, from file to answer", "median ms", "p99 ms", "against PyTorch", numbers=(1, 2, 3)
+    )
     eager = section.latencies[0]["median_ms"]
     for row in section.latencies:
         ratio = f"{eager / row['median_ms']:.2f}x"

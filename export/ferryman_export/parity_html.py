@@ -95,7 +95,11 @@ def _draw_pair(index: int, golden: GoldenSamples, answers: Tensors, spec: ModelS
 
 
 def _draw(
-    picture: Image.Image, outputs: Mapping[str, NDArray[np.generic]], index: int, geometry: Geometry, spec: ModelSpec
+    picture: Image.Image,
+    outputs: Mapping[str, NDArray[np.generic]],
+    index: int,
+    geometry: Geometry,
+    spec: ModelSpec,
 ) -> str:
     if spec.task == "detection":
         drawn = draw_detections(picture, detections_from_outputs(outputs, index, geometry, spec).detections)

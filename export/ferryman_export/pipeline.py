@@ -88,7 +88,9 @@ def export(request: ExportRequest, progress: Progress = lambda stage, done, tota
         progress("write the bundle", 0, 1)
         save_golden(folder / GOLDEN, golden)
         (folder / "labels.txt").write_text("".join(f"{label}\n" for label in spec.labels), encoding="utf-8")
-        (folder / "parity.json").write_text(ParityReports(reports=(report,)).model_dump_json(indent=1), encoding="utf-8")
+        (folder / "parity.json").write_text(
+            ParityReports(reports=(report,)).model_dump_json(indent=1), encoding="utf-8"
+        )
         answers = answer_alone(folder / GRAPH, golden, spec)
         (folder / "parity.html").write_text(render_parity(name, report, golden, answers, spec), encoding="utf-8")
         variant = VariantFacts(target=TARGET, path=GRAPH, operators=count_operators(graph))
@@ -139,9 +141,7 @@ def prove(path: Path, golden: GoldenSamples, spec: ModelSpec, tolerance: Toleran
         progress(f"compare {TARGET} with PyTorch", done, total)
 
     with runtime.load(path, TARGET, spec) as session:
-        return check_parity(
-            session.run, golden, spec, tolerance, str(TARGET), runtime.version(), advance=advance
-        )
+        return check_parity(session.run, golden, spec, tolerance, str(TARGET), runtime.version(), advance=advance)
 
 
 def answer_alone(path: Path, golden: GoldenSamples, spec: ModelSpec) -> Tensors:
@@ -169,5 +169,7 @@ def _tolerance(limit: float | None) -> Tolerance:
 
 def _check_name(name: str) -> str:
     if not _NAME.match(name):
-        raise UsageError(f"{name!r} can't be a model's name: letters, digits, '.', '_' and '-', a letter or digit first")
+        raise UsageError(
+            f"{name!r} can't be a model's name: letters, digits, '.', '_' and '-', a letter or digit first"
+        )
     return name

@@ -54,9 +54,7 @@ class MultiHeadAttention(nn.Module):
         # (batch, tokens, dim) -> (batch, heads, tokens, d_head)
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """query: (batch, targets, dim); key, value: (batch, sources, dim)
 
         mask: additive float mask broadcastable to (batch, heads, targets, sources), or None

@@ -26,9 +26,7 @@ class PreNormBlock(nn.Module):
     Source: Dosovitskiy et al. 2021, equations 2 and 3.
     """
 
-    def __init__(
-        self, dim: int, heads: int, hidden: int, *, dropout: float = 0.0, epsilon: float = 1e-6
-    ) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, *, dropout: float = 0.0, epsilon: float = 1e-6) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(dim, eps=epsilon)
         self.attention = MultiHeadAttention(dim, heads)

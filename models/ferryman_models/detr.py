@@ -141,12 +141,8 @@ class DETR(nn.Module):
         dim, heads, hidden, dropout = config.dim, config.heads, config.hidden, config.dropout
         self.backbone = ResNet(config.backbone, norm)
         self.projection = nn.Conv2d(config.backbone.out_channels, dim, 1)
-        self.encoder = nn.ModuleList(
-            EncoderLayer(dim, heads, hidden, dropout) for _ in range(config.encoder_layers)
-        )
-        self.decoder = nn.ModuleList(
-            DecoderLayer(dim, heads, hidden, dropout) for _ in range(config.decoder_layers)
-        )
+        self.encoder = nn.ModuleList(EncoderLayer(dim, heads, hidden, dropout) for _ in range(config.encoder_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(dim, heads, hidden, dropout) for _ in range(config.decoder_layers))
         self.decoder_norm = nn.LayerNorm(dim)
         self.query_embeddings = nn.Parameter(torch.randn(config.query_groups * config.queries, dim))
         self.class_head = nn.Linear(dim, config.classes + 1)
@@ -188,7 +184,7 @@ class DETR(nn.Module):
         return torch.stack(answers)
 
     def forward(self, image: Tensor, valid: Tensor) -> DetrOutput:
-        """image: (batch, 3, height, width) float, normalised; valid: (batch, height, width) bool, True on real pixels."""
+        """image: (batch, 3, height, width) float, normalised; valid: (batch, height, width) bool, True on pixels."""
         memory, positions, valid_cells = self.encode(image, valid)
         answers = self.decode(memory, positions, valid_cells)
         return DetrOutput(self.class_head(answers), self.box_head(answers), memory)

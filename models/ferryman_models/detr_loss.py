@@ -22,7 +22,7 @@ def box_cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
 
 
 def generalized_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
-    """Generalised IoU (Rezatofighi et al. 2019) of boxes that broadcast together: (..., 4), (..., 4) -> (...) in (-1, 1]."""
+    """Generalised IoU (Rezatofighi et al. 2019) of boxes that broadcast: (..., 4), (..., 4) -> (...) in (-1, 1]."""
     top_left = torch.maximum(first_xyxy[..., :2], second_xyxy[..., :2])
     bottom_right = torch.minimum(first_xyxy[..., 2:], second_xyxy[..., 2:])
     intersection = (bottom_right - top_left).clamp(min=0).prod(-1)
@@ -37,9 +37,7 @@ def generalized_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def match_hungarian(
-    logits: Tensor, boxes_cxcywh: Tensor, objects: list[Objects]
-) -> tuple[Tensor, Tensor, Tensor]:
+def match_hungarian(logits: Tensor, boxes_cxcywh: Tensor, objects: list[Objects]) -> tuple[Tensor, Tensor, Tensor]:
     """The cheapest one-to-one assignment of queries to objects, picture by picture.
 
     The cost is -p(class) + 5 L1 - 2 generalised IoU (appendix A.4).
@@ -64,14 +62,20 @@ def match_hungarian(
         numbers.append(columns + start)
         start += count
     device = logits.device
-    matched = [torch.from_numpy(np.concatenate(part).astype(np.int64)).to(device) for part in (pictures, queries, numbers)]
+    matched = [
+        torch.from_numpy(np.concatenate(part).astype(np.int64)).to(device) for part in (pictures, queries, numbers)
+    ]
     return matched[0], matched[1], matched[2]
 
 
 def set_loss(
-    logits: Tensor, boxes_cxcywh: Tensor, objects: list[Objects], no_object_weight: float = 0.1
+    logits: Tensor,
+    boxes_cxcywh: Tensor,
+    objects: list[Objects],
+    no_object_weight: float = 0.1,
+    class_weight: float = 1.0,
 ) -> Tensor:
-    """Cross-entropy over all queries + 5 L1 + 2 (1 - generalised IoU) over the matched ones; a scalar.
+    """class_weight * cross-entropy over all queries + 5 L1 + 2 (1 - generalised IoU) over the matched ones; a scalar.
 
     Shapes as in `match_hungarian`; box terms are divided by the number of objects in the batch.
     """
@@ -88,11 +92,16 @@ def set_loss(
     count = max(1, len(labels))
     l1 = (answered - expected).abs().sum() / count
     overlap = generalized_iou(box_cxcywh_to_xyxy(answered), box_cxcywh_to_xyxy(expected))
-    return classification + 5 * l1 + 2 * (1 - overlap).sum() / count
+    return class_weight * classification + 5 * l1 + 2 * (1 - overlap).sum() / count
 
 
 def deep_set_loss(
-    logits: Tensor, boxes_cxcywh: Tensor, objects: list[Objects], groups: int = 1, no_object_weight: float = 0.1
+    logits: Tensor,
+    boxes_cxcywh: Tensor,
+    objects: list[Objects],
+    groups: int = 1,
+    no_object_weight: float = 0.1,
+    class_weight: float = 1.0,
 ) -> Tensor:
     """`set_loss` of every decoder layer and group of queries: summed over layers, averaged over groups.
 
@@ -101,5 +110,5 @@ def deep_set_loss(
     total = logits.new_zeros(())
     for layer_logits, layer_boxes in zip(logits, boxes_cxcywh, strict=True):
         for group_logits, group_boxes in zip(layer_logits.chunk(groups, 1), layer_boxes.chunk(groups, 1), strict=True):
-            total = total + set_loss(group_logits, group_boxes, objects, no_object_weight) / groups
+            total = total + set_loss(group_logits, group_boxes, objects, no_object_weight, class_weight) / groups
     return total

@@ -82,9 +82,7 @@ class ViT(nn.Module):
         self.positions = nn.Parameter(torch.randn(1, 1 + rows * columns, config.dim) * 0.02)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
-            PreNormBlock(
-                config.dim, config.heads, config.hidden, dropout=config.dropout, epsilon=config.epsilon
-            )
+            PreNormBlock(config.dim, config.heads, config.hidden, dropout=config.dropout, epsilon=config.epsilon)
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.dim, eps=config.epsilon)

@@ -41,7 +41,9 @@ class Frame(Generic[T]):
     def result(self) -> T:
         """The frame's result. Raises the frame's error where there is one."""
         if self.answer is None:
-            raise self.error or FerrymanError(f"the server answered neither a result nor an error to frame {self.frame_id}")
+            raise self.error or FerrymanError(
+                f"the server answered neither a result nor an error to frame {self.frame_id}"
+            )
         return self.answer.results[0]
 
 

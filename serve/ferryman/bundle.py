@@ -7,7 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Self
 
-from ferryman.errors import BundleCorruptError, BundleNotFoundError, BundlePathError, FileAccessError, UsageError
+from ferryman.errors import (
+    BundleCorruptError,
+    BundleNotFoundError,
+    BundlePathError,
+    FileAccessError,
+    UsageError,
+)
 from ferryman.files import replace_file, sha256_file, temporary_folder
 from ferryman.manifest import FILE_NAME, FileFacts, Manifest, VariantFacts, read_manifest
 from ferryman.specs import ModelSpec
@@ -43,7 +49,9 @@ class Bundle:
             bundle._check_file(name, facts)
         for variant in manifest.variants:
             if variant.path not in manifest.files:
-                raise BundleCorruptError(f"{folder}: variant {variant.target} names {variant.path}, which has no digest")
+                raise BundleCorruptError(
+                    f"{folder}: variant {variant.target} names {variant.path}, which has no digest"
+                )
         return bundle
 
     def _check_file(self, name: str, facts: FileFacts) -> None:
@@ -61,7 +69,7 @@ class Bundle:
                 raise BundleCorruptError(f"{self.path}: {name} is not a plain file")
             if size != facts.size_bytes or sha256_file(place) != facts.sha256:
                 raise BundleCorruptError(
-                    f"{self.path}: {name} is not the file that was exported (its SHA-256 differs); copy or export it again"
+                    f"{self.path}: {name} is not the file that was exported: its SHA-256 differs; export it again"
                 )
         except FileNotFoundError as error:
             raise BundleCorruptError(f"{self.path}: {name} is missing; copy or export the bundle again") from error

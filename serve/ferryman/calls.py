@@ -163,9 +163,7 @@ def check_timeout(timeout_s: float) -> float:
     return timeout_s
 
 
-def classify_call(
-    images: Sequence[Image], model: str, version: int, top_k: int | None
-) -> Call[Answer[Classification]]:
+def classify_call(images: Sequence[Image], model: str, version: int, top_k: int | None) -> Call[Answer[Classification]]:
     request = _classify_request(_read_all(images), model, version, top_k)
     return Call(lambda stubs: stubs.vision.Classify, request, convert.classifications_from_response)
 
@@ -250,9 +248,7 @@ def _classify_request(images: list[bytes], model: str, version: int, top_k: int 
     return pb.ClassifyRequest(model=_model_ref(model, version), images=images, top_k=top_k)
 
 
-def _detect_request(
-    images: list[bytes], model: str, version: int, score_threshold: float | None
-) -> pb.DetectRequest:
+def _detect_request(images: list[bytes], model: str, version: int, score_threshold: float | None) -> pb.DetectRequest:
     return pb.DetectRequest(model=_model_ref(model, version), images=images, score_threshold=score_threshold)
 
 

@@ -1,4 +1,4 @@
-"""The `ferryman` command: what each subcommand takes. What it does stands in `commands/`, imported when it is called."""
+"""The `ferryman` command: what each subcommand takes. What it does stands in `commands/`, imported when called."""
 
 import json
 import signal
@@ -27,7 +27,8 @@ Address = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Ask the 
 Model = Annotated[str | None, typer.Option(metavar="NAME[/VERSION]", help="The server's model.")]
 TargetName = Annotated[str | None, typer.Option("--target", help="The variant, by default the bundle's first.")]
 Draw = Annotated[
-    Path | None, typer.Option(metavar="OUT.png", help="Draw the answer; a folder when there are several images.")
+    Path | None,
+    typer.Option(metavar="OUT.png", help="Draw the answer; a folder when there are several images."),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of one inference; by default all.")]
 

@@ -23,7 +23,16 @@ from ferryman.errors import FerrymanError, UnavailableError
 from ferryman.results import Classification, Detections, Embedding
 from ferryman.status import error_from_rpc
 
-__all__ = ["Answer", "Answerer", "AsyncClient", "Client", "Frame", "ModelFacts", "OutputParity", "RetryPolicy"]
+__all__ = [
+    "Answer",
+    "Answerer",
+    "AsyncClient",
+    "Client",
+    "Frame",
+    "ModelFacts",
+    "OutputParity",
+    "RetryPolicy",
+]
 
 T = TypeVar("T")
 ChannelT = TypeVar("ChannelT", grpc.Channel, grpc.aio.Channel)
@@ -185,7 +194,7 @@ class Client(_Base[grpc.Channel]):
                 for frame_id, image in enumerate(frames):
                     yield stream.request(frame_id, image)
             # It is raised to the caller below; in grpc's thread it would only be logged.
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 failures.append(error)
 
         if timeout is not None:
@@ -328,7 +337,7 @@ class AsyncClient(_Base[grpc.aio.Channel]):
                     yield await asyncio.to_thread(stream.request, frame_id, image)
                     frame_id += 1
             # It is raised to the caller below; in grpc's task it would only be logged.
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 failures.append(error)
 
         if timeout is not None:

@@ -34,9 +34,7 @@ def message_from_detections(result: Detections) -> pb.Detections:
                 label=found.label,
                 class_id=found.class_id,
                 score=found.score,
-                box=pb.Box(
-                    x1=found.box_xyxy[0], y1=found.box_xyxy[1], x2=found.box_xyxy[2], y2=found.box_xyxy[3]
-                ),
+                box=pb.Box(x1=found.box_xyxy[0], y1=found.box_xyxy[1], x2=found.box_xyxy[2], y2=found.box_xyxy[3]),
             )
             for found in result.detections
         ],

@@ -34,7 +34,9 @@ def explain_failure(answers: list[Placed], golden: GoldenSamples, spec: ModelSpe
         padded = [bool((golden.inputs["valid_size"][answer[0]] < canvas).any()) for answer in alone]
         right = [all(is_right(answer, name) for name in limited) for answer in alone]
         if any(padded) and not all(padded) and all(r != p for r, p in zip(right, padded, strict=True)):
-            return "samples that fill the canvas are right and padded ones are wrong: the padding mask is dropped or wrong"
+            return (
+                "samples that fill the canvas are right and padded ones are wrong: the padding mask is dropped or wrong"
+            )
     if "logits" in spec.output_names and alone:
         errors = [_error(answer[3]["logits"], golden.outputs["logits"][answer[0]]) for answer in alone]
         if min(errors) > 1e-2:
@@ -56,7 +58,8 @@ def _box_order(alone: list[Placed], golden: GoldenSamples, limit: float) -> str:
     names = ("x1", "y1", "x2", "y2")
     for order in permutations(range(4)):
         if order != (0, 1, 2, 3) and all(
-            _error(outputs["boxes"], golden.outputs["boxes"][sample][:, order]) <= limit for sample, _, _, outputs in alone
+            _error(outputs["boxes"], golden.outputs["boxes"][sample][:, order]) <= limit
+            for sample, _, _, outputs in alone
         ):
             return f"the boxes' columns are swapped: {', '.join(names[i] for i in order)} where x1, y1, x2, y2 belong"
     for sample, _, _, outputs in alone:

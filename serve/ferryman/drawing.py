@@ -32,9 +32,7 @@ def _write(draw: ImageDraw.ImageDraw, x: float, y: float, text: str, colour: str
     draw.text((x + 4 - left, y - height + 3 - top), text, fill="black" if bright else "white", font=font)
 
 
-def draw_detections(
-    image: Image.Image, detections: Sequence[Detection], colour: str | None = None
-) -> Image.Image:
+def draw_detections(image: Image.Image, detections: Sequence[Detection], colour: str | None = None) -> Image.Image:
     """A copy with every box and its label and score; boxes in pixels of `image`.
 
     colour: of all boxes, by default one a class

@@ -42,9 +42,7 @@ def match_detections(
     slack = 0.01  # of the score: a pair must not be lost because one side of it rounds below the threshold
     wanted = np.flatnonzero(reference["scores"] > score_threshold)
     offered = np.flatnonzero(answer["scores"] > score_threshold - slack)
-    iou = pairwise_iou(
-        reference["boxes"][wanted].astype(np.float64), answer["boxes"][offered].astype(np.float64)
-    )
+    iou = pairwise_iou(reference["boxes"][wanted].astype(np.float64), answer["boxes"][offered].astype(np.float64))
     iou = np.where(reference["labels"][wanted][:, None] == answer["labels"][offered][None], iou, -1.0)
     free_wanted, free_offered = set(range(len(wanted))), set(range(len(offered)))
     for flat in np.argsort(-iou, axis=None, kind="stable"):
@@ -61,9 +59,12 @@ def match_detections(
         best = iou[row].max(initial=-1.0)
         there = f"best IoU in its class {best:.4f}, wanted {min_iou}" if best >= 0 else "nothing of its class there"
         query = wanted[row]
-        first = f"class {reference['labels'][query]} with score {float(reference['scores'][query]):.3f} has no match, {there}"
+        score = float(reference["scores"][query])
+        first = f"class {reference['labels'][query]} with score {score:.3f} has no match, {there}"
     elif extra:
         query = offered[extra[0]]
-        first = f"class {answer['labels'][query]} with score {float(answer['scores'][query]):.3f} is not in the reference"
+        first = (
+            f"class {answer['labels'][query]} with score {float(answer['scores'][query]):.3f} is not in the reference"
+        )
     count = len(wanted) + len(extra)
     return Matches(count, len(wanted) - len(free_wanted), first)

@@ -1,4 +1,4 @@
-"""Does a variant answer like PyTorch? Compares a session with the golden samples, alone and in every slot of a batch."""
+"""Does a variant answer like PyTorch? Compares it with the golden samples, alone and in every slot of a batch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -130,14 +130,18 @@ def check_parity(
     if problems:
         unique = tuple(dict.fromkeys(problems))
         return _report(target, runtime_version, batches, (), None, None, 0, tolerance, unique)
-    errors = tuple(_sample_errors(name, sample, golden, answers, tolerance) for name in spec.output_names
-                   for sample in range(len(golden)))
+    errors = tuple(
+        _sample_errors(name, sample, golden, answers, tolerance)
+        for name in spec.output_names
+        for sample in range(len(golden))
+    )
     failures = [_describe(error) for error in sorted(errors, key=lambda e: -_excess(e)) if not error.passed]
     top1 = matched = None
     wanted = 0
     if spec.task == "classification":
         right = [
-            int(answer.outputs["probabilities"].argmax()) == int(golden.outputs["probabilities"][answer.sample].argmax())
+            int(answer.outputs["probabilities"].argmax())
+            == int(golden.outputs["probabilities"][answer.sample].argmax())
             for answer in answers
         ]
         top1 = float(np.mean(right))
@@ -171,7 +175,9 @@ def check_contract(outputs: Tensors, spec: ModelSpec, batch: int) -> list[str]:
             )
         elif not np.isfinite(array).all():
             count = int((~np.isfinite(array)).sum())
-            problems.append(f"output {tensor.name} holds {count} NaN or infinite values of {array.size} at batch {batch}")
+            problems.append(
+                f"output {tensor.name} holds {count} NaN or infinite values of {array.size} at batch {batch}"
+            )
     return problems
 
 
@@ -219,9 +225,7 @@ def _cosine(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     return float(first.ravel() @ second.ravel()) / norms
 
 
-def _match_all(
-    answers: list[Answer], golden: GoldenSamples, tolerance: Tolerance
-) -> tuple[float, int, str]:
+def _match_all(answers: list[Answer], golden: GoldenSamples, tolerance: Tolerance) -> tuple[float, int, str]:
     """Share of reference detections matched, their number, and the first that is not."""
     wanted = matched = 0
     unmatched = ""

@@ -1,4 +1,4 @@
-"""From encoded pictures to typed answers in this process: preprocessing, one session, results, and where the time went."""
+"""From encoded pictures to typed answers in this process: preprocessing, session, results, and the time of each."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -95,9 +95,7 @@ class Predictor:
     def open(cls, path: Path | str, target: str | None = None, threads: int | None = None) -> Self:
         return cls(Bundle.open(path), target, threads)
 
-    def classify(
-        self, images: Sequence[bytes], top_k: int = DEFAULT_TOP_K
-    ) -> tuple[list[Classification], Timings]:
+    def classify(self, images: Sequence[bytes], top_k: int = DEFAULT_TOP_K) -> tuple[list[Classification], Timings]:
         """The best classes of each encoded picture."""
         return self._answer("classification", images, partial(classification_from_outputs, spec=self.spec, top_k=top_k))
 

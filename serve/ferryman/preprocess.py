@@ -76,7 +76,16 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             f"the {len(data):,} bytes are not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
         ) from error
     # Pillow's decoders raise these, and a few more, on damaged files.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+        KeyError,
+        TypeError,
+        OverflowError,
+    ) as error:
         raise ImageError(f"the image is damaged: {error}") from error
 
 
@@ -142,7 +151,7 @@ def preprocess_image(
 def stack_inputs(
     canvases: Sequence[NDArray[np.uint8]], geometries: Sequence[Geometry], input_names: tuple[str, ...]
 ) -> dict[str, NDArray[np.generic]]:
-    """The graph's inputs for a batch: `image` (batch, height, width, 3) and, where asked for, `valid_size` (batch, 2)."""
+    """The graph's inputs for a batch: `image` (batch, height, width, 3) and, if named, `valid_size` (batch, 2)."""
     inputs: dict[str, NDArray[np.generic]] = {"image": np.stack(canvases)}
     if "valid_size" in input_names:
         inputs["valid_size"] = np.array([geometry.valid_size for geometry in geometries], dtype=np.int32)

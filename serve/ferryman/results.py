@@ -77,7 +77,11 @@ def classification_from_outputs(
 
 
 def detections_from_outputs(
-    outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec, score_threshold: float = DEFAULT_SCORE_THRESHOLD
+    outputs: Outputs,
+    index: int,
+    geometry: Geometry,
+    spec: ModelSpec,
+    score_threshold: float = DEFAULT_SCORE_THRESHOLD,
 ) -> Detections:
     """Answer for image `index` of a batch: the queries whose score is at least `score_threshold`."""
     scores = outputs["scores"][index]
@@ -88,7 +92,12 @@ def detections_from_outputs(
     return Detections(
         _size(geometry),
         tuple(
-            Detection(spec.labels[int(label)], int(label), float(score), (float(x1), float(y1), float(x2), float(y2)))
+            Detection(
+                spec.labels[int(label)],
+                int(label),
+                float(score),
+                (float(x1), float(y1), float(x2), float(y2)),
+            )
             for label, score, (x1, y1, x2, y2) in zip(labels, scores[kept], boxes, strict=True)
         ),
     )

@@ -84,7 +84,9 @@ def error_from_rpc(call: grpc.RpcError, address: str) -> FerrymanError:
             return _add_details(error_from_reason(code, info.reason, details), status)
     match code:
         case grpc.StatusCode.UNAVAILABLE:
-            return errors.UnavailableError(f"no server answers at {address} ({details}); is `ferryman serve` running there?")
+            return errors.UnavailableError(
+                f"no server answers at {address} ({details}); is `ferryman serve` running there?"
+            )
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return errors.DeadlineError(f"{address} did not answer in time; allow it more with timeout=")
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in details:

@@ -29,9 +29,7 @@ class Room:
 
 ROOMS = {
     "ferryman": Room(frozenset({"ferryman_models", "ferryman_export"} | LEARNING | ONNX), frozenset()),
-    "ferryman_models": Room(
-        frozenset({"ferryman_export", "onnxruntime"} | ONNX), frozenset({"export", "train"})
-    ),
+    "ferryman_models": Room(frozenset({"ferryman_export", "onnxruntime"} | ONNX), frozenset({"export", "train"})),
     "ferryman_export": Room(frozenset(), frozenset({"export"})),
 }
 MODELS_MAY_USE = {"ferryman.specs", "ferryman.preprocess", "ferryman.errors", "ferryman.files"}

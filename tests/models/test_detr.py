@@ -11,10 +11,17 @@ from transformers import DetrForObjectDetection
 
 from ferryman_models.attention import attend_fused, attend_plain, set_attend
 from ferryman_models.detr import DETR, DETRConfig, detr_config
-from ferryman_models.detr_loss import Objects, deep_set_loss
 from ferryman_models.resnet import RESNETS, ResNetConfig
 
-from .weights import count_parameters, detr_weights_from_hf, hf_detr, hf_detr_config, max_error, pad_images
+from .weights import (
+    count_parameters,
+    detr_weights_from_hf,
+    hf_detr,
+    hf_detr_config,
+    max_error,
+    pad_images,
+    randomize,
+)
 
 # Logits are near one, boxes below it, and both come out of layer norms, so that float32 rounding doesn't grow
 # with depth. Both sides round on their own: transformers scales the scores, we the queries.
@@ -46,15 +53,20 @@ def pair(config: DETRConfig) -> tuple[DETR, Any]:
     return model.eval(), reference
 
 
-def some_objects(counts: list[int]) -> list[Objects]:
-    generator = torch.Generator().manual_seed(8)
-    return [
-        Objects(
-            torch.randint(5, (count,), generator=generator),
-            torch.rand(count, 4, generator=generator) * 0.4 + 0.1,
-        )
-        for count in counts
-    ]
+def answers_of_every_layer(reference: Any, image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits and boxes of every decoder layer, and the memory: the reference's answers cut short behind each layer.
+
+    Not its own auxiliary outputs: with auxiliary_loss=True, transformers 5.23 feeds the *normalised* answer of a
+    layer to the next one and normalises the last one's twice. Carion et al.'s code normalises a copy.
+    """
+    decoder = reference.model.decoder
+    layers = decoder.layers
+    outputs: list[Any] = []
+    for count in range(1, len(layers) + 1):
+        decoder.layers = layers[:count]
+        outputs.append(reference(image, pixel_mask=valid.long()))
+    logits, boxes = (torch.stack([output[part] for output in outputs]) for part in ("logits", "pred_boxes"))
+    return logits, boxes, outputs[-1].encoder_last_hidden_state
 
 
 @pytest.mark.parametrize(
@@ -73,21 +85,16 @@ def test_detr_equals_hf(config: DETRConfig, canvas: tuple[int, int], sizes: list
     """Logits and boxes of the last decoder layer and of those before it, and the encoder's memory."""
     model, reference = pair(config)
     image, valid = pad_images(sizes, canvas, seed=1)
-    # transformers answers the earlier layers only where there are labels.
-    labels = [{"class_labels": o.labels, "boxes": o.boxes_cxcywh} for o in some_objects([1] * len(sizes))]
 
-    expected = reference(image, pixel_mask=valid.long(), labels=labels)
-    layers = expected.auxiliary_outputs
-    logits = torch.stack([*(layer["logits"] for layer in layers), expected.logits])
-    boxes = torch.stack([*(layer["pred_boxes"] for layer in layers), expected.pred_boxes])
+    logits, boxes, memory = answers_of_every_layer(reference, image, valid)
 
-    # Queries that all answer the same would hide most errors.
-    assert logits.std(dim=2).min() > 0.05
-    assert boxes.std(dim=2).min() > 0.01
+    # Queries that all answer the same would hide most errors; on one pixel, they have to.
+    assert logits[:, 0].std(dim=1).min() > 0.05
+    assert boxes[:, 0].std(dim=1).min() > 0.01
     for attend in (attend_plain, attend_fused):
         set_attend(model, attend)
         actual = model(image, valid)
-        assert max_error(actual.memory, expected.encoder_last_hidden_state) <= TOLERANCE
+        assert max_error(actual.memory, memory) <= TOLERANCE
         assert max_error(actual.logits, logits) <= TOLERANCE
         assert max_error(actual.boxes_cxcywh, boxes) <= TOLERANCE
 
@@ -102,7 +109,7 @@ def test_detr_r50_equals_hf() -> None:
     expected = reference(image, pixel_mask=valid.long())
     actual = model(image, valid)
 
-    assert expected.logits.std(dim=1).min() > 0.05
+    assert expected.logits[0].std(dim=0).min() > 0.05
     assert max_error(actual.logits[-1], expected.logits) <= TOLERANCE
     assert max_error(actual.boxes_cxcywh[-1], expected.pred_boxes) <= TOLERANCE
 
@@ -165,11 +172,11 @@ def test_boxes_are_of_the_valid_area() -> None:
 @pytest.mark.parametrize("changed", [0, 1], ids="group{}-changed".format)
 @torch.no_grad()
 def test_groups_of_queries_are_blind_to_each_other(changed: int) -> None:
-    torch.manual_seed(0)
     model = DETR(replace(SMALL, query_groups=2, dropout=0.0)).train()
+    randomize(model, seed=10)
     image, valid = pad_images(EVEN_SIZES[1:2], EVEN, seed=7)
     before = model(image, valid)
-    model.query_embeddings.view(2, 10, 64)[changed].normal_()
+    model.query_embeddings.view(2, 10, 64)[changed].neg_()
     after = model(image, valid)
 
     assert before.logits.shape == (2, 1, 20, 6)
@@ -183,8 +190,8 @@ def test_groups_of_queries_are_blind_to_each_other(changed: int) -> None:
 
 @torch.no_grad()
 def test_eval_answers_with_the_first_group_alone() -> None:
-    torch.manual_seed(0)
     groups = DETR(replace(SMALL, query_groups=2, dropout=0.0))
+    randomize(groups, seed=11)
     alone = DETR(replace(SMALL, dropout=0.0)).eval()
     weights = groups.state_dict()
     alone.load_state_dict({**weights, "query_embeddings": weights["query_embeddings"][:10]}, strict=True)
@@ -197,21 +204,6 @@ def test_eval_answers_with_the_first_group_alone() -> None:
     assert in_eval.logits.equal(expected.logits)
     assert in_eval.boxes_cxcywh.equal(expected.boxes_cxcywh)
     assert max_error(in_training.logits[:, :, :10], expected.logits) <= TOLERANCE
-
-
-@torch.no_grad()
-def test_loss_over_all_layers_equals_hf() -> None:
-    model, reference = pair(SMALL)
-    image, valid = pad_images(EVEN_SIZES, EVEN, seed=9)
-    objects = some_objects([3, 0, 2])
-    labels = [{"class_labels": o.labels, "boxes": o.boxes_cxcywh} for o in objects]
-
-    expected: Tensor = reference(image, pixel_mask=valid.long(), labels=labels).loss
-    actual = model(image, valid)
-
-    loss = deep_set_loss(actual.logits, actual.boxes_cxcywh, objects)
-    # The answers are TOLERANCE apart and the loss weighs them with up to five.
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss, generalized_box_iou
+from transformers import DetrConfig as HFDetrConfig
+from transformers.loss.loss_for_object_detection import (
+    ForObjectDetectionLoss,
+    HungarianMatcher,
+    ImageLoss,
+    generalized_box_iou,
+)
 
 from ferryman_models.detr_loss import (
     Objects,
@@ -110,9 +116,7 @@ def test_matching_is_the_cheapest_of_all(counts: list[int]) -> None:
         pytest.param((1, 1, 1, 1), (1, 1, 1, 1), 0.0, id="both-without-area"),
     ],
 )
-def test_generalized_iou_by_hand(
-    first: tuple[float, ...], second: tuple[float, ...], expected: float
-) -> None:
+def test_generalized_iou_by_hand(first: tuple[float, ...], second: tuple[float, ...], expected: float) -> None:
     a, b = torch.tensor(first, dtype=torch.float32), torch.tensor(second, dtype=torch.float32)
 
     assert generalized_iou(a, b).item() == pytest.approx(expected, abs=1e-6)  # a few float32 roundings
@@ -158,6 +162,22 @@ def test_set_loss_and_gradient_equal_hf(counts: list[int], no_object_weight: flo
         atol=1e-4,
         rtol=1e-4,
     )
+
+
+def test_deep_set_loss_equals_hf() -> None:
+    """Three decoder layers; transformers weighs the parts by the defaults of its configuration."""
+    logits, boxes, objects = draw([2, 0, 3], queries=3 * QUERIES, seed=3)
+    # (batch, layers * queries, ...) -> (layers, batch, queries, ...)
+    logits, boxes = torch.stack(logits.chunk(3, dim=1)), torch.stack(boxes.chunk(3, dim=1))
+    labels = [{"class_labels": o.labels, "boxes": o.boxes_cxcywh} for o in objects]
+    config = HFDetrConfig(use_timm_backbone=False, num_labels=CLASSES, decoder_layers=3, auxiliary_loss=True)
+
+    expected, _, _ = ForObjectDetectionLoss(
+        logits[-1], labels, logits.device, boxes[-1], config, outputs_class=logits, outputs_coord=boxes
+    )
+
+    actual = deep_set_loss(logits, boxes, objects)
+    torch.testing.assert_close(actual, expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_deep_set_loss_sums_layers_and_averages_groups() -> None:

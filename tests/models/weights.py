@@ -72,6 +72,10 @@ _DETR: Renames = (
     *_RESNET,
 )
 
+# The projections whose product is the attention scores, under either library's names.
+_SCORES = re.compile(r"\.(q_proj|k_proj|query|key)\.weight$")
+SHARPNESS = 2.0
+
 
 def _rename(source: nn.Module, renames: Renames) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
@@ -120,6 +124,8 @@ def randomize(model: nn.Module, seed: int) -> None:
             tensor.normal_(0.0, 1.0, generator=generator)
         else:
             tensor.normal_(0.0, tensor[0].numel() ** -0.5, generator=generator)
+        if _SCORES.search(name):  # Attention that is nearly uniform makes all queries answer the same.
+            tensor.mul_(SHARPNESS)
 
 
 def _ready(model: Any, seed: int) -> Any:
@@ -176,7 +182,6 @@ def hf_detr_config(config: DETRConfig) -> HFDetrConfig:
         decoder_layers=config.decoder_layers,
         num_queries=config.queries,
         num_labels=config.classes,
-        auxiliary_loss=True,
         attn_implementation="eager",
     )
 

@@ -71,9 +71,7 @@ def make_pictures(count: int) -> list[bytes]:
     """Different pictures of different sizes."""
     random = np.random.default_rng(count)
     return [
-        make_picture(
-            (int(red), int(green), int(blue)), width=int(width), height=int(height), seed=index
-        )
+        make_picture((int(red), int(green), int(blue)), width=int(width), height=int(height), seed=index)
         for index, (red, green, blue, width, height) in enumerate(
             zip(*random.integers(0, 256, (3, count)), *random.integers(1, 70, (2, count)), strict=True)
         )

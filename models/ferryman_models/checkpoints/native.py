@@ -1,4 +1,4 @@
-"""Ferryman's own checkpoint: one safetensors file whose header holds the architecture, its configuration and the ModelSpec."""
+"""Ferryman's own checkpoint: one safetensors file whose header holds architecture, configuration and ModelSpec."""
 
 import json
 from collections.abc import Mapping
@@ -70,7 +70,7 @@ def load_native(path: Path, source: str) -> Checkpoint:
             state: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         if header["schema"] > SCHEMA:
             raise CheckpointError(
-                f"{path} has checkpoint schema {header['schema']}, this version of Ferryman reads up to {SCHEMA}; upgrade it"
+                f"{path} has checkpoint schema {header['schema']}, this Ferryman reads up to {SCHEMA}; upgrade it"
             )
         model = _BUILDERS[header["architecture"]](header["config"])
         model.load_state_dict(state)

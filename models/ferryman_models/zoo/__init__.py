@@ -6,9 +6,7 @@ from ferryman.specs import Task
 
 _HERE = Path(__file__).parent
 
-EMBEDDED: dict[str, Path] = {
-    name: _HERE / name / "model.safetensors" for name in ("vit-digits", "detr-digits")
-}
+EMBEDDED: dict[str, Path] = {name: _HERE / name / "model.safetensors" for name in ("vit-digits", "detr-digits")}
 
 
 def pictures_folder(task: Task) -> Path:

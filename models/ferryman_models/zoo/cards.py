@@ -1,5 +1,6 @@
 """Model cards, written by the evaluation that measured their figures."""
 
+import sys
 from importlib.metadata import version
 
 from ferryman.files import replace_file
@@ -28,30 +29,30 @@ _CARD = """\
 
 ## Data
 
-scikit-learn's copy of the UCI "Optical Recognition of Handwritten Digits" data (Alpaydin and Kaynak 1998, CC BY 4.0):
-1,797 digits of 8 x 8 pixels. The first 1,497 are for training, the next 100 for validation, the last 200 for the test; the
-last 300 are never seen in training. {data}
+scikit-learn's copy of the UCI "Optical Recognition of Handwritten Digits" data (Alpaydin and Kaynak 1998, CC BY
+4.0): 1,797 digits of 8 x 8 pixels. The first 1,497 are for training, the next 100 for validation, the last 200 for the
+test; the last 300 are never seen in training. {data}
 
 ## Limits
 
-It shows the way through Ferryman and is small enough to ship with it. It knows digits drawn like those of the data set, in a
-colour that differs from the background by at least 70 of 255 levels of luma; it is no reader of documents.
+It shows the way through Ferryman and is small enough to ship with it. It knows digits drawn like those of the data
+set, in a colour that differs from the background by at least 70 of 255 levels of luma; it is no reader of documents.
 """
 
 _TEXTS = {
     "vit-digits": (
         "A small ViT (Dosovitskiy et al. 2021) that names one handwritten digit on any background.",
         "Every picture shows one digit, 45 to 90 % of the picture high, with random rotation, stretch, shear and stroke "
-        "width, in a random colour on a plain, graded, noisy or photographic background; the photographs are the two that "
-        "ship with scikit-learn, their left two thirds for training and their right third for the other splits.",
+        "width, in any colour on a plain, graded, noisy or photographic background; the photographs are the two "
+        "that ship with scikit-learn, their left two thirds for training and their right third for the other splits.",
     ),
     "detr-digits": (
         "A small DETR (Carion et al. 2020) that finds none to six handwritten digits on any background.",
-        "Scenes have an aspect ratio from 1:2 to 2:1 and digits 12 to 45 % of the shorter side high, upright to 15 degrees, in "
-        "any colour, on plain, graded, noisy or photographic backgrounds (the two photographs that ship with scikit-learn, "
-        "their left two thirds for training and their right third for the other splits). Test scenes have a longer side of "
-        "160 to 640 pixels and reach the model through Ferryman's own preprocessing. Boxes touch the strokes. Scored by "
-        "pycocotools.",
+        "Scenes have an aspect ratio from 1:2 to 2:1 and digits 12 to 45 % of the shorter side high, turned by up to 15 "
+        "degrees, in any colour, on plain, graded, noisy or photographic backgrounds (the two photographs that come "
+        "with scikit-learn, the left two thirds for training and the right third for the other splits). Test scenes "
+        "have a longer side of 160 to 640 pixels and reach the model through Ferryman's own preprocessing. Boxes touch "
+        "the strokes. Scored by pycocotools.",
     ),
 }
 
@@ -77,4 +78,4 @@ def write_card(checkpoint: Checkpoint, figures: dict[str, float]) -> None:
     )
     with replace_file(EMBEDDED[checkpoint.source].parent / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
-    print("\n".join(lines))
+    sys.stdout.write("\n".join((*lines, "")))

@@ -8,9 +8,7 @@ import numpy as np
 from ferryman_models.zoo.scenes import Scene
 
 
-def coco_map(
-    scenes: list[Scene], answers: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
-) -> tuple[float, float]:
+def coco_map(scenes: list[Scene], answers: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[float, float]:
     """mAP over IoU 0.50 to 0.95, and mAP at IoU 0.50.
 
     answers: a scene each: boxes (count, 4) xyxy in pixels, scores (count,), labels (count,)

@@ -46,8 +46,8 @@ CONFIG = DETRConfig(
     query_groups=4,
     dropout=0.0,
 )
-DENSE = Schedule(steps=1000, peak=1e-3)
-SCHEDULE = Schedule(steps=5500, peak=6e-4, save_every=500)
+DENSE = Schedule(steps=1600, peak=1e-3)
+SCHEDULE = Schedule(steps=3800, peak=6e-4, save_every=500)
 BATCH = 32
 REUSE = 2  # pictures are drawn once and shown this often, in other colours each time
 SEED = 20
@@ -101,7 +101,10 @@ def dense_targets(boxes_cxcywh: Tensor, valid_size: tuple[int, int], grid: int) 
 
 
 def dense_loss(logits: Tensor, boxes_cxcywh: Tensor, owners: Tensor, objects: list[Objects]) -> Tensor:
-    """Cross-entropy over all cells + 5 L1 + 2 (1 - generalised IoU) over the cells with an object; a scalar.
+    """2 cross-entropy + 5 L1 + 2 (1 - generalised IoU), all per cell with an object; a scalar.
+
+    Cells without one count 0.3 in the cross-entropy. It is divided by the number of cells with an object, not by
+    all cells: as a mean over all of them the classes drown in the boxes' gradient and are hardly learned.
 
     owners: (batch, cells) int64, -1 for none; other shapes as `DenseHead` returns them.
     """
@@ -113,13 +116,13 @@ def dense_loss(logits: Tensor, boxes_cxcywh: Tensor, owners: Tensor, objects: li
     wanted[pictures, cells] = torch.cat([o.labels for o in objects])[numbers]
     weights = torch.ones(no_object + 1)
     weights[no_object] = 0.3
-    classification = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weights)
+    count = max(1, len(numbers))
+    classification = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weights, reduction="sum") / count
     answered = boxes_cxcywh[pictures, cells]
     expected = torch.cat([o.boxes_cxcywh for o in objects])[numbers]
-    count = max(1, len(numbers))
     l1 = (answered - expected).abs().sum() / count
     overlap = generalized_iou(box_cxcywh_to_xyxy(answered), box_cxcywh_to_xyxy(expected))
-    return classification + 5 * l1 + 2 * (1 - overlap).sum() / count
+    return 2 * classification + 5 * l1 + 2 * (1 - overlap).sum() / count
 
 
 class Trainee(nn.Module):
@@ -134,7 +137,7 @@ class Trainee(nn.Module):
 
 
 def to_inputs(canvases_u8: np.ndarray, valid_size: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(batch, SIDE, SIDE, 3) uint8 and (batch, 2) -> normalised float image (batch, 3, SIDE, SIDE), valid pixels bool."""
+    """(batch, SIDE, SIDE, 3) uint8 and (batch, 2) -> normalised image (batch, 3, SIDE, SIDE), valid pixels bool."""
     mean, std = torch.tensor(PREPROCESS.mean), torch.tensor(PREPROCESS.std)
     pixels = torch.arange(SIDE)
     sizes = torch.from_numpy(valid_size)
@@ -228,7 +231,7 @@ def train(folder: Path, out: Path, dense_steps: int = DENSE.steps, steps: int = 
             return dense
         answers = detr.decode(memory, positions, valid_cells)
         logits, boxes = detr.class_head(answers), detr.box_head(answers)
-        return dense + deep_set_loss(logits, boxes, objects, CONFIG.query_groups, no_object_weight=0.2)
+        return dense + deep_set_loss(logits, boxes, objects, CONFIG.query_groups, no_object_weight=0.2, class_weight=2)
 
     def evaluate() -> str:
         figures = evaluate_map(detr, validation)

@@ -99,7 +99,7 @@ def make_background(
         return np.broadcast_to(first, (height, width, 3)).copy()
     if kind == 1:
         angle = random.uniform(0, 2 * np.pi)
-        y, x = np.mgrid[0:1 : height * 1j, 0:1 : width * 1j].astype(np.float32)
+        y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j].astype(np.float32)
         ramp = np.cos(angle) * x + np.sin(angle) * y
         ramp = (ramp - ramp.min()) / max(float(np.ptp(ramp)), 1e-6)
         return first + (second - first) * ramp[..., None]

@@ -33,9 +33,7 @@ def _paint(
     region += opacity * (ink_colour(random, region) - region)
 
 
-def _random_coverage(
-    random: np.random.Generator, digit: NDArray[np.uint8], height: float
-) -> NDArray[np.float32]:
+def _random_coverage(random: np.random.Generator, digit: NDArray[np.uint8], height: float) -> NDArray[np.float32]:
     return render_digit(
         digit,
         height,

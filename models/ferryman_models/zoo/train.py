@@ -43,9 +43,11 @@ def evaluate_vit() -> None:
     checkpoint = load_native(EMBEDDED[vit_digits.NAME], vit_digits.NAME)
     assert isinstance(checkpoint.module, ViT)
     figures = {
-        "Top-1, the 200 test digits, a picture each": vit_digits.top1(checkpoint.module, "test"),
+        "Top-1, the 200 test digits, white on black": vit_digits.plain_top1(checkpoint.module, "test"),
         "Top-1, the 200 test digits, 10 pictures each": vit_digits.top1(checkpoint.module, "test", repeats=10),
-        "Top-1, the 100 validation digits, 10 pictures each": vit_digits.top1(checkpoint.module, "validation", repeats=10),
+        "Top-1, the 100 validation digits, 10 pictures each": vit_digits.top1(
+            checkpoint.module, "validation", repeats=10
+        ),
     }
     cards.write_card(checkpoint, figures)
 
@@ -83,7 +85,11 @@ def _keep_memory() -> None:
     glibc otherwise returns every large activation to the kernel and takes it, page by page, back.
     """
     if "MALLOC_TRIM_THRESHOLD_" not in os.environ and sys.platform == "linux":
-        large = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**30)}
+        large = {
+            "MALLOC_MMAP_THRESHOLD_": str(2**33),
+            "MALLOC_TRIM_THRESHOLD_": str(2**34),
+            "MALLOC_TOP_PAD_": str(2**30),
+        }
         command = [sys.executable, "-m", "ferryman_models.zoo.train", *sys.argv[1:]]
         os.execve(sys.executable, command, os.environ | large)
 

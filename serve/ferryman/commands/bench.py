@@ -29,13 +29,18 @@ def run_bench(asker: Asker, paths: list[Path], seconds: float, json_output: bool
     with show_stages() as show, asker.open() as answers:
         ask = choose_ask(answers, images[0])
         samples = run_single_stream(
-            ask, images, seconds, advance=lambda elapsed: show("measure", int(elapsed * 10), int(seconds * 10))
+            ask,
+            images,
+            seconds,
+            advance=lambda elapsed: show("measure", int(elapsed * 10), int(seconds * 10)),
         )
         name = answers.name
     report = report_latency(samples)
     if json_output:
         document = {"ferryman": __version__, "scenario": "single-stream", "model": name, "images": what}
-        print_json(document | {"device": read_device().model_dump(mode="json"), "latency": report.model_dump(mode="json")})
+        print_json(
+            document | {"device": read_device().model_dump(mode="json"), "latency": report.model_dump(mode="json")}
+        )
         return
     out.print(f"{name}, single stream, {what}, {report.requests} requests in {report.seconds:.1f} s", markup=False)
     print_latency(report)

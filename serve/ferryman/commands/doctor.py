@@ -9,7 +9,10 @@ from ferryman.runtimes import RUNTIMES
 
 # What an extra is for, and the packages that tell whether it is there.
 _EXTRAS = {
-    "export": ("export checkpoints, run the demo", ("torch", "onnx", "onnxscript", "safetensors", "jinja2", "matplotlib")),
+    "export": (
+        "export checkpoints, run the demo",
+        ("torch", "onnx", "onnxscript", "safetensors", "jinja2", "matplotlib"),
+    ),
     "train": ("train the embedded models", ("torch", "sklearn", "scipy", "pycocotools")),
 }
 
@@ -34,14 +37,21 @@ def run_doctor(json_output: bool) -> None:
     table = make_table("", "")
     table.show_header = False
     table.add_row("ferryman", f"{__version__}, Python {device.python}, {device.system}, {device.machine}")
-    table.add_row("processor", f"{device.cpu}, {device.cores} cores usable, {', '.join(device.cpu_features) or 'no known features'}")
+    table.add_row(
+        "processor",
+        f"{device.cpu}, {device.cores} cores usable, {', '.join(device.cpu_features) or 'no known features'}",
+    )
     if device.memory_bytes is not None:
         table.add_row("memory", f"{device.memory_bytes / 2**30:.1f} GiB")
     for facts in runtimes:
         state = facts.get("missing") or f"{facts['version']} on {', '.join(map(str, facts['devices']))}"  # type: ignore[call-overload]
         table.add_row(f"runtime {facts['runtime']}", str(state))
     for facts in extras:
-        state = f"missing, to {facts['purpose']}: {facts['install']}" if facts["missing"] else f"there, to {facts['purpose']}"
+        state = (
+            f"missing, to {facts['purpose']}: {facts['install']}"
+            if facts["missing"]
+            else f"there, to {facts['purpose']}"
+        )
         table.add_row(f"extra {facts['extra']}", state)
     print_table(table)
     if not any("version" in facts for facts in runtimes):

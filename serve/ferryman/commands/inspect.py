@@ -23,7 +23,11 @@ def run_inspect(path: Path, json_output: bool) -> None:
     manifest = bundle.manifest
     parity = read_parity(bundle)
     if json_output:
-        document = {"path": str(bundle.path), "digest": bundle.digest, "manifest": manifest.model_dump(mode="json")}
+        document = {
+            "path": str(bundle.path),
+            "digest": bundle.digest,
+            "manifest": manifest.model_dump(mode="json"),
+        }
         print_json(document | {"parity": parity.model_dump(mode="json")["reports"]})
         return
     spec = manifest.spec
@@ -38,10 +42,16 @@ def run_inspect(path: Path, json_output: bool) -> None:
         for tensor in tensors:
             table.add_row(kind, f"{tensor.name}: {tensor.dtype} ({', '.join(str(size) for size in tensor.shape)})")
     fit = spec.preprocess.fit
-    table.add_row("preprocessing", f"{fit} to {'x'.join(map(str, spec.preprocess.size))}, {spec.preprocess.interpolation}")
+    table.add_row(
+        "preprocessing",
+        f"{fit} to {'x'.join(map(str, spec.preprocess.size))}, {spec.preprocess.interpolation}",
+    )
     for variant in manifest.variants:
         size = manifest.files[variant.path].size_bytes
-        table.add_row("variant", f"{variant.target}: {variant.path}, {size / 1e6:.1f} MB, {sum(variant.operators.values())} nodes")
+        table.add_row(
+            "variant",
+            f"{variant.target}: {variant.path}, {size / 1e6:.1f} MB, {sum(variant.operators.values())} nodes",
+        )
     table.add_row("made with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items()))
     print_table(table)
     out.print(f"\nAt export, against PyTorch fp32 ({len(manifest.files)} files, every digest right):")

@@ -49,9 +49,7 @@ class _Remote:
         return list(answer.results), answer.timings
 
     def detect(self, images: Sequence[bytes], score_threshold: float) -> tuple[list[Detections], Timings]:
-        answer = self._client.detect(
-            images, model=self.name, version=self._version, score_threshold=score_threshold
-        )
+        answer = self._client.detect(images, model=self.name, version=self._version, score_threshold=score_threshold)
         return list(answer.results), answer.timings
 
 
@@ -81,7 +79,8 @@ class Asker:
             return
         from ferryman.client import Client
 
-        assert self.address is not None and self.model is not None  # __post_init__ checks it
+        assert self.address is not None
+        assert self.model is not None
         name, _, version = self.model.partition("/")
         if version and not version.isdecimal():
             raise UsageError(f"--model must be NAME or NAME/VERSION, got {self.model!r}")
@@ -123,9 +122,7 @@ def run_detect(asker: Asker, images: list[Path], score: float, draw: Path | None
         }
 
     def to_rows(answer: Detections) -> list[tuple[str, ...]]:
-        rows = [
-            (d.label, f"{d.score:.3f}", ", ".join(f"{side:.1f}" for side in d.box_xyxy)) for d in answer.detections
-        ]
+        rows = [(d.label, f"{d.score:.3f}", ", ".join(f"{side:.1f}" for side in d.box_xyxy)) for d in answer.detections]
         return rows or [("nothing", "", "")]
 
     def draw_answer(image: Image.Image, answer: Detections) -> Image.Image:
@@ -145,7 +142,12 @@ class _Task(Generic[T]):
 
 
 def _run(
-    task: _Task[T], model: str, images: list[Path], draw: Path | None, json_output: bool, columns: tuple[str, ...]
+    task: _Task[T],
+    model: str,
+    images: list[Path],
+    draw: Path | None,
+    json_output: bool,
+    columns: tuple[str, ...],
 ) -> None:
     _check_draw(draw, images)
     documents: list[dict[str, object]] = []

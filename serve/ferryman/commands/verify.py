@@ -26,9 +26,7 @@ class Certificate(Facts):
     passed: bool
 
 
-def verify_bundle(
-    bundle: Bundle, target: str | None, threads: int | None
-) -> Certificate:
+def verify_bundle(bundle: Bundle, target: str | None, threads: int | None) -> Certificate:
     """Runs the variant on every golden sample, alone and in batches, against PyTorch's stored answers."""
     variant = bundle.variant(target)
     golden = load_golden(bundle.file(FILE_NAME), bundle.spec)
@@ -45,7 +43,13 @@ def verify_bundle(
 
         runtime = RUNTIMES[variant.target.runtime]
         report = check_parity(
-            session.run, golden, bundle.spec, tolerance, str(variant.target), runtime.version(), advance=advance
+            session.run,
+            golden,
+            bundle.spec,
+            tolerance,
+            str(variant.target),
+            runtime.version(),
+            advance=advance,
         )
     return Certificate(
         bundle=f"{bundle.name}/{bundle.version}",
@@ -85,9 +89,7 @@ def print_report(report: ParityReport) -> None:
         worst = max(errors, key=lambda error: error.max_abs)
         limit = "-" if worst.limit is None else f"{worst.limit:.3g}"
         cosine = min(error.cosine for error in errors)
-        table.add_row(
-            output, f"{worst.max_abs:.3g}", limit, f"{cosine:.7f}", f"{worst.sample}, {worst.worst_case}"
-        )
+        table.add_row(output, f"{worst.max_abs:.3g}", limit, f"{cosine:.7f}", f"{worst.sample}, {worst.worst_case}")
     print_table(table)
     verdict = "within tolerance" if report.passed else "out of tolerance"
     task = ""

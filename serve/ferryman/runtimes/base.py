@@ -85,7 +85,9 @@ class Runtime(ABC):
 def check_inputs(inputs: Arrays, spec: ModelSpec) -> None:
     """Raises TensorError unless `inputs` are exactly the spec's, with one batch size of 1 or more throughout."""
     if set(inputs) != set(spec.input_names):
-        raise TensorError(f"the model takes {', '.join(spec.input_names)}, got {', '.join(sorted(inputs)) or 'nothing'}")
+        raise TensorError(
+            f"the model takes {', '.join(spec.input_names)}, got {', '.join(sorted(inputs)) or 'nothing'}"
+        )
     sizes: dict[int | str, tuple[str, int]] = {}
     for tensor in spec.inputs:
         _check_input(inputs[tensor.name], tensor, sizes)

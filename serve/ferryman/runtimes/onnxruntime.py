@@ -47,9 +47,14 @@ class OnnxRuntime(Runtime):
         # ONNX Runtime's exceptions share no base class but Exception.
         except Exception as error:
             raise EngineError(f"ONNX Runtime can't load {path}: {error}") from error
-        names = tuple(value.name for value in session.get_inputs()), tuple(value.name for value in session.get_outputs())
+        names = (
+            tuple(value.name for value in session.get_inputs()),
+            tuple(value.name for value in session.get_outputs()),
+        )
         if names != (spec.input_names, spec.output_names):
-            raise EngineError(f"{path} has inputs and outputs {names}, expected {spec.input_names}, {spec.output_names}")
+            raise EngineError(
+                f"{path} has inputs and outputs {names}, expected {spec.input_names}, {spec.output_names}"
+            )
         return OnnxRuntimeSession(spec, session)
 
 

@@ -28,8 +28,8 @@ from ferryman.v1 import vision_pb2_grpc
 
 log = logging.getLogger(__name__)
 Positive = Annotated[int, Field(ge=1)]
-# How long calls that never end by themselves, such as health watches, may delay the end.
-_LAST_CALLS_S = 1.0
+# For health checks under way. Watches never end by themselves, and vision calls have ended before.
+_LAST_CHECKS_S = 0.2
 
 
 class ServerConfig(Facts):
@@ -101,9 +101,7 @@ class VisionServer:
         self.address = config.address  # with the port that was bound, once started
         self.calls = CallsInFlight()
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="images")
-        limits = EngineLimits(
-            max_batch=config.max_batch, queue_limit=config.queue_limit, max_pixels=config.max_pixels
-        )
+        limits = EngineLimits(max_batch=config.max_batch, queue_limit=config.queue_limit, max_pixels=config.max_pixels)
         self.models = ModelRepository[Engine](
             config.repository,
             config.models,
@@ -122,9 +120,7 @@ class VisionServer:
         requests = RequestLimits(max_images=config.max_images_per_request, stream_window=config.stream_window)
         servicer = VisionServicer(self.models, requests, self.calls)
         vision_pb2_grpc.add_VisionServiceServicer_to_server(servicer, self._server)
-        reflection.enable_server_reflection(
-            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
-        )
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
     async def start(self) -> list[str]:
         """Listens, loads the newest version of each model, and returns the names of those that are served.
@@ -155,20 +151,21 @@ class VisionServer:
     async def stop(self, hurry: asyncio.Event | None = None) -> None:
         """Refuses new requests, answers those in flight within `grace_seconds`, frees everything.
 
-        hurry: when it is set the requests in flight are cancelled at once
+        hurry: when it is set the requests in flight are cancelled at once; a batch that runs ends all the same
+        Calling it twice is fine.
         """
+        if self.calls.stopping.is_set():
+            return
         in_flight = self.calls.count
         self.calls.stopping.set()
         await self.health.stop()
         hurry = hurry or asyncio.Event()
         drained, hurried = asyncio.create_task(self.calls.wait_for_none()), asyncio.create_task(hurry.wait())
-        await asyncio.wait(
-            (drained, hurried), timeout=self.config.grace_seconds, return_when=asyncio.FIRST_COMPLETED
-        )
+        await asyncio.wait((drained, hurried), timeout=self.config.grace_seconds, return_when=asyncio.FIRST_COMPLETED)
         drained.cancel()
         hurried.cancel()
         left = self.calls.count
-        await self._server.stop(None if left else _LAST_CALLS_S)
+        await self._server.stop(None if left else _LAST_CHECKS_S)
         await self.models.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         log.info("server stopped: address=%s in_flight=%d cancelled=%d", self.address, in_flight, left)

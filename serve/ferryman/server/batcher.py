@@ -18,7 +18,7 @@ Output = TypeVar("Output")
 
 @dataclass(frozen=True)
 class Done(Generic[Output]):
-    """One item's output. batch: the running number of the batch that it was in; compute_ms: of that whole batch."""
+    """One item's output. batch: the number of the batch that it was in; compute_ms: of that whole batch."""
 
     output: Output
     batch: int
@@ -26,10 +26,22 @@ class Done(Generic[Output]):
 
 
 @dataclass(frozen=True, eq=False)
-class _Waiting(Generic[Item, Output]):
-    item: Item
+class _Request(Generic[Item, Output]):
+    """done: by the item's index, as far as batches have ended; future: done when all are, or the first failed."""
+
+    items: Sequence[Item]
     deadline: float | None
-    future: asyncio.Future[Done[Output]]
+    done: dict[int, Done[Output]]
+    future: asyncio.Future[list[Done[Output]]]
+
+    def add(self, index: int, done: Done[Output]) -> None:
+        self.done[index] = done
+        if len(self.done) == len(self.items) and not self.future.done():
+            self.future.set_result([self.done[i] for i in range(len(self.items))])
+
+    def fail(self, error: BaseException) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
 
 
 def check_deadline(deadline: float | None) -> None:
@@ -41,18 +53,19 @@ def check_deadline(deadline: float | None) -> None:
 class Batcher(Generic[Item, Output]):
     """Runs items in batches, one batch at a time, in a thread of its own; used from one event loop.
 
-    An item that comes while nothing runs starts at once, with whatever else is there. While a batch runs items
-    gather, and the next batch takes the first `max_batch` of them, whichever requests they belong to. Items whose
-    caller has gone or whose deadline has passed are left out. The queue has no bound of its own: `Engine` admits.
+    A request that comes while nothing runs starts at once. While a batch runs items gather, and the next batch
+    takes the first `max_batch` of them, whichever requests they belong to. Items whose caller has gone or whose
+    deadline has passed are left out. The queue has no bound of its own: `Engine` decides who may enter.
 
-    run: from a batch's items to one output each, in order; called in the thread; what it raises reaches every caller
+    run: from a batch's items to one output each, in order; called in the thread; what it raises reaches the
+        callers of all items of the batch
     """
 
     def __init__(self, run: Callable[[list[Item]], list[Output]], max_batch: int, name: str) -> None:
         self._run = run
-        self._name = name
         self._max_batch = max_batch
-        self._queue: deque[_Waiting[Item, Output]] = deque()
+        self._name = name
+        self._queue: deque[tuple[_Request[Item, Output], int]] = deque()  # with the index of the item
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"batcher-{name}")
         self._worker: asyncio.Task[None] | None = None  # there while batches run
         self._batches = 0
@@ -62,67 +75,62 @@ class Batcher(Generic[Item, Output]):
     async def submit(self, items: Sequence[Item], deadline: float | None = None) -> list[Done[Output]]:
         """The items' outputs, in order. deadline: see `check_deadline`.
 
-        Raises DeadlineError when an item's turn comes too late, UnavailableError after `close`, and what `run` raises.
-        Cancelling the caller takes its items out of the queue; a batch that runs already runs to its end.
+        Raises DeadlineError when an item's turn comes too late, UnavailableError after `close`, and what `run`
+        raises. Cancelling the caller takes its items out of the queue; a batch that runs is not interrupted.
         """
         if self._closed:
             raise UnavailableError("the engine is closed")
+        if not items:
+            return []
         loop = asyncio.get_running_loop()
-        waiting = [_Waiting[Item, Output](item, deadline, loop.create_future()) for item in items]
-        self._queue.extend(waiting)
+        request = _Request[Item, Output](items, deadline, {}, loop.create_future())
+        self._queue.extend((request, index) for index in range(len(items)))
         if self._worker is None:
-            # It starts after this function has let go, so all items of this request are in its first batch.
             self._worker = loop.create_task(self._work())
-        try:
-            return await asyncio.gather(*(one.future for one in waiting))
-        finally:
-            for one in waiting:  # when one failed, or the caller left, the others need not run
-                one.future.cancel()
+        return await request.future
 
     async def _work(self) -> None:
         while batch := self._take():
             await self._launch(batch)
         self._worker = None
 
-    def _take(self) -> list[_Waiting[Item, Output]]:
-        batch: list[_Waiting[Item, Output]] = []
+    def _take(self) -> list[tuple[_Request[Item, Output], int]]:
+        batch: list[tuple[_Request[Item, Output], int]] = []
         while self._queue and len(batch) < self._max_batch:
-            one = self._queue.popleft()
-            if one.future.done():
+            request, index = self._queue.popleft()
+            if request.future.done():  # its caller has left, or another of its items has failed
                 continue
             try:
-                check_deadline(one.deadline)
+                check_deadline(request.deadline)
             except DeadlineError as error:
-                one.future.set_exception(error)
+                request.fail(error)
             else:
-                batch.append(one)
+                batch.append((request, index))
         return batch
 
-    async def _launch(self, batch: list[_Waiting[Item, Output]]) -> None:
+    async def _launch(self, batch: list[tuple[_Request[Item, Output], int]]) -> None:
         self._batches += 1
         number = self._batches
+        items = [request.items[index] for request, index in batch]
         start = time.perf_counter()
-        running = asyncio.get_running_loop().run_in_executor(self._thread, self._run, [one.item for one in batch])
+        running = asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
         await asyncio.wait([running])
         elapsed = time.perf_counter() - start
         self.last_item_s = elapsed / len(batch)
         error = running.exception()
         if error is not None:
-            log.error("batch failed: batch=%s-%d items=%d error=%r", self._name, number, len(batch), error)
-        for index, one in enumerate(batch):
-            if one.future.done():
-                continue
-            if error is not None:
-                one.future.set_exception(error)
-            else:
-                one.future.set_result(Done(running.result()[index], number, elapsed * 1e3))
+            log.error("batch failed: model=%s batch=%d size=%d error=%r", self._name, number, len(batch), error)
+            for request, _ in batch:
+                request.fail(error)
+            return
+        for (request, index), output in zip(batch, running.result(), strict=True):
+            request.add(index, Done(output, number, elapsed * 1e3))
 
     async def close(self) -> None:
         """Everything that waits raises UnavailableError; returns when the batch that runs has ended."""
         self._closed = True
-        for one in self._queue:
-            if not one.future.done():
-                one.future.set_exception(UnavailableError("the server stopped before the request's turn came"))
+        for request, _ in self._queue:
+            request.fail(UnavailableError("the server stopped before the request's turn came"))
         self._queue.clear()
         if self._worker is not None:
             await self._worker

@@ -70,7 +70,9 @@ class Engine:
     def check_task(self, task: Task) -> None:
         """Raises TaskError when the model answers another task."""
         if self.model.bundle.spec.task != task:
-            raise TaskError(f"{self.model.name} is a {self.model.bundle.spec.task} model and can't answer {task} requests")
+            raise TaskError(
+                f"{self.model.name} is a {self.model.bundle.spec.task} model and can't answer {task} requests"
+            )
 
     async def answer(
         self, images: Sequence[bytes], make: MakeResult[T], deadline: float | None = None

@@ -79,16 +79,21 @@ def load_model(folder: Path, target: str | None = None, threads: int | None = No
     """
     bundle = Bundle.open(folder)
     variant = bundle.variant(target)
-    session = open_session(bundle, target, threads)
     tolerance = bundle.manifest.tolerances.get(variant.target.precision)
     if tolerance is None:
         raise BundleSchemaError(f"{folder}: the manifest has no tolerance for {variant.target.precision}")
     golden = load_golden(bundle.file(GOLDEN), bundle.spec)
+    measured = _read_parity(bundle, str(variant.target))
+    session = open_session(bundle, target, threads)
     version = RUNTIMES[variant.target.runtime].version()
     few = _first_samples(golden, WARM_UP_SAMPLES)
-    report = check_parity(session.run, few, bundle.spec, tolerance, str(variant.target), version, WARM_UP_BATCHES)
-    report.raise_for_failures()
-    measured = _read_parity(bundle, str(variant.target))
+    try:
+        check_parity(
+            session.run, few, bundle.spec, tolerance, str(variant.target), version, WARM_UP_BATCHES
+        ).raise_for_failures()
+    except FerrymanError:
+        session.close()
+        raise
     return LoadedModel(folder.parent.name, bundle.version, bundle, str(variant.target), version, measured, session)
 
 

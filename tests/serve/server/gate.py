@@ -20,6 +20,7 @@ class Gate:
 
     def __init__(self, is_open: bool = False) -> None:
         self.batches: list[int] = []
+        self._error: Exception | None = None
         self._open = threading.Event()
         self._arrived = threading.Condition()
         if is_open:
@@ -31,6 +32,15 @@ class Gate:
             self._arrived.notify_all()
         if not self._open.wait(PATIENCE_S):
             raise TimeoutError("the gate was never opened")
+        if self._error is not None:
+            raise self._error
+
+    def fail_with(self, error: Exception | None) -> None:
+        """Batches that pass from now on fail."""
+        self._error = error
+
+    def shut(self) -> None:
+        self._open.clear()
 
     def open(self) -> None:
         self._open.set()

@@ -1,0 +1,143 @@
+"""A wrapper with a mistake in it fails the export: with exit status 3, a message that points at it, and no bundle."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ferryman.errors import ParityError
+from ferryman.specs import ModelSpec
+from ferryman_export.pipeline import ExportRequest, export
+from ferryman_export.wrappers import ClassificationExport, DetectionExport, ExportModule
+
+Wrap = Callable[[nn.Module, ModelSpec], ExportModule]
+
+
+def wrong_mean(model: nn.Module, spec: ModelSpec) -> ExportModule:
+    module = DetectionExport(model, spec)
+    module.mean = torch.tensor([0.5, 0.5, 0.5]) * 255
+    return module
+
+
+def swapped_channels(model: nn.Module, spec: ModelSpec) -> ExportModule:
+    class Swapped(ClassificationExport):
+        def normalize(self, image: Tensor) -> Tensor:
+            return super().normalize(image.flip(-1))
+
+    return Swapped(model, spec)
+
+
+class WrongOnlyInForward(ClassificationExport):
+    """Its `normalize` is right and not used."""
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.model(self.normalize(image) * 1.5)
+        return logits, logits.softmax(dim=-1)
+
+
+class SwappedBoxes(DetectionExport):
+    def to_corners(self, boxes_cxcywh: Tensor) -> Tensor:
+        return super().to_corners(boxes_cxcywh)[..., [1, 0, 3, 2]]
+
+
+class CentreBoxes(DetectionExport):
+    def to_corners(self, boxes_cxcywh: Tensor) -> Tensor:
+        return boxes_cxcywh
+
+
+class DroppedMask(DetectionExport):
+    def mask_padding(self, image: Tensor, valid_size: Tensor) -> tuple[Tensor, Tensor]:
+        return image, torch.ones_like(image[:, 0], dtype=torch.bool)
+
+
+class PaddingNotZeroed(DetectionExport):
+    def mask_padding(self, image: Tensor, valid_size: Tensor) -> tuple[Tensor, Tensor]:
+        return image, super().mask_padding(image, valid_size)[1]
+
+
+class NeighboursMatter(ClassificationExport):
+    """Batch norm that was left in training mode looks like this."""
+
+    def normalize(self, image: Tensor) -> Tensor:
+        normalised = super().normalize(image)
+        return normalised - 1e-2 * (normalised.mean(dim=0, keepdim=True) - normalised)
+
+
+class NeighboursMatterInForward(ClassificationExport):
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.model(self.normalize(image))
+        logits = logits + 0.1 * (logits - logits.mean(dim=0, keepdim=True))
+        return logits, logits.softmax(dim=-1)
+
+
+class NoObjectLeaks(DetectionExport):
+    def forward(self, image: Tensor, valid_size: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        logits, boxes, _, _ = super().forward(image, valid_size)
+        scores, labels = logits.softmax(dim=-1).max(dim=-1)
+        return logits, boxes, scores, labels
+
+
+class NotANumber(ClassificationExport):
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.model(self.normalize(image))
+        return logits, (logits - logits.max() - 1).log()
+
+
+class WrongInTheGraph(ClassificationExport):
+    """Right in PyTorch and wrong once exported, as an operator that a converter gets wrong."""
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.model(self.normalize(image))
+        if torch.compiler.is_exporting():
+            logits = logits * 1.1
+        return logits, logits.softmax(dim=-1)
+
+
+CASES: dict[str, tuple[str, Wrap, str]] = {
+    "wrong mean": ("detr", wrong_mean, r"normalises the image otherwise.*mean \(0\.485"),
+    "swapped channels": ("vit", swapped_channels, r"normalises the image otherwise"),
+    "wrong scale behind normalize": (
+        "vit",
+        WrongOnlyInForward,
+        r"logits differ on every sample.*mean, deviation",
+    ),
+    "swapped box order": (
+        "detr",
+        SwappedBoxes,
+        r"output boxes, sample .*columns are swapped: y1, x1, y2, x2",
+    ),
+    "boxes as centre and size": ("detr", CentreBoxes, r"output boxes, sample .*boxes are centre and size"),
+    "mask dropped": ("detr", DroppedMask, r"padded ones are wrong: the padding mask is dropped or wrong"),
+    "padding not zeroed": (
+        "detr",
+        PaddingNotZeroed,
+        r"padded ones are wrong: the padding mask is dropped or wrong",
+    ),
+    "neighbours matter before the model": ("vit", NeighboursMatter, r"normalises the image otherwise"),
+    "neighbours matter": (
+        "vit",
+        NeighboursMatterInForward,
+        r"batch 2, slot \d.*depends on its neighbours|batch 5, slot \d.*depends on its neighbours",
+    ),
+    "no object leaks": ("detr", NoObjectLeaks, r"output scores, sample .*logits agree.*postprocessing"),
+    "wrong in the graph alone": (
+        "vit",
+        WrongInTheGraph,
+        r"onnxruntime-cpu-fp32 is out of tolerance: output probabilities",
+    ),
+    "NaN": ("vit", NotANumber, r"output probabilities holds \d+ NaN"),
+}
+
+
+@pytest.mark.parametrize(("kind", "wrap", "message"), CASES.values(), ids=CASES.keys())
+def test_fails_and_points_at_the_mistake(
+    kind: str, wrap: Wrap, message: str, checkpoints: dict[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    request = ExportRequest(str(checkpoints[kind]), tmp_path / "repository", samples=pictures, module=wrap)
+    with pytest.raises(ParityError, match=message) as caught:
+        export(request)
+    assert caught.value.exit_status == 3
+    assert not list((tmp_path / "repository").rglob("*"))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,92 @@
+"""A server process: how it starts, how it ends, and what it leaves."""
+
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from ferryman.client import Client, RetryPolicy
+from ferryman.errors import FerrymanError, UnavailableError
+
+from ..toy import make_pictures
+from .process import ServerProcess, open_gate
+
+ONCE = RetryPolicy(attempts=1)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Polls, for what another process does soon."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_requests_in_flight_are_answered(toy_repository: Path, tmp_path: Path, number: signal.Signals) -> None:
+    pictures = make_pictures(3)
+    settings = {"repository": str(toy_repository), "threads": 1, "max_batch": 1}
+    with (
+        ServerProcess(settings, tmp_path) as server,
+        Client(server.address, retry=ONCE) as client,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        asked = [pool.submit(client.classify, [picture], model="toy-classifier") for picture in pictures]
+        wait_until((tmp_path / "batch-0").exists)
+        asked.append(pool.submit(client.classify, pictures[:2], model="toy-classifier"))
+        # It takes requests in order, so once this one is answered those above are inside.
+        assert [client.model_info("toy-classifier").name for _ in range(3)] == ["toy-classifier"] * 3
+        server.signal(number)
+        wait_until(lambda: not client.is_ready())
+        with pytest.raises(UnavailableError):
+            client.classify(pictures[:1], model="toy-classifier")
+        open_gate(tmp_path)
+        assert [len(answer.result().results) for answer in asked] == [1, 1, 1, 2]
+        assert server.wait() == 0
+    assert "server stopped" in server.stderr
+    assert "cancelled=0" in server.stderr
+    assert "Traceback" not in server.stderr
+
+
+def test_a_second_signal_does_not_wait(toy_repository: Path, tmp_path: Path) -> None:
+    settings = {"repository": str(toy_repository), "threads": 1}
+    with (
+        ServerProcess(settings, tmp_path) as server,
+        Client(server.address, retry=ONCE) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        asked = pool.submit(client.classify, make_pictures(1), model="toy-classifier")
+        wait_until((tmp_path / "batch-0").exists)
+        server.signal(signal.SIGINT)
+        wait_until(lambda: not client.is_ready())
+        assert not asked.done()
+        server.signal(signal.SIGINT)
+        with pytest.raises(FerrymanError):
+            asked.result(timeout=60)
+        open_gate(tmp_path)
+        assert server.wait() == 0
+    assert "cancelled=1" in server.stderr
+    assert "Traceback" not in server.stderr
+
+
+def test_a_server_that_cannot_start_says_why_in_one_line(toy_server: str, toy_repository: Path, tmp_path: Path) -> None:
+    cases: dict[str, tuple[dict[str, object], str]] = {
+        "port taken": (
+            {"repository": str(toy_repository), "address": toy_server},
+            f"AddressError: can't listen on {toy_server}: Address already in use",
+        ),
+        "empty repository": ({"repository": str(tmp_path)}, "BundleNotFoundError: "),
+    }
+    for settings, message in cases.values():
+        with pytest.raises(RuntimeError) as caught:
+            ServerProcess(settings)
+        lines = [
+            line
+            for line in str(caught.value).splitlines()
+            if not line.startswith("INFO ferryman.server.app server stopped")
+        ]
+        assert len(lines) == 1
+        assert message in lines[0]
