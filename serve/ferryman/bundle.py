@@ -2,6 +2,9 @@
 
 import errno
 import hashlib
+import os
+import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -19,6 +22,7 @@ from ferryman.manifest import FILE_NAME, FileFacts, Manifest, VariantFacts, read
 from ferryman.specs import ModelSpec
 
 CERTIFICATES = "certificates"
+_VERSION = re.compile("[1-9][0-9]*")
 
 
 class Bundle:
@@ -39,7 +43,7 @@ class Bundle:
         Raises BundleNotFoundError, BundleSchemaError, BundlePathError or BundleCorruptError.
         """
         folder = Path(path)
-        if not (folder / FILE_NAME).exists():
+        if not os.path.lexists(folder / FILE_NAME):
             versions = list_versions(folder)
             if versions:
                 folder = folder / str(versions[-1])
@@ -56,22 +60,22 @@ class Bundle:
 
     def _check_file(self, name: str, facts: FileFacts) -> None:
         pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
             raise BundlePathError(f"{self.path}: the manifest names {name!r}, which lies outside the bundle")
         place = self.path
-        for part in pure.parts:
-            place = place / part
-            if place.is_symlink():
-                raise BundlePathError(f"{self.path}: {name} is reached through a link; bundles hold plain files only")
         try:
-            size = place.stat().st_size
-            if not place.is_file():
+            for part in pure.parts:
+                place = place / part
+                if place.is_symlink():
+                    raise BundlePathError(f"{self.path}: {name} is reached through a link; bundles hold plain files only")
+            found = place.stat()
+            if not stat.S_ISREG(found.st_mode):
                 raise BundleCorruptError(f"{self.path}: {name} is not a plain file")
-            if size != facts.size_bytes or sha256_file(place) != facts.sha256:
+            if found.st_size != facts.size_bytes or sha256_file(place) != facts.sha256:
                 raise BundleCorruptError(
                     f"{self.path}: {name} is not the file that was exported: its SHA-256 differs; export it again"
                 )
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise BundleCorruptError(f"{self.path}: {name} is missing; copy or export the bundle again") from error
         except OSError as error:
             raise BundleCorruptError(f"{self.path}: {name} can't be read: {error.strerror}") from error
@@ -83,7 +87,8 @@ class Bundle:
     @property
     def version(self) -> int:
         """The number that its folder is called by, 0 when it was moved to a folder of another name."""
-        return int(self.path.name) if self.path.name.isdecimal() else 0
+        name = self.path.absolute().name  # of `.`, for one
+        return int(name) if _VERSION.fullmatch(name) else 0
 
     @property
     def spec(self) -> ModelSpec:
@@ -112,14 +117,12 @@ class Bundle:
 
 
 def list_versions(folder: Path) -> list[int]:
-    """Versions in a NAME folder, ascending; empty when there is no such folder."""
-    if not folder.is_dir():
+    """Versions in a NAME folder, ascending; empty when there is no such folder that can be read."""
+    try:
+        names = os.listdir(folder)
+    except OSError:  # such as lost+found, which only root may read
         return []
-    return sorted(
-        int(child.name)
-        for child in folder.iterdir()
-        if child.name.isdecimal() and child.name != "0" and (child / FILE_NAME).is_file()
-    )
+    return sorted(int(name) for name in names if _VERSION.fullmatch(name) and os.path.lexists(folder / name / FILE_NAME))
 
 
 def find_bundles(repository: Path) -> dict[str, list[int]]:
@@ -158,15 +161,16 @@ def new_version(repository: Path, name: str) -> Iterator[Path]:
 
 
 def _highest_number(folder: Path) -> int:
-    return max((int(child.name) for child in folder.iterdir() if child.name.isdecimal()), default=0)
+    return max((int(name) for name in os.listdir(folder) if _VERSION.fullmatch(name)), default=0)
 
 
 def seal(folder: Path, facts: Mapping[str, object]) -> Manifest:
-    """Writes the manifest over all files in `folder`; `facts` holds the Manifest's other fields."""
+    """Writes the manifest over all files in `folder` but certificates; `facts` holds the Manifest's other fields."""
+    outside = {folder / FILE_NAME, folder / CERTIFICATES}
     files = {
         path.relative_to(folder).as_posix(): FileFacts(sha256=sha256_file(path), size_bytes=path.stat().st_size)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != FILE_NAME
+        if path.is_file() and outside.isdisjoint((path, *path.parents))
     }
     manifest = Manifest.model_validate({**facts, "files": files})
     (folder / FILE_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")

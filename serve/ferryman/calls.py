@@ -1,7 +1,7 @@
 """What both clients share: requests, their answers, errors and retries. Nothing here sends or waits.
 
-`attempts` is a call's life as a generator: it yields what is to be done next (Send, Pause) and is sent what came of
-it. Client and AsyncClient only do those things, one blocking and one awaiting.
+`attempts` is a call's life as a generator: it yields what is to be done next (Send, Pause) and is sent what
+came of it. Client and AsyncClient only do those things, one blocking and one awaiting.
 """
 
 import random
@@ -86,13 +86,14 @@ Steps = Generator[Send | Pause, Any, T]
 class RetryPolicy:
     """When a failed call is sent again: within its deadline, and only where that is safe.
 
-    Answers change nothing on the server, so repeating a call does no harm. It is repeated when no server was there
-    or it was stopping (UnavailableError), and when the server said when to ask again (OverloadedError with
-    retry_after_s, which is then the least to wait). Nothing else is: another try would fail in the same way, and
-    a deadline that has passed leaves no time.
+    Answers change nothing on the server, so repeating a call does no harm. It is repeated when no server was
+    there or it was stopping (UnavailableError), and when the server said when to ask again (OverloadedError
+    with retry_after_s, which is then the least to wait). Nothing else is: another try would fail in the same
+    way, and a deadline that has passed leaves no time.
 
-    attempts: at most so many in all, 1 for no retries; the pauses grow from first_pause_s twofold up to max_pause_s,
-    each shortened by a random part of up to a half, lest many clients come back at the same moment
+    attempts: at most so many in all, 1 for no retries; the pauses grow from first_pause_s twofold up to
+    max_pause_s, each shortened by a random part of up to a half, lest many clients come back at the same
+    moment
     """
 
     attempts: int = 5

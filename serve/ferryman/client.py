@@ -1,9 +1,11 @@
-"""Client and AsyncClient: ask a server about pictures, with deadlines, retries where they are safe, and typed answers.
+"""Client and AsyncClient: ask a server about pictures, with deadlines, retries where they are safe, and typed
+answers.
 
-Both have the same methods. A method that asks raises the FerrymanError that the server's status means: UsageError and
-ImageError for what was sent, ModelNotFoundError, TaskError, BundleError for a model that can't be served,
-OverloadedError, DeadlineError, UnavailableError when no server answers, EngineError; and FileAccessError for a picture
-that can't be read. `images` are encoded JPEG, PNG, WebP or BMP pictures, or paths of such files.
+Both have the same methods. A method that asks raises the FerrymanError that the server's status means:
+UsageError and ImageError for what was sent, ModelNotFoundError, TaskError, BundleError for a model that can't
+be served, OverloadedError, DeadlineError, UnavailableError when no server answers, EngineError; and
+FileAccessError for a picture that can't be read. `images` are encoded JPEG, PNG, WebP or BMP pictures, or
+paths of such files.
 """
 
 import asyncio
@@ -127,10 +129,12 @@ class Client(_Base[grpc.Channel]):
         score_threshold: float | None = None,
         timeout: float | None = None,
     ) -> Iterator[Frame[Detections]]:
-        """An answer for each frame, in order, while later frames are still being taken, in a thread, from `frames`.
+        """An answer for each frame, in order, while later frames are still being taken, in a thread, from
+        `frames`.
 
-        A frame that can't be answered comes back with its error, and the stream goes on. timeout: of the whole
-        stream, None for none. Nothing is retried: only the caller knows whether an old frame still matters.
+        A frame that can't be answered comes back with its error, and the stream goes on. timeout: of the
+        whole stream, None for none. Nothing is retried: only the caller knows whether an old frame still
+        matters.
         Raises what `frames` raises, after the answers to the frames before it.
         """
         return self._stream(calls.detect_stream(model, version, score_threshold), frames, timeout)

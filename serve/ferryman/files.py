@@ -25,9 +25,11 @@ def _no_access(path: Path, error: OSError) -> FileAccessError:
 def replace_file(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`; on success it takes `path`'s place, on any error it is gone.
 
-    Raises FileAccessError when the folder can't be written.
+    Raises FileAccessError when the folder can't be written, or `path` is there and no plain file.
     """
     try:
+        if path.exists() and not path.is_file():  # a rename would put a file in the place of /dev/null
+            raise FileAccessError(f"can't write {path}: it is there and is not a plain file; choose another name")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)

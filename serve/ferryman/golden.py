@@ -1,6 +1,7 @@
 """Golden samples: real inputs and the PyTorch reference's outputs for them, stored in the bundle."""
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,18 @@ def load_golden(path: Path, spec: ModelSpec) -> GoldenSamples:
             names = tuple(str(name) for name in file["names"])
             inputs: Tensors = {name: file[f"input.{name}"] for name in spec.input_names}
             outputs: Tensors = {name: file[f"output.{name}"] for name in spec.output_names}
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    # What NumPy and zipfile raise on files of other kinds; a lone array is no context manager: TypeError.
+    except (OSError, KeyError, ValueError, EOFError, TypeError, zlib.error, zipfile.BadZipFile) as error:
         raise BundleCorruptError(f"{path} does not hold this model's golden samples: {error}") from error
-    if not names or any(len(array) != len(names) for array in (inputs | outputs).values()):
-        raise BundleCorruptError(f"{path} holds arrays of different lengths; export the bundle again")
+    if not names:
+        raise BundleCorruptError(f"{path} holds no sample; export the bundle again")
+    for kind, tensors, arrays in (("input", spec.inputs, inputs), ("output", spec.outputs, outputs)):
+        for tensor in tensors:
+            array = arrays[tensor.name]
+            shape = tuple(len(names) if size == "batch" else size for size in tensor.shape)
+            if array.dtype != np.dtype(tensor.dtype) or array.shape != shape:
+                raise BundleCorruptError(
+                    f"{path}: {kind} {tensor.name} is {array.dtype} {array.shape}, expected {tensor.dtype} {shape}; "
+                    "export the bundle again"
+                )
     return GoldenSamples(names, inputs, outputs)

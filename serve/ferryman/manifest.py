@@ -1,13 +1,14 @@
 """The bundle's manifest: where it comes from, what it holds, and the digest of every file."""
 
 import json
+import stat
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from ferryman.errors import BundleCorruptError, BundleNotFoundError, BundleSchemaError
-from ferryman.specs import Facts, ModelSpec, Target
+from ferryman.errors import BundleCorruptError, BundleNotFoundError, BundlePathError, BundleSchemaError
+from ferryman.specs import Facts, Fraction, ModelSpec, Target
 
 FILE_NAME = "manifest.json"
 SCHEMA_VERSION = 1
@@ -43,11 +44,11 @@ class Tolerance(Facts):
     top1_agreement, matched_detections: share of golden samples, of detections, that must agree
     """
 
-    max_abs: dict[str, float]
-    top1_agreement: float
-    matched_detections: float
-    score_threshold: float
-    min_iou: float
+    max_abs: dict[str, Annotated[float, Field(ge=0)]]
+    top1_agreement: Fraction
+    matched_detections: Fraction
+    score_threshold: Fraction
+    min_iou: Fraction
     reason: str
 
 
@@ -69,6 +70,10 @@ def read_manifest(folder: Path) -> tuple[Manifest, bytes]:
     """The manifest in `folder` and its raw bytes. Raises a BundleError that says what is wrong with it."""
     path = folder / FILE_NAME
     try:
+        if path.is_symlink():
+            raise BundlePathError(f"{path} is a link; bundles hold plain files only")
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
+            raise BundleCorruptError(f"{path} is not a plain file")
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleNotFoundError(f"{folder} is not a bundle: it has no {FILE_NAME}") from error
@@ -76,11 +81,11 @@ def read_manifest(folder: Path) -> tuple[Manifest, bytes]:
         raise BundleCorruptError(f"{path} can't be read: {error.strerror}") from error
     try:
         facts = json.loads(raw)
-        version = facts["schema_version"]
-        if not isinstance(version, int):
-            raise TypeError(f"schema_version is {version!r}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleSchemaError(f"{path} is not a bundle's manifest: {error!r}") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleSchemaError(f"{path} is not a bundle's manifest: it can't be read as JSON ({error})") from error
+    version = facts.get("schema_version") if isinstance(facts, dict) else None
+    if type(version) is not int or version < 1:
+        raise BundleSchemaError(f"{path} is not a bundle's manifest: it has no schema_version of 1 or more")
     if version > SCHEMA_VERSION:
         raise BundleSchemaError(
             f"{path} has schema {version}, this version of Ferryman reads up to {SCHEMA_VERSION}; upgrade Ferryman"

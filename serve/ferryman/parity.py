@@ -36,7 +36,7 @@ class SampleErrors(Facts):
 
     max_abs, max_rel: largest absolute error, and the largest relative to the reference's magnitude
     cosine: between answer and reference; worst_case: the batch and slot of `max_abs`
-    limit: on max_abs, None when the output is only recorded; problem: NaN or a wrong shape or type, else None
+    limit: on max_abs, None when the output is only recorded
     """
 
     output: str
@@ -46,11 +46,10 @@ class SampleErrors(Facts):
     cosine: float
     worst_case: str
     limit: float | None
-    problem: str | None = None
 
     @property
     def passed(self) -> bool:
-        return self.problem is None and (self.limit is None or self.max_abs <= self.limit)
+        return self.limit is None or self.max_abs <= self.limit
 
 
 class ParityReport(Facts):
@@ -117,10 +116,11 @@ def check_parity(
     run: from a batch of inputs to its outputs; advance: called with the number of samples done since the last call
     """
     answers: list[Answer] = []
-    problems: list[str] = []
+    # A reference of NaN would be equal to nothing and above no limit.
+    problems = [f"the reference: {problem}" for problem in check_contract(golden.outputs, spec, golden.names)]
     for indices in _windows(len(golden), batches):
         outputs = run(golden.batch(indices))
-        problems += check_contract(outputs, spec, len(indices))
+        problems += check_contract(outputs, spec, [golden.names[index] for index in indices])
         if not problems:
             answers += [
                 Answer(index, len(indices), slot, {name: array[slot] for name, array in outputs.items()})
@@ -161,11 +161,15 @@ def check_parity(
     return _report(target, runtime_version, batches, errors, top1, matched, wanted, tolerance, tuple(failures))
 
 
-def check_contract(outputs: Tensors, spec: ModelSpec, batch: int) -> list[str]:
-    """Breaches of the graph contract in one batch's outputs: names, types, shapes, NaN and infinity."""
+def check_contract(outputs: Tensors, spec: ModelSpec, samples: Sequence[str]) -> list[str]:
+    """Breaches of the graph contract in one batch's outputs: names, types, shapes, NaN and infinity, classes.
+
+    samples: the name of each sample in the batch
+    """
     if set(outputs) != set(spec.output_names):
         return [f"the outputs are {', '.join(sorted(outputs))}, expected {', '.join(spec.output_names)}"]
     problems: list[str] = []
+    batch = len(samples)
     for tensor in spec.outputs:
         array = outputs[tensor.name]
         shape = tuple(batch if size == "batch" else size for size in tensor.shape)
@@ -174,11 +178,21 @@ def check_contract(outputs: Tensors, spec: ModelSpec, batch: int) -> list[str]:
                 f"output {tensor.name} is {array.dtype} {array.shape} at batch {batch}, expected {tensor.dtype} {shape}"
             )
         elif not np.isfinite(array).all():
-            count = int((~np.isfinite(array)).sum())
+            wrong = ~np.isfinite(array)
+            where = _first_place(wrong, samples)
+            problems.append(f"output {tensor.name} holds {wrong.sum()} NaN or infinite values of {array.size}, {where}")
+        elif tensor.name == "labels" and ((array < 0) | (array >= len(spec.labels))).any():
+            where = _first_place((array < 0) | (array >= len(spec.labels)), samples)
             problems.append(
-                f"output {tensor.name} holds {count} NaN or infinite values of {array.size} at batch {batch}"
+                f"output labels names classes outside 0..{len(spec.labels) - 1}, {where}: "
+                'is it the best of all classes, "no object" included?'
             )
     return problems
+
+
+def _first_place(wrong: NDArray[np.bool_], samples: Sequence[str]) -> str:
+    slot = int(wrong.reshape(len(samples), -1).any(axis=1).argmax())
+    return f"first at sample {samples[slot]} (batch {len(samples)}, slot {slot})"
 
 
 def _windows(samples: int, batches: Sequence[int]) -> Iterator[list[int]]:
@@ -246,7 +260,7 @@ def _excess(error: SampleErrors) -> float:
 def _describe(error: SampleErrors) -> str:
     return (
         f"output {error.output}, sample {error.sample} ({error.worst_case}): "
-        f"max abs error {error.max_abs:.3g} is above {error.limit:.3g}"
+        f"max abs error {error.max_abs:.6g} is above {error.limit:.6g}"
     )
 
 

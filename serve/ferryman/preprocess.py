@@ -1,8 +1,10 @@
 """From a picture's bytes to the graph's uint8 canvas, with the way back for boxes. The only implementation."""
 
 import io
+import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +47,35 @@ class Geometry:
         return np.clip(boxes, 0, np.array([width, height] * 2, dtype=np.float32))
 
 
+class _NoWarnings:
+    """`warnings.catch_warnings` for several threads at once: the first one in silences, the last one out restores.
+
+    Each for itself would restore, in another order than they entered, the filters that another one had set.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._silence: AbstractContextManager[object] = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._silence = warnings.catch_warnings()
+                self._silence.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._silence.__exit__(None, None, None)
+
+
+_NO_WARNINGS = _NoWarnings()
+
+
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An upright RGB picture from the bytes of a JPEG, PNG, WebP or BMP file.
 
@@ -55,18 +86,18 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if not data:
         raise ImageError("the image is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            # Pillow's own limit only warns; ours, just below, refuses.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                pixels = image.width * image.height
-                if pixels > max_pixels:
-                    raise ImageError(
-                        f"the image has {image.width}x{image.height} = {pixels:,} pixels, more than the limit of "
-                        f"{max_pixels:,}; shrink it first"
-                    )
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+        # Pillow warns about damage, and where its own limit is passed; ours, just below, refuses.
+        with _NO_WARNINGS, Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            pixels = image.width * image.height
+            if pixels > max_pixels:
+                raise ImageError(
+                    f"the image has {image.width}x{image.height} = {pixels:,} pixels, more than the limit of "
+                    f"{max_pixels:,}; shrink it first"
+                )
+            if pixels == 0:
+                raise ImageError(f"the image has no pixels: it is {image.width}x{image.height}")
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -93,7 +124,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         # Pillow's own conversion clips 16-bit values at 255.
         levels = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray((np.minimum(levels, 65535) // 257).astype(np.uint8))
+        image = Image.fromarray(((np.minimum(levels, 65535) + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -120,16 +151,21 @@ def fit_image(image: Image.Image, spec: PreprocessSpec) -> tuple[NDArray[np.uint
             if width <= height
             else (int(spec.shortest_edge * width / height), spec.shortest_edge)
         )
-        scaled = image.resize((scaled_width, scaled_height), kernel)
+        # As transformers' centre crop does; torchvision's rounds half to even.
         left, top = (scaled_width - canvas_width) // 2, (scaled_height - canvas_height) // 2
-        canvas = np.asarray(scaled.crop((left, top, left + canvas_width, top + canvas_height)))
         x_scale, y_scale = width / scaled_width, height / scaled_height
         region = (
             left * x_scale,
             top * y_scale,
-            (left + canvas_width) * x_scale,
-            (top + canvas_height) * y_scale,
+            min((left + canvas_width) * x_scale, float(width)),
+            min((top + canvas_height) * y_scale, float(height)),
         )
+        if scaled_width * scaled_height <= MAX_PIXELS:
+            scaled = image.resize((scaled_width, scaled_height), kernel)
+            canvas = np.asarray(scaled.crop((left, top, left + canvas_width, top + canvas_height)))
+        else:
+            # A picture a thousand times longer than wide would be gigabytes; the crop alone differs in rounding.
+            canvas = np.asarray(image.resize((canvas_width, canvas_height), kernel, box=region))
         return canvas, Geometry((height, width), spec.size, region)
     scale = min(canvas_height / height, canvas_width / width)
     valid_height = min(canvas_height, max(1, round(height * scale)))

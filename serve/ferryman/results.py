@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ferryman.errors import EngineError
 from ferryman.preprocess import Geometry
 from ferryman.specs import ModelSpec
 
@@ -66,11 +67,18 @@ def _size(geometry: Geometry) -> tuple[int, int]:
     return width, height
 
 
+def _check_finite(array: NDArray[np.generic], name: str) -> None:
+    """Raises EngineError: an answer of NaN is none, and NaN scores would silently look like an empty picture."""
+    if not np.isfinite(array).all():
+        raise EngineError(f"the model's {name} for this image are NaN or infinite; run `ferryman verify` on its bundle")
+
+
 def classification_from_outputs(
     outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec, top_k: int = DEFAULT_TOP_K
 ) -> Classification:
     """Answer for image `index` of a batch; top_k is clamped to the number of classes."""
     probabilities = outputs["probabilities"][index]
+    _check_finite(probabilities, "probabilities")
     best = np.argsort(-probabilities, kind="stable")[: max(1, top_k)]
     predictions = tuple(Prediction(spec.labels[i], int(i), float(probabilities[i])) for i in best)
     return Classification(_size(geometry), predictions)
@@ -85,6 +93,8 @@ def detections_from_outputs(
 ) -> Detections:
     """Answer for image `index` of a batch: the queries whose score is at least `score_threshold`."""
     scores = outputs["scores"][index]
+    _check_finite(scores, "scores")
+    _check_finite(outputs["boxes"][index], "boxes")
     kept = np.flatnonzero(scores >= score_threshold)
     kept = kept[np.argsort(-scores[kept], kind="stable")]
     boxes = geometry.boxes_to_original(outputs["boxes"][index][kept].astype(np.float32))

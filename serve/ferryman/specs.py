@@ -1,6 +1,7 @@
 """Frozen facts about models: tensors, preprocessing, task. Validated when built; no input or output here."""
 
 import re
+from functools import partial
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -12,9 +13,9 @@ Side = Annotated[int, Field(ge=1, le=16384)]
 
 
 class Facts(BaseModel):
-    """Base of all facts: frozen, compared by value, unknown fields refused."""
+    """Base of all facts: frozen, compared by value; unknown fields, NaN and infinity refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TensorSpec(Facts):
@@ -77,6 +78,18 @@ class ModelSpec(Facts):
             raise ValueError(f"{self.task} with {len(self.labels)} labels")
         if self.task == "detection" and self.preprocess.fit != "pad":
             raise ValueError("detection needs fit='pad': boxes are relative to the valid area")
+        height, width = self.preprocess.size
+        classes = len(self.labels)
+        sizes: dict[str, int | str] = {"batch": "batch", "height": height, "width": width}
+        sizes |= {"classes": classes, "classes + 1": classes + 1}
+        for kind, tensors, contract in zip(
+            ("inputs", "outputs"), (self.inputs, self.outputs), _CONTRACT[self.task], strict=True
+        ):
+            if len(tensors) != len(contract) or not all(map(partial(_fits, sizes=sizes), tensors, contract)):
+                known = ", ".join(f"{name} {size}" for name, size in sizes.items() if name != size)
+                raise ValueError(
+                    f"{kind} of {self.task} must be {_describe(contract)} with {known}; got {_describe(tensors)}"
+                )
         return self
 
     @property
@@ -86,6 +99,47 @@ class ModelSpec(Facts):
     @property
     def output_names(self) -> tuple[str, ...]:
         return tuple(tensor.name for tensor in self.outputs)
+
+
+def _tensor(name: str, dtype: DType, *shape: int | str) -> TensorSpec:
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+
+# The graph contract: inputs and outputs of each task. A dimension's name stands for one size throughout.
+_IMAGE = _tensor("image", "uint8", "batch", "height", "width", 3)
+_CONTRACT: dict[Task, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {
+    "classification": (
+        (_IMAGE,),
+        (_tensor("logits", "float32", "batch", "classes"), _tensor("probabilities", "float32", "batch", "classes")),
+    ),
+    "detection": (
+        (_IMAGE, _tensor("valid_size", "int32", "batch", 2)),
+        (
+            _tensor("logits", "float32", "batch", "queries", "classes + 1"),
+            _tensor("boxes", "float32", "batch", "queries", 4),
+            _tensor("scores", "float32", "batch", "queries"),
+            _tensor("labels", "int64", "batch", "queries"),
+        ),
+    ),
+    "embedding": (
+        (_IMAGE,),
+        (_tensor("cls", "float32", "batch", "dim"), _tensor("patches", "float32", "batch", "rows", "columns", "dim")),
+    ),
+}
+
+
+def _fits(tensor: TensorSpec, contract: TensorSpec, sizes: dict[str, int | str]) -> bool:
+    """Whether a tensor is what the contract says; `sizes` of named dimensions grow with the first use of each."""
+    if (tensor.name, tensor.dtype, len(tensor.shape)) != (contract.name, contract.dtype, len(contract.shape)):
+        return False
+    return all(
+        size == (sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted)
+        for size, wanted in zip(tensor.shape, contract.shape, strict=True)
+    )
+
+
+def _describe(tensors: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{t.name} {t.dtype} ({', '.join(map(str, t.shape))})" for t in tensors) or "none"
 
 
 def classification_spec(preprocess: PreprocessSpec, labels: tuple[str, ...]) -> ModelSpec:
@@ -122,20 +176,22 @@ def _image(preprocess: PreprocessSpec) -> TensorSpec:
     return TensorSpec(name="image", dtype="uint8", shape=("batch", *preprocess.size, 3))
 
 
-_TARGET = re.compile(r"^([a-z0-9]+)-([a-z0-9]+)-(fp32|fp16|bf16|int8|fp8)$")
+# A target names files and folders: nothing in it may lead elsewhere.
+_WORD, _PRECISION = "[a-z0-9]+", "fp32|fp16|bf16|int8|fp8"
+_TARGET = re.compile(f"({_WORD})-({_WORD})-({_PRECISION})")
 
 
 class Target(Facts):
     """Runtime, device and precision of a variant; written `onnxruntime-cpu-fp32`."""
 
-    runtime: str
-    device: str
-    precision: str
+    runtime: Annotated[str, Field(pattern=f"^({_WORD})$")]
+    device: Annotated[str, Field(pattern=f"^({_WORD})$")]
+    precision: Annotated[str, Field(pattern=f"^({_PRECISION})$")]
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Raises ValueError when `text` is not RUNTIME-DEVICE-PRECISION."""
-        match = _TARGET.match(text)
+        match = _TARGET.fullmatch(text)
         if match is None:
             raise ValueError(f"target {text!r} is not RUNTIME-DEVICE-PRECISION, such as onnxruntime-cpu-fp32")
         return cls(runtime=match[1], device=match[2], precision=match[3])

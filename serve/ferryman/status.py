@@ -1,8 +1,8 @@
 """Ferryman's errors as gRPC statuses with details, and back. The only place that knows both.
 
-On the wire an error is a google.rpc.Status: its code comes from the class, its message is one line, and its details
-hold an ErrorInfo (reason: the class's name, domain: "ferryman"), a RetryInfo where asking again later may help, and
-a BadRequest where one field of the request is wrong.
+On the wire an error is a google.rpc.Status: its code comes from the class, its message is one line, and its
+details hold an ErrorInfo (reason: the class's name, domain: "ferryman"), a RetryInfo where asking again later
+may help, and a BadRequest where one field of the request is wrong.
 """
 
 import grpc

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ..serve.toy import make_picture, make_toy_repository
+
 ROOT = Path(__file__).parents[2]
 LEARNING = ["torch", "torchvision", "timm", "transformers", "safetensors", "onnx", "onnxscript", "onnx_ir"]
 TRAINING = ["sklearn", "scipy", "pycocotools"]
@@ -83,6 +85,42 @@ def test_the_device_room_imports_without_torch() -> None:
 
 def test_the_command_line_answers_without_torch() -> None:
     assert "verify" in _run(HELP, [*LEARNING, *TRAINING, "ferryman_models", "ferryman_export"])
+
+
+RUN_COMMAND = """
+import json, sys
+
+absent, arguments = (json.loads(argument) for argument in sys.argv[1:])
+sys.modules.update(dict.fromkeys(absent))
+sys.argv = ["ferryman", *arguments]
+from ferryman.cli import main
+
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_toy_repository(tmp_path_factory.mktemp("toys"), ["toy-classifier", "toy-detector"])
+
+
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [
+        (["verify", "toy-detector", "--json"], '"passed": true'),
+        (["inspect", "toy-detector", "--json"], '"digest"'),
+        (["classify", "picture.png", "--bundle", "toy-classifier", "--json"], '"predictions"'),
+        (["detect", "picture.png", "--bundle", "toy-detector", "--json"], '"detections"'),
+        (["bench", "toy-classifier", "--seconds", "0.1", "--json"], '"percentiles_ms"'),
+        (["doctor", "--json"], '"missing"'),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_commands_of_the_device_work_without_torch(command: list[str], found: str, toys: Path) -> None:
+    (toys / "picture.png").write_bytes(make_picture((200, 30, 30)))
+    places = [str(toys / argument) if (toys / argument).exists() else argument for argument in command]
+    answer = _run(RUN_COMMAND, [*LEARNING, *TRAINING, "ferryman_models", "ferryman_export"], places)
+    assert found in answer
 
 
 def test_exporting_needs_nothing_of_the_training() -> None:

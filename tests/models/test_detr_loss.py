@@ -136,23 +136,35 @@ def test_box_cxcywh_to_xyxy() -> None:
     assert box_cxcywh_to_xyxy(torch.empty(2, 0, 4)).shape == (2, 0, 4)
 
 
-def hf_loss(logits: Tensor, boxes: Tensor, objects: list[Objects], no_object_weight: float) -> Tensor:
+def hf_loss(
+    logits: Tensor,
+    boxes: Tensor,
+    objects: list[Objects],
+    no_object_weight: float = 0.1,
+    class_weight: float = 1.0,
+) -> Tensor:
     matcher = HungarianMatcher(class_cost=1, bbox_cost=5, giou_cost=2)
     criterion = ImageLoss(matcher, CLASSES, no_object_weight, ["labels", "boxes"])
     targets = [{"class_labels": o.labels, "boxes": o.boxes_cxcywh} for o in objects]
     parts: dict[str, Any] = criterion({"logits": logits, "pred_boxes": boxes}, targets)
-    return parts["loss_ce"] + 5 * parts["loss_bbox"] + 2 * parts["loss_giou"]
+    return class_weight * parts["loss_ce"] + 5 * parts["loss_bbox"] + 2 * parts["loss_giou"]
 
 
-@pytest.mark.parametrize("no_object_weight", [0.1, 0.7], ids="no-object-{}".format)
+@pytest.mark.parametrize(
+    "weights",
+    [
+        pytest.param({}, id="published"),
+        pytest.param({"no_object_weight": 0.7, "class_weight": 2.5}, id="weighted"),
+    ],
+)
 @pytest.mark.parametrize("counts", COUNTS)
-def test_set_loss_and_gradient_equal_hf(counts: list[int], no_object_weight: float) -> None:
+def test_set_loss_and_gradient_equal_hf(counts: list[int], weights: dict[str, float]) -> None:
     logits, boxes, objects = draw(counts, seed=1)
     logits.requires_grad_()
     boxes.requires_grad_()
 
-    actual = set_loss(logits, boxes, objects, no_object_weight)
-    expected = hf_loss(logits, boxes, objects, no_object_weight)
+    actual = set_loss(logits, boxes, objects, **weights)
+    expected = hf_loss(logits, boxes, objects, **weights)
 
     torch.testing.assert_close(actual, expected, atol=TOLERANCE, rtol=TOLERANCE)
     # Generalised IoU divides by areas down to 0.0025, which the gradient's rounding is multiplied by.
@@ -186,10 +198,10 @@ def test_deep_set_loss_sums_layers_and_averages_groups() -> None:
     # (batch, layers * groups * queries, ...) -> (layers, batch, groups * queries, ...)
     logits, boxes = torch.stack(logits.chunk(2, dim=1)), torch.stack(boxes.chunk(2, dim=1))
 
-    actual = deep_set_loss(logits, boxes, objects, groups=2, no_object_weight=0.2)
+    actual = deep_set_loss(logits, boxes, objects, groups=2, no_object_weight=0.2, class_weight=2.5)
 
     expected = sum(
-        hf_loss(logits[layer][:, group], boxes[layer][:, group], objects, 0.2) / 2
+        hf_loss(logits[layer][:, group], boxes[layer][:, group], objects, 0.2, 2.5) / 2
         for layer in (0, 1)
         for group in (slice(0, QUERIES), slice(QUERIES, 2 * QUERIES))
     )

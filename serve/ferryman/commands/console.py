@@ -11,13 +11,14 @@ from rich.table import Table
 
 StageProgress = Callable[[str, int, int], None]
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# Labels and paths are printed as they are: no markup, no :emoji:.
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def print_json(document: object) -> None:
-    """One JSON document on stdout; NaN is refused rather than written as invalid JSON."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """One JSON document on stdout, in ASCII lest a path or a label can't be encoded; NaN is refused."""
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
@@ -31,8 +32,7 @@ def make_table(*columns: str, numbers: tuple[int, ...] = ()) -> Table:
 
 def print_table(table: Table) -> None:
     """Never narrower than its content: a pipe has no width to fit."""
-    width = out.width if out.is_terminal else 200
-    out.print(table, width=max(width, 80))
+    out.print(table, width=max(out.width, 80) if out.is_terminal else 100_000)
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def show_stages() -> Iterator[StageProgress]:
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         TimeElapsedColumn(),
     )

@@ -46,7 +46,7 @@ class OnnxRuntime(Runtime):
             session = onnxruntime.InferenceSession(path, options, providers=[_PROVIDERS[target.device]])
         # ONNX Runtime's exceptions share no base class but Exception.
         except Exception as error:
-            raise EngineError(f"ONNX Runtime can't load {path}: {error}") from error
+            raise EngineError(f"ONNX Runtime can't load {path}: {_one_line(error)}") from error
         names = (
             tuple(value.name for value in session.get_inputs()),
             tuple(value.name for value in session.get_outputs()),
@@ -56,6 +56,10 @@ class OnnxRuntime(Runtime):
                 f"{path} has inputs and outputs {names}, expected {spec.input_names}, {spec.output_names}"
             )
         return OnnxRuntimeSession(spec, session)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 class OnnxRuntimeSession(Session):
@@ -71,7 +75,7 @@ class OnnxRuntimeSession(Session):
         try:
             outputs = session.run(list(names), dict(inputs))
         except Exception as error:  # see load
-            raise EngineError(f"ONNX Runtime failed on a batch of {len(inputs['image'])}: {error}") from error
+            raise EngineError(f"ONNX Runtime failed on a batch of {len(inputs['image'])}: {_one_line(error)}") from error
         return dict(zip(names, cast("list[NDArray[np.generic]]", outputs), strict=True))
 
     def _close(self) -> None:

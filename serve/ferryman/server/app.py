@@ -37,7 +37,8 @@ class ServerConfig(Facts):
 
     repository: folder of NAME/VERSION bundles; models: the names to serve, all when empty
     address: HOST:PORT, `[HOST]:PORT` for IPv6; port 0 takes a free one
-    target: the variant of every model, by default each bundle's first; threads: of the CPU for one run, None for all
+    target: the variant of every model, by default each bundle's first; threads: of the CPU for one run, None
+        for all
     max_message_bytes: of one request; max_pixels: of one picture
     max_batch, queue_limit: see EngineLimits; max_images_per_request, stream_window: see RequestLimits
     grace_seconds: how long requests in flight may take when the server stops
@@ -126,8 +127,8 @@ class VisionServer:
         """Listens, loads the newest version of each model, and returns the names of those that are served.
 
         Health answers from the first moment, and says NOT_SERVING until a model is loaded, verified and warm.
-        Raises AddressError when the address can't be listened on, BundleError when no model can be served; a model
-        that can't be served beside others that can is logged, and stays NOT_SERVING.
+        Raises AddressError when the address can't be listened on, BundleError when no model can be served; a
+        model that can't be served beside others that can is logged, and stays NOT_SERVING.
         """
         await self.health.register(self.models.names)
         self.address = _bind(self._server, self.config.address)
@@ -151,8 +152,8 @@ class VisionServer:
     async def stop(self, hurry: asyncio.Event | None = None) -> None:
         """Refuses new requests, answers those in flight within `grace_seconds`, frees everything.
 
-        hurry: when it is set the requests in flight are cancelled at once; a batch that runs ends all the same
-        Calling it twice is fine.
+        hurry: when it is set the requests in flight are cancelled at once; a batch that runs ends all the
+        same Calling it twice is fine.
         """
         if self.calls.stopping.is_set():
             return

@@ -53,9 +53,10 @@ def check_deadline(deadline: float | None) -> None:
 class Batcher(Generic[Item, Output]):
     """Runs items in batches, one batch at a time, in a thread of its own; used from one event loop.
 
-    A request that comes while nothing runs starts at once. While a batch runs items gather, and the next batch
-    takes the first `max_batch` of them, whichever requests they belong to. Items whose caller has gone or whose
-    deadline has passed are left out. The queue has no bound of its own: `Engine` decides who may enter.
+    A request that comes while nothing runs starts at once. While a batch runs items gather, and the next
+    batch takes the first `max_batch` of them, whichever requests they belong to. Items whose caller has gone
+    or whose deadline has passed are left out. The queue has no bound of its own: `Engine` decides who may
+    enter.
 
     run: from a batch's items to one output each, in order; called in the thread; what it raises reaches the
         callers of all items of the batch
@@ -75,8 +76,9 @@ class Batcher(Generic[Item, Output]):
     async def submit(self, items: Sequence[Item], deadline: float | None = None) -> list[Done[Output]]:
         """The items' outputs, in order. deadline: see `check_deadline`.
 
-        Raises DeadlineError when an item's turn comes too late, UnavailableError after `close`, and what `run`
-        raises. Cancelling the caller takes its items out of the queue; a batch that runs is not interrupted.
+        Raises DeadlineError when an item's turn comes too late, UnavailableError after `close`, and what
+        `run` raises. Cancelling the caller takes its items out of the queue; a batch that runs is not
+        interrupted.
         """
         if self._closed:
             raise UnavailableError("the engine is closed")

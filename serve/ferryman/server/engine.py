@@ -48,9 +48,9 @@ class Computed:
 class Engine:
     """A loaded model that many callers may ask at the same time, from one event loop.
 
-    Every method raises OverloadedError when more than `queue_limit` images would be inside, DeadlineError when the
-    deadline (in seconds of `time.monotonic`) passes before the work is launched, and EngineError when the runtime
-    fails. Cancelling a call frees its place at once.
+    Every method raises OverloadedError when more than `queue_limit` images would be inside, DeadlineError
+    when the deadline (in seconds of `time.monotonic`) passes before the work is launched, and EngineError
+    when the runtime fails. Cancelling a call frees its place at once.
 
     pool: threads that decode and make results, shared by all engines of a process
     """
@@ -79,8 +79,8 @@ class Engine:
     ) -> tuple[list[T], Timings]:
         """A result for each encoded picture.
 
-        make: from (outputs, index, geometry) to a result, such as `partial(detections_from_outputs, spec=...)`;
-            called in a thread
+        make: from (outputs, index, geometry) to a result, such as `partial(detections_from_outputs,
+            spec=...)`; called in a thread
         Raises ImageError for a picture that can't be decoded, UsageError for none, and see the class.
         """
         start = time.perf_counter()
@@ -102,7 +102,8 @@ class Engine:
     async def run(
         self, canvases: Sequence[NDArray[np.uint8]], geometries: Sequence[Geometry], deadline: float | None = None
     ) -> Computed:
-        """The graph's outputs for canvases that `fit_image` made: (height, width, 3) uint8 of the model's size.
+        """The graph's outputs for canvases that `fit_image` made: (height, width, 3) uint8 of the model's
+        size.
 
         Raises TensorError for canvases of another type or shape, and see the class.
         """

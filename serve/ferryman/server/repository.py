@@ -74,8 +74,8 @@ class LoadedModel:
 def load_model(folder: Path, target: str | None = None, threads: int | None = None) -> LoadedModel:
     """Opens NAME/VERSION, loads a variant and warms it up with golden samples. Blocks.
 
-    Raises a BundleError, UsageError for a target that the bundle has not, EngineError, and ParityError when the
-    variant does not answer on this device as it did when it was exported.
+    Raises a BundleError, UsageError for a target that the bundle has not, EngineError, and ParityError when
+    the variant does not answer on this device as it did when it was exported.
     """
     bundle = Bundle.open(folder)
     variant = bundle.variant(target)
@@ -138,10 +138,12 @@ Served = TypeVar("Served", bound=Closable)
 class ModelRepository(Generic[Served]):
     """Which models and versions there are, and what serves each of them.
 
-    The newest version of each model is loaded when the server starts, so that a server that is ready is fast. An
-    older one is loaded when it is first asked for: a client that holds on to a version gets it, and versions that
-    nobody asks for cost no memory. Each is loaded once, one at a time, in a thread. A version that can't be loaded
-    stays refused, with its reason; a broken newest version is never silently replaced by an older one.
+    The newest version of each model is loaded when the server starts, so that a server that is ready is fast.
+    An
+    older one is loaded when it is first asked for: a client that holds on to a version gets it, and versions
+    that nobody asks for cost no memory. Each is loaded once, one at a time, in a thread. A version that can't
+    be loaded stays refused, with its reason; a broken newest version is never silently replaced by an older
+    one.
 
     load: from NAME/VERSION to a loaded model, in the thread; serve: what then serves it, on the event loop
     """
@@ -177,8 +179,8 @@ class ModelRepository(Generic[Served]):
     async def get(self, name: str, version: int = 0) -> Served:
         """What serves a version, 0 for the newest; waits until it is loaded.
 
-        Raises UsageError and ModelNotFoundError for names and versions that are not there, BundleError with the reason
-        for a version that can't be served, UnavailableError after `close`.
+        Raises UsageError and ModelNotFoundError for names and versions that are not there, BundleError with
+        the reason for a version that can't be served, UnavailableError after `close`.
         """
         version = self._find(name, version)
         if self._closed:

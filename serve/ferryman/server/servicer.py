@@ -117,11 +117,12 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
     ) -> None:
         """Answers in the order of the requests; the next frames are decoded while one is computed.
 
-        A frame is read only when the oldest of `stream_window` frames has been sent, so a camera that is faster than
-        the model, or a client that does not read, is held back by gRPC's flow control. When the server stops, the
-        frames that it has read are answered first.
+        A frame is read only when the oldest of `stream_window` frames has been sent, so a camera that is
+        faster than the model, or a client that does not read, is held back by gRPC's flow control. When the
+        server stops, the frames that it has read are answered first.
 
-        requests, response: of messages with a frame_id, of one of the two streams; answer: to a frame's request
+        requests, response: of messages with a frame_id, of one of the two streams; answer: to a frame's
+            request
         """
         places = asyncio.Semaphore(self._limits.stream_window)
         frames = asyncio.Queue[asyncio.Task[Any] | None]()
