@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +97,7 @@ def run_demo(folder: Path, json_output: bool) -> None:
 
 
 @contextmanager
-def start_server(repository: Path, progress: StageProgress) -> Iterator[str]:
+def start_server(repository: Path, progress: StageProgress) -> Generator[str, None, None]:
     """A server in a process of its own on a free port; gives its address, and stops it at the end."""
     progress("start a server", 0, 1)
     command = [

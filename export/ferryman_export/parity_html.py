@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -96,7 +97,7 @@ def _draw_pair(index: int, golden: GoldenSamples, answers: Tensors, spec: ModelS
 
 def _draw(
     picture: Image.Image,
-    outputs: Mapping[str, NDArray[np.generic]],
+    outputs: Mapping[str, NDArray[Any]],
     index: int,
     geometry: Geometry,
     spec: ModelSpec,

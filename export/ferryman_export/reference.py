@@ -4,6 +4,7 @@ Nothing is shared with `wrappers`, so a mistake in there can't hide in the golde
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from ferryman.golden import Tensors
 from ferryman.specs import ModelSpec, PreprocessSpec
 
 
-def normalize_reference(image_u8: NDArray[np.generic], spec: PreprocessSpec) -> NDArray[np.float32]:
+def normalize_reference(image_u8: NDArray[Any], spec: PreprocessSpec) -> NDArray[np.float32]:
     """(height, width, 3) uint8 -> (3, height, width) float32, computed in float64."""
     scaled = image_u8.astype(np.float64) / 255
     normalised = (scaled - np.array(spec.mean)) / np.array(spec.std)

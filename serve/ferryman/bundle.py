@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Self
@@ -67,7 +67,9 @@ class Bundle:
             for part in pure.parts:
                 place = place / part
                 if place.is_symlink():
-                    raise BundlePathError(f"{self.path}: {name} is reached through a link; bundles hold plain files only")
+                    raise BundlePathError(
+                        f"{self.path}: {name} is reached through a link; bundles hold plain files only"
+                    )
             found = place.stat()
             if not stat.S_ISREG(found.st_mode):
                 raise BundleCorruptError(f"{self.path}: {name} is not a plain file")
@@ -122,7 +124,9 @@ def list_versions(folder: Path) -> list[int]:
         names = os.listdir(folder)
     except OSError:  # such as lost+found, which only root may read
         return []
-    return sorted(int(name) for name in names if _VERSION.fullmatch(name) and os.path.lexists(folder / name / FILE_NAME))
+    return sorted(
+        int(name) for name in names if _VERSION.fullmatch(name) and os.path.lexists(folder / name / FILE_NAME)
+    )
 
 
 def find_bundles(repository: Path) -> dict[str, list[int]]:
@@ -138,7 +142,7 @@ def find_bundles(repository: Path) -> dict[str, list[int]]:
 
 
 @contextmanager
-def new_version(repository: Path, name: str) -> Iterator[Path]:
+def new_version(repository: Path, name: str) -> Generator[Path, None, None]:
     """Gives an empty temporary folder that becomes `repository/name/VERSION` when the block ends without an error.
 
     VERSION is one above the highest there is when the block ends; nothing is ever overwritten.

@@ -91,9 +91,9 @@ class RetryPolicy:
     with retry_after_s, which is then the least to wait). Nothing else is: another try would fail in the same
     way, and a deadline that has passed leaves no time.
 
-    attempts: at most so many in all, 1 for no retries; the pauses grow from first_pause_s twofold up to
-    max_pause_s, each shortened by a random part of up to a half, lest many clients come back at the same
-    moment
+    attempts: at most so many in all, 1 for no retries
+    first_pause_s, max_pause_s: pauses double from the one up to the other, and each is shortened by a random part
+        of up to a half, lest many clients come back at the same moment
     """
 
     attempts: int = 5

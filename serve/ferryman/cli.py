@@ -1,6 +1,8 @@
 """The `ferryman` command: what each subcommand takes. What it does stands in `commands/`, imported when called."""
 
+import io
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -174,26 +176,50 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
+class _Stopped(SystemExit):
+    """Told to stop by a signal. Unwinds everything, so that temporary files and child processes are cleaned up."""
+
+
 def _stop(number: int, _frame: FrameType | None) -> None:
-    # Unwinds like Ctrl-C, so that temporary files and child processes are cleaned up.
-    raise SystemExit(128 + number)
+    raise _Stopped(128 + number)
 
 
 def main() -> None:
-    """Runs the command line. Exit status: 0 fine, 1 failed, 2 bad usage, 3 parity out of tolerance, 130 on Ctrl-C."""
-    signal.signal(signal.SIGTERM, _stop)
+    """Runs the command line.
+
+    Exit status: 0 fine, 1 failed, 2 bad usage, 3 parity out of tolerance, 130 on Ctrl-C, 143 on SIGTERM.
+    """
+    # Typer would turn a KeyboardInterrupt into a silent exit.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
         app()
     except FerrymanError as error:
-        message = " ".join(str(error).split())
-        if "--json" in sys.argv:
-            sys.stdout.write(json.dumps({"error": {"type": type(error).__name__, "message": message}}) + "\n")
-        sys.stderr.write(f"ferryman: {message}\n")
+        _complain(str(error), type(error).__name__)
         raise SystemExit(error.exit_status) from error
-    except KeyboardInterrupt as error:
-        sys.stderr.write("ferryman: interrupted\n")
-        raise SystemExit(130) from error
-    except BrokenPipeError as error:
-        # The reader of our output went away (`ferryman ... | head`); don't fail again when Python flushes stdout.
-        sys.stderr.close()
-        raise SystemExit(141) from error
+    except _Stopped as stop:
+        sys.stderr.write(f"ferryman: {'interrupted' if stop.code == 128 + signal.SIGINT else 'terminated'}\n")
+        raise
+    except OSError as error:  # such as a full disk under stdout; files that a command names raise FileAccessError
+        _drop_stdout()
+        _complain(f"the operating system refused: {error.strerror or error}", "FileAccessError")
+        raise SystemExit(FerrymanError.exit_status) from error
+
+
+def _complain(text: str, kind: str) -> None:
+    """One line on stderr and, where JSON was asked for, one document on stdout."""
+    message = " ".join(text.split())
+    sys.stderr.write(f"ferryman: {message}\n")
+    if "--json" in sys.argv:
+        try:
+            sys.stdout.write(json.dumps({"error": {"type": kind, "message": message}}) + "\n")
+            sys.stdout.flush()
+        except OSError:  # the reader of our output went away
+            _drop_stdout()
+
+
+def _drop_stdout() -> None:
+    """What stdout still holds goes nowhere; else Python fails once more when it flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,5 +1,4 @@
-"""Client and AsyncClient: ask a server about pictures, with deadlines, retries where they are safe, and typed
-answers.
+"""Client and AsyncClient: ask a server about pictures, with deadlines, safe retries and typed answers.
 
 Both have the same methods. A method that asks raises the FerrymanError that the server's status means:
 UsageError and ImageError for what was sent, ModelNotFoundError, TaskError, BundleError for a model that can't
@@ -11,7 +10,7 @@ paths of such files.
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -116,7 +115,7 @@ class Client(_Base[grpc.Channel]):
         version: int = 0,
         top_k: int | None = None,
         timeout: float | None = None,
-    ) -> Iterator[Frame[Classification]]:
+    ) -> Generator[Frame[Classification]]:
         """`stream_detect` for classes."""
         return self._stream(calls.classify_stream(model, version, top_k), frames, timeout)
 
@@ -128,13 +127,11 @@ class Client(_Base[grpc.Channel]):
         version: int = 0,
         score_threshold: float | None = None,
         timeout: float | None = None,
-    ) -> Iterator[Frame[Detections]]:
-        """An answer for each frame, in order, while later frames are still being taken, in a thread, from
-        `frames`.
+    ) -> Generator[Frame[Detections]]:
+        """An answer for each frame, in order, while later ones are still being taken from `frames`, in a thread.
 
-        A frame that can't be answered comes back with its error, and the stream goes on. timeout: of the
-        whole stream, None for none. Nothing is retried: only the caller knows whether an old frame still
-        matters.
+        A frame that can't be answered comes back with its error, and the stream goes on. Nothing is retried:
+        only the caller knows whether an old frame still matters. timeout: of the whole stream, None for none.
         Raises what `frames` raises, after the answers to the frames before it.
         """
         return self._stream(calls.detect_stream(model, version, score_threshold), frames, timeout)
@@ -190,7 +187,7 @@ class Client(_Base[grpc.Channel]):
                     except ValueError as error:  # what grpc says of a closed channel
                         raise UnavailableError("the client is closed") from error
 
-    def _stream(self, stream: Stream[T], frames: Iterable[Image], timeout: float | None) -> Iterator[Frame[T]]:
+    def _stream(self, stream: Stream[T], frames: Iterable[Image], timeout: float | None) -> Generator[Frame[T]]:
         failures: list[Exception] = []
 
         def requests() -> Iterator[Any]:
@@ -198,12 +195,15 @@ class Client(_Base[grpc.Channel]):
                 for frame_id, image in enumerate(frames):
                     yield stream.request(frame_id, image)
             # It is raised to the caller below; in grpc's thread it would only be logged.
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 failures.append(error)
 
         if timeout is not None:
             calls.check_timeout(timeout)
-        call = stream.method(self._stubs)(requests(), timeout=timeout)
+        try:
+            call = stream.method(self._stubs)(requests(), timeout=timeout)
+        except ValueError as error:  # see _run
+            raise UnavailableError("the client is closed") from error
         try:
             for message in call:
                 yield stream.parse(message)
@@ -261,7 +261,7 @@ class AsyncClient(_Base[grpc.aio.Channel]):
         version: int = 0,
         top_k: int | None = None,
         timeout: float | None = None,
-    ) -> AsyncIterator[Frame[Classification]]:
+    ) -> AsyncGenerator[Frame[Classification]]:
         """See Client.stream_detect."""
         return self._stream(calls.classify_stream(model, version, top_k), frames, timeout)
 
@@ -273,7 +273,7 @@ class AsyncClient(_Base[grpc.aio.Channel]):
         version: int = 0,
         score_threshold: float | None = None,
         timeout: float | None = None,
-    ) -> AsyncIterator[Frame[Detections]]:
+    ) -> AsyncGenerator[Frame[Detections]]:
         """See Client.stream_detect; `frames` is taken in the event loop."""
         return self._stream(calls.detect_stream(model, version, score_threshold), frames, timeout)
 
@@ -331,7 +331,7 @@ class AsyncClient(_Base[grpc.aio.Channel]):
 
     async def _stream(
         self, stream: Stream[T], frames: Iterable[Image] | AsyncIterable[Image], timeout: float | None
-    ) -> AsyncIterator[Frame[T]]:
+    ) -> AsyncGenerator[Frame[T]]:
         failures: list[Exception] = []
 
         async def requests() -> AsyncIterator[Any]:
@@ -341,12 +341,15 @@ class AsyncClient(_Base[grpc.aio.Channel]):
                     yield await asyncio.to_thread(stream.request, frame_id, image)
                     frame_id += 1
             # It is raised to the caller below; in grpc's task it would only be logged.
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 failures.append(error)
 
         if timeout is not None:
             calls.check_timeout(timeout)
-        call = stream.method(self._stubs)(requests(), timeout=timeout)
+        try:
+            call = stream.method(self._stubs)(requests(), timeout=timeout)
+        except grpc.aio.UsageError as error:  # see _run
+            raise UnavailableError("the client is closed") from error
         try:
             async for message in call:
                 yield stream.parse(message)

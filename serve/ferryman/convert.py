@@ -1,4 +1,4 @@
-"""Answers as messages, and messages as answers: protobuf's types stop here, on the server's side and on the client's."""
+"""Answers as messages, and messages as answers: protobuf's types stop here, on the server's side and the client's."""
 
 from collections.abc import Sequence
 from typing import get_args

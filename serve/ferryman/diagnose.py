@@ -1,6 +1,7 @@
 """What a failed parity looks like: hypotheses about the usual mistakes, each tested on the answers themselves."""
 
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +19,17 @@ def explain_failure(answers: list[Placed], golden: GoldenSamples, spec: ModelSpe
     answers: sample, batch size, slot and outputs of every run
     """
     alone = [answer for answer in answers if answer[1] == 1]
-    if not alone:
-        return ""
     limited = [name for name in spec.output_names if name in tolerance.max_abs]
 
     def is_right(answer: Placed, name: str) -> bool:
         return _error(answer[3][name], golden.outputs[name][answer[0]]) <= tolerance.max_abs[name]
 
-    if all(is_right(answer, name) for answer in alone for name in limited):
+    def all_right(some: list[Placed]) -> bool:
+        return all(is_right(answer, name) for answer in some for name in limited)
+
+    if alone and all_right(alone) and not all_right(answers):
         return "every sample is right alone and wrong in a batch: an output depends on its neighbours in the batch"
-    if "boxes" in limited:
+    if alone and "boxes" in limited:
         order = _box_order(alone, golden, tolerance.max_abs["boxes"])
         if order and all(is_right(answer, name) for answer in alone for name in limited if name != "boxes"):
             return order
@@ -39,11 +41,11 @@ def explain_failure(answers: list[Placed], golden: GoldenSamples, spec: ModelSpe
             return (
                 "samples that fill the canvas are right and padded ones are wrong: the padding mask is dropped or wrong"
             )
-    if "logits" in spec.output_names:
+    if "logits" in spec.output_names and alone:
         errors = [_error(answer[3]["logits"], golden.outputs["logits"][answer[0]]) for answer in alone]
-        if min(errors) > 1e-2:
+        if np.median(errors) > 1e-2:  # not every one: a grey picture hides swapped channels
             return (
-                "the logits differ on every sample already alone: look at what comes first, "
+                "the logits differ on most samples already alone: look at what comes first, "
                 "mean, deviation and layout of the input, then at the model"
             )
         if max(errors) <= 1e-3:
@@ -51,7 +53,7 @@ def explain_failure(answers: list[Placed], golden: GoldenSamples, spec: ModelSpe
     return ""
 
 
-def _error(answer: NDArray[np.generic], reference: NDArray[np.generic]) -> float:
+def _error(answer: NDArray[Any], reference: NDArray[Any]) -> float:
     return float(np.abs(answer.astype(np.float64) - reference.astype(np.float64)).max(initial=0.0))
 
 

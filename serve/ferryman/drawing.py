@@ -62,9 +62,7 @@ def _write(canvas: Image.Image, x: float, y: float, tag: _Tag, colour: str) -> N
     draw.text((x + 4 - left, y - height + 3 - top), tag.text, fill="black" if bright else "white", font=tag.font)
 
 
-def draw_detections(
-    image: Image.Image, detections: Sequence[Detection], colour: str | None = None
-) -> Image.Image:
+def draw_detections(image: Image.Image, detections: Sequence[Detection], colour: str | None = None) -> Image.Image:
     """A copy with every box and its label and score; boxes in pixels of `image`.
 
     A small picture is enlarged, and a narrow one gets white at its right or foot, until the text has room.

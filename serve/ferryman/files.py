@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def _no_access(path: Path, error: OSError) -> FileAccessError:
 
 
 @contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
+def replace_file(path: Path) -> Generator[Path, None, None]:
     """Gives a temporary path beside `path`; on success it takes `path`'s place, on any error it is gone.
 
     Raises FileAccessError when the folder can't be written, or `path` is there and no plain file.
@@ -47,7 +47,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
+def temporary_folder(parent: Path, name: str) -> Generator[Path, None, None]:
     """Gives an empty hidden folder in `parent`, which is made when absent; it is gone when the block ends.
 
     Raises FileAccessError when the place can't be written.

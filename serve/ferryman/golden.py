@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from ferryman.errors import BundleCorruptError
 from ferryman.specs import ModelSpec
 
 FILE_NAME = "golden.npz"
-Tensors = dict[str, NDArray[np.generic]]
+Tensors = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def save_golden(path: Path, golden: GoldenSamples) -> None:
 def load_golden(path: Path, spec: ModelSpec) -> GoldenSamples:
     """Reads golden.npz. Raises BundleCorruptError when it can't be read or does not fit `spec`."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             names = tuple(str(name) for name in file["names"])
             inputs: Tensors = {name: file[f"input.{name}"] for name in spec.input_names}
             outputs: Tensors = {name: file[f"output.{name}"] for name in spec.output_names}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,8 @@ def pairwise_iou(first_xyxy: NDArray[np.floating], second_xyxy: NDArray[np.float
 
 
 def match_detections(
-    answer: Mapping[str, NDArray[np.generic]],
-    reference: Mapping[str, NDArray[np.generic]],
+    answer: Mapping[str, NDArray[Any]],
+    reference: Mapping[str, NDArray[Any]],
     score_threshold: float,
     min_iou: float,
 ) -> Matches:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,8 +95,6 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
                     f"the image has {image.width}x{image.height} = {pixels:,} pixels, more than the limit of "
                     f"{max_pixels:,}; shrink it first"
                 )
-            if pixels == 0:
-                raise ImageError(f"the image has no pixels: it is {image.width}x{image.height}")
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
@@ -106,17 +105,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageError(
             f"the {len(data):,} bytes are not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
         ) from error
-    # Pillow's decoders raise these, and a few more, on damaged files.
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        IndexError,
-        KeyError,
-        TypeError,
-        OverflowError,
-    ) as error:
+    # On damaged files Pillow's decoders raise whatever they stumble over.
+    except Exception as error:
         raise ImageError(f"the image is damaged: {error}") from error
 
 
@@ -186,9 +176,9 @@ def preprocess_image(
 
 def stack_inputs(
     canvases: Sequence[NDArray[np.uint8]], geometries: Sequence[Geometry], input_names: tuple[str, ...]
-) -> dict[str, NDArray[np.generic]]:
+) -> dict[str, NDArray[Any]]:
     """The graph's inputs for a batch: `image` (batch, height, width, 3) and, if named, `valid_size` (batch, 2)."""
-    inputs: dict[str, NDArray[np.generic]] = {"image": np.stack(canvases)}
+    inputs: dict[str, NDArray[Any]] = {"image": np.stack(canvases)}
     if "valid_size" in input_names:
         inputs["valid_size"] = np.array([geometry.valid_size for geometry in geometries], dtype=np.int32)
     return inputs

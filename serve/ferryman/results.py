@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from ferryman.specs import ModelSpec
 
 DEFAULT_SCORE_THRESHOLD = 0.5
 DEFAULT_TOP_K = 5
-Outputs = Mapping[str, NDArray[np.generic]]
+Outputs = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _size(geometry: Geometry) -> tuple[int, int]:
     return width, height
 
 
-def _check_finite(array: NDArray[np.generic], name: str) -> None:
+def _check_finite(array: NDArray[Any], name: str) -> None:
     """Raises EngineError: an answer of NaN is none, and NaN scores would silently look like an empty picture."""
     if not np.isfinite(array).all():
         raise EngineError(f"the model's {name} for this image are NaN or infinite; run `ferryman verify` on its bundle")

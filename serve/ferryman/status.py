@@ -75,10 +75,11 @@ def error_from_rpc(call: grpc.RpcError, address: str) -> FerrymanError:
     assert isinstance(call, grpc.Call | grpc.aio.AioRpcError)
     code, details = call.code(), one_line(call.details() or "")
     try:
-        status = rpc_status.from_call(call)  # pyright: ignore[reportArgumentType]
+        found = rpc_status.from_call(call)  # pyright: ignore[reportArgumentType]
     except (ValueError, DecodeError):  # details that contradict the status, or are none: the code must do
-        status = None
-    for detail in status.details if status is not None else ():
+        found = None
+    status: Status = found or Status()
+    for detail in status.details:
         info = ErrorInfo()
         if detail.Unpack(info) and info.domain == DOMAIN:
             return _add_details(error_from_reason(code, info.reason, details), status)

@@ -101,7 +101,7 @@ CASES: dict[str, tuple[str, Wrap, str]] = {
     "wrong scale behind normalize": (
         "vit",
         WrongOnlyInForward,
-        r"logits differ on every sample.*mean, deviation",
+        r"logits differ on most samples.*mean, deviation",
     ),
     "swapped box order": (
         "detr",

@@ -83,7 +83,7 @@ def test_plain_onnxruntime_answers_like_pytorch(kind: str, batch: int, bundles: 
         session.run(list(bundle.spec.output_names), golden.batch(indices)),
         strict=True,
     ):
-        np.testing.assert_allclose(answer, golden.outputs[name][indices], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(np.asarray(answer), golden.outputs[name][indices], rtol=0, atol=1e-4)
 
 
 def test_padding_pixels_do_not_matter(bundles: dict[str, Bundle]) -> None:

@@ -40,6 +40,6 @@ def test_dependencies_satisfy_the_generated_code() -> None:
     [protobuf] = set(re.findall(r"^# Protobuf Python Version: (\S+)$", code, re.MULTILINE))
     [grpc] = set(re.findall(r"^GRPC_GENERATED_VERSION = '(\S+)'$", code, re.MULTILINE))
     assert bounds["protobuf"] == protobuf
-    assert {name: bound for name, bound in bounds.items() if name.startswith("grpcio")} == {
-        name: grpc for name in ("grpcio", "grpcio-health-checking", "grpcio-reflection", "grpcio-status")
-    }
+    assert {name: bound for name, bound in bounds.items() if name.startswith("grpcio")} == dict.fromkeys(
+        ("grpcio", "grpcio-health-checking", "grpcio-reflection", "grpcio-status"), grpc
+    )

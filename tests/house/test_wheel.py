@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = {"ferryman": "serve", "ferryman_models": "models", "ferryman_export": "export"}
 SDIST_EXTRAS = {"protos", "tests"}
 SDIST_FILES = {
-    "CONTRIBUTING.md", "LICENSE", "Makefile", "PKG-INFO", "README.md", "constraints.txt", "pyproject.toml", ".gitignore",
+    "CONTRIBUTING.md", "LICENSE", "Makefile", "PKG-INFO", "README.md", "constraints.txt",
+    "pyproject.toml", ".gitignore",
 }  # fmt: skip
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DetrConfig as HFDetrConfig
 from transformers import DetrForObjectDetection
 
 from ferryman_models.attention import attend_fused, attend_plain, set_attend
@@ -14,6 +13,7 @@ from ferryman_models.detr import DETR, DETRConfig, detr_config
 from ferryman_models.resnet import RESNETS, ResNetConfig
 
 from .weights import (
+    HFDetrConfig,
     count_parameters,
     detr_weights_from_hf,
     hf_detr,

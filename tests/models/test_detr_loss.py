@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DetrConfig as HFDetrConfig
 from transformers.loss.loss_for_object_detection import (
     ForObjectDetectionLoss,
     HungarianMatcher,
@@ -22,6 +21,8 @@ from ferryman_models.detr_loss import (
     match_hungarian,
     set_loss,
 )
+
+from .weights import HFDetrConfig
 
 # Sums of a few dozen float32 terms near one.
 TOLERANCE = 1e-5

@@ -8,15 +8,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import DetrConfig as HFDetrConfig
 from transformers import DetrForObjectDetection, ResNetModel, ViTForImageClassification
-from transformers import ResNetConfig as HFResNetConfig
-from transformers import ViTConfig as HFViTConfig
+from transformers.models.detr.modeling_detr import DetrFrozenBatchNorm2d
 
 from ferryman_models.detr import DETRConfig
 from ferryman_models.resnet import ResNetConfig
 from ferryman_models.vit import ViTConfig
+
+# Configurations of transformers take more than their annotated parameters.
+HFDetrConfig: Any = transformers.DetrConfig
+HFResNetConfig: Any = transformers.ResNetConfig
+HFViTConfig: Any = transformers.ViTConfig
 
 Renames = Sequence[tuple[str, str]]
 
@@ -74,7 +78,7 @@ _DETR: Renames = (
 
 # The projections whose product is the attention scores, under either library's names.
 _SCORES = re.compile(r"\.(q_proj|k_proj|query|key)\.weight$")
-SHARPNESS = 2.0
+SHARPNESS = 2.0  # scores of a few units: a query prefers some cells without seeing one alone
 
 
 def _rename(source: nn.Module, renames: Renames) -> dict[str, Tensor]:
@@ -128,12 +132,26 @@ def randomize(model: nn.Module, seed: int) -> None:
             tensor.mul_(SHARPNESS)
 
 
-def _ready(model: Any, seed: int) -> Any:
-    randomize(model, seed)
-    return model.eval()
+@torch.no_grad()
+def calibrate_norms(backbone: nn.Module, seed: int) -> None:
+    """Sets every batch norm's statistics to those of random pictures, as training leaves them.
+
+    With statistics out of the blue, all cells of a deep feature map look alike, and so do all queries' answers.
+    """
+
+    def measure(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
+        norm.get_buffer("running_mean").copy_(mean)
+        norm.get_buffer("running_var").copy_(variance)
+
+    norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d | DetrFrozenBatchNorm2d)]
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
+    backbone.eval()(torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(seed)))
+    for hook in hooks:
+        hook.remove()
 
 
-def hf_vit_config(config: ViTConfig) -> HFViTConfig:
+def hf_vit_config(config: ViTConfig) -> Any:
     return HFViTConfig(
         image_size=config.image_size,
         patch_size=config.patch,
@@ -149,10 +167,12 @@ def hf_vit_config(config: ViTConfig) -> HFViTConfig:
 
 def hf_vit(config: ViTConfig, seed: int = 0) -> Any:
     """A `ViTForImageClassification` with the facts of `config`, random weights, in eval mode."""
-    return _ready(ViTForImageClassification(hf_vit_config(config)), seed)
+    model: Any = ViTForImageClassification(hf_vit_config(config))
+    randomize(model, seed)
+    return model.eval()
 
 
-def hf_resnet_config(config: ResNetConfig) -> HFResNetConfig:
+def hf_resnet_config(config: ResNetConfig) -> Any:
     expansion = 4 if config.block == "bottleneck" else 1
     return HFResNetConfig(
         embedding_size=config.widths[0],
@@ -164,11 +184,14 @@ def hf_resnet_config(config: ResNetConfig) -> HFResNetConfig:
 
 
 def hf_resnet(config: ResNetConfig, seed: int = 0) -> Any:
-    """A `ResNetModel` with the facts of `config`, random weights and statistics, in eval mode."""
-    return _ready(ResNetModel(hf_resnet_config(config)), seed)
+    """A `ResNetModel` with the facts of `config`, random weights and their statistics, in eval mode."""
+    model: Any = ResNetModel(hf_resnet_config(config))
+    randomize(model, seed)
+    calibrate_norms(model, seed)
+    return model.eval()
 
 
-def hf_detr_config(config: DETRConfig) -> HFDetrConfig:
+def hf_detr_config(config: DETRConfig) -> Any:
     return HFDetrConfig(
         use_timm_backbone=False,
         use_pretrained_backbone=False,
@@ -188,7 +211,10 @@ def hf_detr_config(config: DETRConfig) -> HFDetrConfig:
 
 def hf_detr(config: DETRConfig, seed: int = 0) -> Any:
     """A `DetrForObjectDetection` with the facts of `config`, random weights and statistics, in eval mode."""
-    return _ready(DetrForObjectDetection(hf_detr_config(config)), seed)
+    model: Any = DetrForObjectDetection(hf_detr_config(config))
+    randomize(model, seed)
+    calibrate_norms(model.model.backbone.model, seed)
+    return model.eval()
 
 
 def count_parameters(model: nn.Module) -> int:

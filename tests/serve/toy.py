@@ -129,12 +129,12 @@ def _softmax(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def _classify(image: NDArray[np.generic]) -> dict[str, Any]:
+def _classify(image: NDArray[Any]) -> dict[str, Any]:
     logits = (image.astype(np.float32).mean(axis=(0, 1)) / 255) @ _WEIGHTS + _BIAS
     return {"logits": logits, "probabilities": _softmax(logits)}
 
 
-def _detect(image: NDArray[np.generic], valid_size: NDArray[np.generic]) -> dict[str, Any]:
+def _detect(image: NDArray[Any], valid_size: NDArray[Any]) -> dict[str, Any]:
     height, width = (int(side) for side in valid_size)
     mean = image[:height, :width].astype(np.float32).mean(axis=(0, 1)) / 255
     logits = (mean @ _LOGITS).reshape(QUERIES, len(LABELS) + 1)
@@ -143,7 +143,7 @@ def _detect(image: NDArray[np.generic], valid_size: NDArray[np.generic]) -> dict
     return {"logits": logits, "boxes": boxes, "scores": known.max(axis=-1), "labels": known.argmax(axis=-1)}
 
 
-def _embed(image: NDArray[np.generic]) -> dict[str, Any]:
+def _embed(image: NDArray[Any]) -> dict[str, Any]:
     pixels = image.astype(np.float32) / 255
     cell = SIDE // GRID
     patches = pixels.reshape(GRID, cell, GRID, cell, 3).mean(axis=(1, 3))
@@ -172,7 +172,7 @@ def _value(tensor: TensorSpec) -> onnx.ValueInfoProto:
 
 _ONNX = {"uint8": "UINT8", "int32": "INT32", "int64": "INT64", "float32": "FLOAT"}
 Graph = tuple[list[onnx.NodeProto], dict[str, NDArray[Any]]]
-_FLOAT = {"to": TensorProto.FLOAT}
+_FLOAT: dict[str, Any] = {"to": TensorProto.FLOAT}
 
 
 def _numbers(*values: int) -> NDArray[np.int64]:

@@ -1,13 +1,12 @@
 """Ferryman's own checkpoint: one safetensors file whose header holds architecture, configuration and ModelSpec."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -16,7 +15,6 @@ from ferryman.errors import CheckpointError
 from ferryman.files import replace_file, sha256_file
 from ferryman.specs import ModelSpec
 from ferryman_models.detr import DETR, DETRConfig
-from ferryman_models.resnet import ResNetConfig
 from ferryman_models.vit import ViT, ViTConfig
 
 SCHEMA = 1
@@ -36,16 +34,15 @@ class Checkpoint:
     spec: ModelSpec
 
 
-def _vit(config: Mapping[str, Any]) -> nn.Module:
-    return ViT(ViTConfig(**{**config, "image_size": tuple(config["image_size"])}))
+def _vit(config: object) -> nn.Module:
+    return ViT(TypeAdapter(ViTConfig).validate_python(config))
 
 
-def _detr(config: Mapping[str, Any]) -> nn.Module:
-    backbone = {key: tuple(value) if isinstance(value, list) else value for key, value in config["backbone"].items()}
-    return DETR(DETRConfig(**{**config, "backbone": ResNetConfig(**backbone)}))
+def _detr(config: object) -> nn.Module:
+    return DETR(TypeAdapter(DETRConfig).validate_python(config))
 
 
-_BUILDERS = {"vit": _vit, "detr": _detr}
+_BUILDERS: dict[str, Callable[[object], nn.Module]] = {"vit": _vit, "detr": _detr}
 
 
 def save_native(path: Path, model: ViT | DETR, spec: ModelSpec) -> None:

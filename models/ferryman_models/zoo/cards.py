@@ -42,13 +42,13 @@ set, in a colour that differs from the background by at least 70 of 255 levels o
 _TEXTS = {
     "vit-digits": (
         "A small ViT (Dosovitskiy et al. 2021) that names one handwritten digit on any background.",
-        "Every picture shows one digit, 45 to 90 % of the picture high, with random rotation, stretch, shear and stroke "
+        "Every picture shows one digit, 45 to 90 % of the picture high, with random turn, stretch, shear and stroke "
         "width, in any colour on a plain, graded, noisy or photographic background; the photographs are the two "
         "that ship with scikit-learn, their left two thirds for training and their right third for the other splits.",
     ),
     "detr-digits": (
         "A small DETR (Carion et al. 2020) that finds none to six handwritten digits on any background.",
-        "Scenes have an aspect ratio from 1:2 to 2:1 and digits 12 to 45 % of the shorter side high, turned by up to 15 "
+        "Scenes have an aspect ratio from 1:2 to 2:1 and digits 12 to 45 % of the shorter side high, turned up to 15 "
         "degrees, in any colour, on plain, graded, noisy or photographic backgrounds (the two photographs that come "
         "with scikit-learn, the left two thirds for training and the right third for the other splits). Test scenes "
         "have a longer side of 160 to 640 pixels and reach the model through Ferryman's own preprocessing. Boxes touch "

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def coco_map(scenes: list[Scene], answers: list[tuple[np.ndarray, np.ndarray, np
         for box, score, label in zip(*answer, strict=True)
     ]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints tables as it goes
-        truth = COCO()
+        truth: Any = COCO()
         truth.dataset = {
             "info": {},
             "images": [{"id": image} for image in range(len(scenes))],

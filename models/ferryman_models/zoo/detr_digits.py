@@ -133,7 +133,9 @@ class Trainee(nn.Module):
         self.detr = DETR(CONFIG, nn.BatchNorm2d)
         self.dense = DenseHead(CONFIG.dim, CONFIG.classes)
         set_attend(self, attend_fused)
-        self.to(memory_format=torch.channels_last)
+        for parameter in self.parameters():
+            if parameter.ndim == 4:  # convolutions run faster on channels-last weights
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def to_inputs(canvases_u8: np.ndarray, valid_size: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -226,7 +228,8 @@ def train(folder: Path, out: Path, dense_steps: int = DENSE.steps, steps: int = 
         )
         image, valid = to_inputs(canvases, sizes)
         memory, positions, valid_cells = detr.encode(image.contiguous(memory_format=torch.channels_last), valid)
-        dense = dense_loss(*trainee.dense(memory, torch.from_numpy(sizes)), owners, objects)
+        cell_logits, cell_boxes = trainee.dense(memory, torch.from_numpy(sizes))
+        dense = dense_loss(cell_logits, cell_boxes, owners, objects)
         if not whole:
             return dense
         answers = detr.decode(memory, positions, valid_cells)

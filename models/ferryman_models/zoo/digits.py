@@ -5,7 +5,7 @@ Source of the digits: scikit-learn's copy of the UCI "Optical Recognition of Han
 """
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ def load_digits(split: Split) -> Digits:
     """The digits of one split; needs scikit-learn (extra `train`)."""
     from sklearn.datasets import load_digits as sklearn_digits
 
-    data = sklearn_digits()
+    data: Any = sklearn_digits()
     part = _SPLITS[split]
     images = np.round(data.images[part] * (255 / 16)).astype(np.uint8)
     return Digits(images, data.target[part].astype(np.int64))
@@ -81,7 +81,7 @@ def render_digit(
     ink = np.asarray(enlarged, dtype=np.float32) / 255
     # A stroke's edge is about one pixel of the picture wide, however large the digit.
     softness = min(0.3, 1.2 / scale)
-    coverage = np.clip((ink - weight) / softness + 0.5, 0, 1)
+    coverage = np.clip((ink - weight) / softness + 0.5, 0, 1).astype(np.float32)
     rows = np.flatnonzero((coverage > 0.5).any(axis=1))
     columns = np.flatnonzero((coverage > 0.5).any(axis=0))
     if not len(rows):  # a thin digit at a heavy weight: take it as bold as it comes

@@ -21,7 +21,7 @@ def _finish(random: np.random.Generator, canvas: NDArray[np.float32]) -> NDArray
     """Adds the sensor noise of half of the pictures and rounds to uint8."""
     if random.random() < 0.5:
         noise = random.standard_normal(canvas.shape, dtype=np.float32)
-        canvas = canvas + noise * np.float32(random.uniform(1, 12))
+        return np.clip(np.round(canvas + noise * np.float32(random.uniform(1, 12))), 0, 255).astype(np.uint8)
     return np.clip(np.round(canvas), 0, 255).astype(np.uint8)
 
 
@@ -50,8 +50,12 @@ def make_digit_picture(
     index: int,
     photographs: list[NDArray[np.uint8]],
     side: int = 64,
+    plain: float = 0.0,
 ) -> NDArray[np.uint8]:
-    """Digit `index` of `digits`, 45 to 90 % of the picture high, anywhere that it fits: (side, side, 3) uint8."""
+    """Digit `index` of `digits`, 45 to 90 % of the picture high, anywhere that it fits: (side, side, 3) uint8.
+
+    plain: share in [0, 1] of the same digit white on black that is blended in, to begin training with
+    """
     canvas = make_background(random, side, side, photographs)
     while True:
         coverage = _random_coverage(random, digits.images[index], random.uniform(0.45, 0.9) * side)
@@ -60,6 +64,9 @@ def make_digit_picture(
     y = int(random.integers(side - coverage.shape[0] + 1))
     x = int(random.integers(side - coverage.shape[1] + 1))
     _paint(random, canvas, coverage, y, x)
+    if plain > 0:
+        canvas *= 1 - plain
+        canvas[y : y + coverage.shape[0], x : x + coverage.shape[1]] += plain * 255 * coverage[..., None]
     return _finish(random, canvas)
 
 

@@ -13,14 +13,15 @@ from ferryman.bundle import Bundle
 from ferryman.commands.console import make_table, out, print_json, print_table, show_stages
 from ferryman.commands.predict import Answers, Asker, read_image
 from ferryman.device import read_device
-from ferryman.errors import UsageError
+from ferryman.errors import ImageError, UsageError
 from ferryman.golden import FILE_NAME, load_golden
+from ferryman.preprocess import decode_image
 
 
 def run_bench(asker: Asker, paths: list[Path], seconds: float, json_output: bool) -> None:
     """Times the pictures in `paths`, or the bundle's golden samples, and prints percentiles and stages."""
     if paths:
-        images, what = [read_image(path) for path in paths], f"{len(paths)} pictures"
+        images, what = [_read_picture(path) for path in paths], f"{len(paths)} pictures"
     elif asker.bundle is not None:
         images = encode_golden(Bundle.open(asker.bundle))
         what = f"the {len(images)} golden samples as PNG of the canvas's size"
@@ -42,8 +43,18 @@ def run_bench(asker: Asker, paths: list[Path], seconds: float, json_output: bool
             document | {"device": read_device().model_dump(mode="json"), "latency": report.model_dump(mode="json")}
         )
         return
-    out.print(f"{name}, single stream, {what}, {report.requests} requests in {report.seconds:.1f} s", markup=False)
+    out.print(f"{name}, single stream, {what}, {report.requests} requests in {report.seconds:.1f} s")
     print_latency(report)
+
+
+def _read_picture(path: Path) -> bytes:
+    """The file's bytes. Raises FileAccessError, and ImageError before anything is measured."""
+    data = read_image(path)
+    try:
+        decode_image(data)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+    return data
 
 
 def encode_golden(bundle: Bundle) -> list[bytes]:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -36,7 +36,7 @@ def print_table(table: Table) -> None:
 
 
 @contextmanager
-def show_stages() -> Iterator[StageProgress]:
+def show_stages() -> Generator[StageProgress, None, None]:
     """Progress on stderr: a bar on a terminal, one line a stage elsewhere."""
     if not err.is_terminal:
         seen: list[str] = []
@@ -44,7 +44,7 @@ def show_stages() -> Iterator[StageProgress]:
         def write(stage: str, _done: int, _total: int) -> None:
             if stage not in seen:
                 seen.append(stage)
-                err.print(f"- {stage}", markup=False)
+                err.print(f"- {stage}")
 
         yield write
         return

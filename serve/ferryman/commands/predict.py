@@ -1,6 +1,7 @@
 """`ferryman classify` and `ferryman detect`: a few pictures, in this process or through a server."""
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from PIL import Image
 
 from ferryman.commands.console import err, make_table, out, print_json, print_table
 from ferryman.drawing import draw_classification, draw_detections
-from ferryman.errors import FerrymanError, FileAccessError, ImageError, UsageError
+from ferryman.errors import EngineError, FerrymanError, FileAccessError, ImageError, UsageError
 from ferryman.files import replace_file
 from ferryman.predictor import Predictor, Timings
 from ferryman.preprocess import decode_image
@@ -72,7 +73,7 @@ class Asker:
             raise UsageError("--target belongs to a bundle; a server answers with the variant that it loaded")
 
     @contextmanager
-    def open(self) -> Iterator[Answers]:
+    def open(self) -> Generator[Answers, None, None]:
         if self.bundle is not None:
             with Predictor.open(self.bundle, self.target, self.threads) as predictor:
                 yield _Local(predictor)
@@ -149,11 +150,11 @@ def _run(
     json_output: bool,
     columns: tuple[str, ...],
 ) -> None:
-    _check_draw(draw, images)
+    targets = _draw_targets(draw, images)
     documents: list[dict[str, object]] = []
     table = make_table(*columns, numbers=(2,))
     failed = 0
-    for path in images:
+    for path, target in zip(images, targets, strict=True):
         document: dict[str, object] = {"image": str(path), "model": model}
         try:
             data = read_image(path)
@@ -161,14 +162,15 @@ def _run(
             document |= {"size": list(answer.size), **task.to_json(answer)}
             for number, row in enumerate(task.to_rows(answer)):
                 table.add_row(str(path) if number == 0 else "", *row)
-            if draw is not None:
-                target = draw / f"{path.stem}.png" if len(images) > 1 or draw.is_dir() else draw
+            if target is not None:
                 with replace_file(target) as temporary:
                     task.draw(decode_image(data), answer).save(temporary, format="PNG")
-        except (ImageError, FileAccessError) as error:
+        except (ImageError, FileAccessError, EngineError) as error:
             failed += 1
             document["error"] = str(error)
-            err.print(f"ferryman: {path}: {error}", markup=False)
+            # A FileAccessError names its file itself.
+            where = "" if isinstance(error, FileAccessError) else f"{path}: "
+            err.print(f"ferryman: {where}{error}")
         documents.append(document)
     if json_output:
         print_json(documents)
@@ -177,17 +179,23 @@ def _run(
     if failed:
         raise SystemExit(FerrymanError.exit_status)
     if draw is not None and not json_output:
-        out.print(f"drawn: {draw}", markup=False)
+        out.print(f"drawn: {draw}")
 
 
-def _check_draw(draw: Path | None, images: list[Path]) -> None:
+def _draw_targets(draw: Path | None, images: list[Path]) -> list[Path] | list[None]:
+    """Where the answer to each image is drawn. Raises UsageError."""
     if draw is None:
-        return
-    if len(images) > 1:
-        if draw.suffix:
-            raise UsageError(f"--draw {draw}: several images need a folder, not a file")
-        names = [path.stem for path in images]
-        if len(set(names)) < len(names):
-            raise UsageError("--draw: two of the images have the same name; draw them one at a time")
-    elif draw.suffix.lower() != ".png" and not draw.is_dir():
+        return [None] * len(images)
+    is_folder = os.path.isdir(draw)
+    if not is_folder and len(images) > 1 and draw.suffix:
+        raise UsageError(f"--draw {draw}: several images need a folder, not a file")
+    if not is_folder and len(images) == 1 and draw.suffix.lower() != ".png":
         raise UsageError(f"--draw {draw}: give a file that ends in .png, or a folder")
+    targets = [draw / f"{path.stem}.png" if is_folder or len(images) > 1 else draw for path in images]
+    if len(set(targets)) < len(targets):
+        raise UsageError("--draw: two of the images have the same name; draw them one at a time")
+    originals = {os.path.realpath(path) for path in images}
+    for target in targets:
+        if os.path.realpath(target) in originals:
+            raise UsageError(f"--draw would overwrite the picture {target}; give another file or folder")
+    return targets

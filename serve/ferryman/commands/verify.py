@@ -67,18 +67,17 @@ def run_verify(path: Path, target: str | None, where: Path | None, threads: int 
     bundle = Bundle.open(path)
     certificate = verify_bundle(bundle, target, threads)
     text = certificate.model_dump_json(indent=2) + "\n"
-    if json_output and certificate.passed:
-        print_json(certificate.model_dump(mode="json"))
-    elif certificate.passed:
-        print_report(certificate.report)
     if where is None:
         where = bundle.write_certificate(certificate.report.target, text)
     else:
         with replace_file(where) as temporary:
             temporary.write_text(text, encoding="utf-8")
     certificate.report.raise_for_failures()
-    if not json_output:
-        out.print(f"{bundle.path}: every file is the one that was exported; certificate {where}", markup=False)
+    if json_output:
+        print_json(certificate.model_dump(mode="json"))
+        return
+    print_report(certificate.report)
+    out.print(f"{bundle.path}: every file is the one that was exported; certificate {where}")
 
 
 def print_report(report: ParityReport) -> None:
@@ -97,4 +96,7 @@ def print_report(report: ParityReport) -> None:
         task = f", top-1 agreement {report.top1_agreement:.2%}"
     if report.matched_detections is not None:
         task = f", {report.matched_detections:.2%} of {report.detections} detections matched"
-    out.print(f"{report.target} ({report.runtime_version}): {verdict}{task}", markup=False)
+        if not report.detections:
+            threshold = report.tolerance.score_threshold
+            task = f", no detection above {threshold} to match: export with --samples that show objects"
+    out.print(f"{report.target} ({report.runtime_version}): {verdict}{task}")

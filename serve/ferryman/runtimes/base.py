@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ferryman.errors import EngineError, TensorError
 from ferryman.specs import ModelSpec, Target, TensorSpec
 
-Arrays = Mapping[str, NDArray[np.generic]]
+Arrays = Mapping[str, NDArray[Any]]
 
 
 class Session(ABC):
@@ -25,7 +25,7 @@ class Session(ABC):
         self.spec = spec
         self.closed = False
 
-    def run(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+    def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Answers for one batch: inputs and outputs as `spec` names, types and shapes them.
 
         Raises TensorError for inputs that don't fit the spec, EngineError when the runtime fails.
@@ -50,7 +50,7 @@ class Session(ABC):
         self.close()
 
     @abstractmethod
-    def _run(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]: ...
+    def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]: ...
 
     @abstractmethod
     def _close(self) -> None: ...
@@ -93,7 +93,7 @@ def check_inputs(inputs: Arrays, spec: ModelSpec) -> None:
         _check_input(inputs[tensor.name], tensor, sizes)
 
 
-def _check_input(array: NDArray[np.generic], tensor: TensorSpec, sizes: dict[int | str, tuple[str, int]]) -> None:
+def _check_input(array: NDArray[Any], tensor: TensorSpec, sizes: dict[int | str, tuple[str, int]]) -> None:
     expected = f"{tensor.dtype} ({', '.join(str(size) for size in tensor.shape)})"
     given = f"{array.dtype} ({', '.join(str(size) for size in array.shape)})"
     if array.dtype != np.dtype(tensor.dtype) or array.ndim != len(tensor.shape) or 0 in array.shape:

@@ -1,9 +1,8 @@
 """ONNX Runtime."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ferryman.errors import EngineError
@@ -67,7 +66,7 @@ class OnnxRuntimeSession(Session):
         super().__init__(spec)
         self._session: InferenceSession | None = session
 
-    def _run(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+    def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         session = self._session
         if session is None:  # closed by another thread after the check
             raise EngineError("the session is closed")
@@ -75,8 +74,10 @@ class OnnxRuntimeSession(Session):
         try:
             outputs = session.run(list(names), dict(inputs))
         except Exception as error:  # see load
-            raise EngineError(f"ONNX Runtime failed on a batch of {len(inputs['image'])}: {_one_line(error)}") from error
-        return dict(zip(names, cast("list[NDArray[np.generic]]", outputs), strict=True))
+            raise EngineError(
+                f"ONNX Runtime failed on a batch of {len(inputs['image'])}: {_one_line(error)}"
+            ) from error
+        return dict(zip(names, cast("list[NDArray[Any]]", outputs), strict=True))
 
     def _close(self) -> None:
         self._session = None

@@ -1,4 +1,4 @@
-"""The server as a whole: what it is told (ServerConfig), its parts put together (VisionServer), and its life (serve)."""
+"""The server: what it is told (ServerConfig), its parts put together (VisionServer), and its life (serve)."""
 
 import asyncio
 import logging
@@ -21,7 +21,8 @@ from ferryman.preprocess import MAX_PIXELS
 from ferryman.server.engine import Engine, EngineLimits
 from ferryman.server.health import SERVICE, Health
 from ferryman.server.interceptors import CallsInFlight, ErrorInterceptor
-from ferryman.server.repository import LoadedModel, ModelRepository, load_model
+from ferryman.server.loading import LoadedModel, load_model
+from ferryman.server.repository import ModelRepository
 from ferryman.server.servicer import RequestLimits, VisionServicer
 from ferryman.specs import Facts, Target
 from ferryman.v1 import vision_pb2_grpc
@@ -37,8 +38,8 @@ class ServerConfig(Facts):
 
     repository: folder of NAME/VERSION bundles; models: the names to serve, all when empty
     address: HOST:PORT, `[HOST]:PORT` for IPv6; port 0 takes a free one
-    target: the variant of every model, by default each bundle's first; threads: of the CPU for one run, None
-        for all
+    target: the variant of every model, by default each bundle's first
+    threads: of the CPU for one run of one model, None for all
     max_message_bytes: of one request; max_pixels: of one picture
     max_batch, queue_limit: see EngineLimits; max_images_per_request, stream_window: see RequestLimits
     grace_seconds: how long requests in flight may take when the server stops
@@ -101,6 +102,7 @@ class VisionServer:
         self.config = config
         self.address = config.address  # with the port that was bound, once started
         self.calls = CallsInFlight()
+        self._listening = False
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="images")
         limits = EngineLimits(max_batch=config.max_batch, queue_limit=config.queue_limit, max_pixels=config.max_pixels)
         self.models = ModelRepository[Engine](
@@ -133,6 +135,7 @@ class VisionServer:
         await self.health.register(self.models.names)
         self.address = _bind(self._server, self.config.address)
         await self._server.start()
+        self._listening = True
         failures: list[FerrymanError] = []
         served: list[str] = []
         for name in self.models.names:
@@ -169,7 +172,8 @@ class VisionServer:
         await self._server.stop(None if left else _LAST_CHECKS_S)
         await self.models.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        log.info("server stopped: address=%s in_flight=%d cancelled=%d", self.address, in_flight, left)
+        if self._listening:
+            log.info("server stopped: address=%s in_flight=%d cancelled=%d", self.address, in_flight, left)
 
 
 async def serve(

@@ -55,8 +55,7 @@ class Batcher(Generic[Item, Output]):
 
     A request that comes while nothing runs starts at once. While a batch runs items gather, and the next
     batch takes the first `max_batch` of them, whichever requests they belong to. Items whose caller has gone
-    or whose deadline has passed are left out. The queue has no bound of its own: `Engine` decides who may
-    enter.
+    or whose deadline has passed are left out. The queue has no bound: `Engine` decides who may enter.
 
     run: from a batch's items to one output each, in order; called in the thread; what it raises reaches the
         callers of all items of the batch
@@ -77,8 +76,7 @@ class Batcher(Generic[Item, Output]):
         """The items' outputs, in order. deadline: see `check_deadline`.
 
         Raises DeadlineError when an item's turn comes too late, UnavailableError after `close`, and what
-        `run` raises. Cancelling the caller takes its items out of the queue; a batch that runs is not
-        interrupted.
+        `run` raises. Cancelling the caller takes its items out of the queue; a batch that runs runs on.
         """
         if self._closed:
             raise UnavailableError("the engine is closed")

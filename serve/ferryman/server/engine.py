@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from ferryman.predictor import Fitted, Timings, fit_images
 from ferryman.preprocess import MAX_PIXELS, Geometry, stack_inputs
 from ferryman.results import Outputs
 from ferryman.server.batcher import Batcher, check_deadline
-from ferryman.server.repository import LoadedModel
+from ferryman.server.loading import LoadedModel
 from ferryman.specs import Facts, Task
 
 T = TypeVar("T")
@@ -102,8 +102,7 @@ class Engine:
     async def run(
         self, canvases: Sequence[NDArray[np.uint8]], geometries: Sequence[Geometry], deadline: float | None = None
     ) -> Computed:
-        """The graph's outputs for canvases that `fit_image` made: (height, width, 3) uint8 of the model's
-        size.
+        """The graph's outputs for canvases that `fit_image` made, (height, width, 3) uint8 of the model's size.
 
         Raises TensorError for canvases of another type or shape, and see the class.
         """
@@ -120,7 +119,7 @@ class Engine:
         self.model.session.close()
 
     @contextmanager
-    def _admit(self, count: int) -> Iterator[None]:
+    def _admit(self, count: int) -> Generator[None]:
         limit = self._limits.queue_limit
         if count > limit:
             raise UsageError(f"{count} images at a time are more than the limit of {limit}; send fewer", "images")

@@ -40,7 +40,7 @@ class CallsInFlight:
             raise UnavailableError("the server is stopping; ask another one, or again later")
         self._count += 1
         self._none.clear()
-        context.add_done_callback(self._leave)
+        context.add_done_callback(self._leave)  # pyright: ignore[reportArgumentType]  # its stub wants a keyword
 
     def _leave(self, _context: Context) -> None:
         self._count -= 1

@@ -4,8 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ferryman.answers import Answerer
 from ferryman.convert import (
@@ -59,18 +58,22 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         return await self._detect(request, deadline_of(context))
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        def make(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> pb.Embedding:
+            del spec  # embeddings have no labels
+            return message_from_embedding(embedding_from_outputs(outputs, index, geometry))
+
         results, timings, answerer = await self._answer(
-            "embedding", request.model, request.images, _embedding, deadline_of(context)
+            "embedding", request.model, request.images, make, deadline_of(context)
         )
         return pb.EmbedResponse(results=results, timings=timings, answerer=answerer)
 
-    async def StreamClassify(self, requests: AsyncIterable[pb.StreamClassifyRequest], context: Context) -> None:
-        await self._stream(requests, context, self._classify, pb.StreamClassifyResponse)
+    async def StreamClassify(self, request_iterator: AsyncIterable[pb.StreamClassifyRequest], context: Context) -> None:
+        await self._stream(request_iterator, context, self._classify, pb.StreamClassifyResponse)
 
-    async def StreamDetect(self, requests: AsyncIterable[pb.StreamDetectRequest], context: Context) -> None:
-        await self._stream(requests, context, self._detect, pb.StreamDetectResponse)
+    async def StreamDetect(self, request_iterator: AsyncIterable[pb.StreamDetectRequest], context: Context) -> None:
+        await self._stream(request_iterator, context, self._detect, pb.StreamDetectResponse)
 
-    async def ModelInfo(self, request: pb.ModelInfoRequest, _context: Context) -> pb.ModelInfoResponse:
+    async def ModelInfo(self, request: pb.ModelInfoRequest, context: Context) -> pb.ModelInfoResponse:
         engine = await self._models.get(request.model.name, request.model.version)
         return message_from_model_facts(engine.model.facts)
 
@@ -78,7 +81,10 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         top_k = request.top_k if request.HasField("top_k") else DEFAULT_TOP_K
         if top_k < 1:
             raise UsageError(f"top_k is {top_k}, expected 1 or more", "top_k")
-        make = partial(_classification, top_k=top_k)
+
+        def make(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> pb.Classification:
+            return message_from_classification(classification_from_outputs(outputs, index, geometry, spec, top_k))
+
         results, timings, answerer = await self._answer("classification", request.model, request.images, make, deadline)
         return pb.ClassifyResponse(results=results, timings=timings, answerer=answerer)
 
@@ -86,7 +92,10 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         threshold = request.score_threshold if request.HasField("score_threshold") else DEFAULT_SCORE_THRESHOLD
         if not 0 <= threshold <= 1:  # NaN as well
             raise UsageError(f"score_threshold is {threshold:g}, expected a value in [0, 1]", "score_threshold")
-        make = partial(_detections, score_threshold=threshold)
+
+        def make(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> pb.Detections:
+            return message_from_detections(detections_from_outputs(outputs, index, geometry, spec, threshold))
+
         results, timings, answerer = await self._answer("detection", request.model, request.images, make, deadline)
         return pb.DetectResponse(results=results, timings=timings, answerer=answerer)
 
@@ -104,7 +113,11 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         engine = await self._models.get(ref.name, ref.version)
         engine.check_task(task)
         model = engine.model
-        results, timings = await engine.answer(images, partial(make, spec=model.bundle.spec), deadline)
+
+        def make_one(outputs: Outputs, index: int, geometry: Geometry) -> T:
+            return make(outputs, index, geometry, model.bundle.spec)
+
+        results, timings = await engine.answer(images, make_one, deadline)
         answerer = Answerer(model.name, model.version, model.target, model.bundle.digest)
         return results, message_from_timings(timings), message_from_answerer(answerer)
 
@@ -121,8 +134,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         faster than the model, or a client that does not read, is held back by gRPC's flow control. When the
         server stops, the frames that it has read are answered first.
 
-        requests, response: of messages with a frame_id, of one of the two streams; answer: to a frame's
-            request
+        requests, response: messages with a frame_id, of one of the two streams; answer: to a frame's request
         """
         places = asyncio.Semaphore(self._limits.stream_window)
         frames = asyncio.Queue[asyncio.Task[Any] | None]()
@@ -170,22 +182,5 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
 
 def deadline_of(context: Context) -> float | None:
     """The call's deadline in seconds of `time.monotonic`, None when it has none."""
-    remaining: float | None = context.time_remaining()
+    remaining = cast("float | None", context.time_remaining())  # the stub forgets calls without a deadline
     return None if remaining is None else time.monotonic() + remaining
-
-
-def _classification(
-    outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec, top_k: int = DEFAULT_TOP_K
-) -> pb.Classification:
-    return message_from_classification(classification_from_outputs(outputs, index, geometry, spec, top_k))
-
-
-def _detections(
-    outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec, score_threshold: float = DEFAULT_SCORE_THRESHOLD
-) -> pb.Detections:
-    return message_from_detections(detections_from_outputs(outputs, index, geometry, spec, score_threshold))
-
-
-def _embedding(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> pb.Embedding:
-    del spec  # embeddings have no labels
-    return message_from_embedding(embedding_from_outputs(outputs, index, geometry))

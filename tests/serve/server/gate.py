@@ -5,14 +5,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ferryman.runtimes.base import Arrays, Session
-from ferryman.server.repository import LoadedModel, load_model
+from ferryman.server.loading import LoadedModel, load_model
 
-PATIENCE_S = 60
+PATIENCE_S = 240
 
 
 class Gate:
@@ -61,7 +61,7 @@ class GatedSession(Session):
         self._session = session
         self._gate = gate
 
-    def _run(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+    def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         self._gate(len(inputs["image"]))
         return self._session.run(inputs)
 

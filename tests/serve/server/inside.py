@@ -1,7 +1,7 @@
 """A server in the test's own process, and stubs that ask it, without any of our client."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -23,21 +23,22 @@ class Caller:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.vision: Any = vision_pb2_grpc.VisionServiceStub(channel)
         self.health: Any = health_pb2_grpc.HealthStub(channel)
-        self.reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        # Its stub is typed for the blocking channel alone.
+        self.reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # pyright: ignore[reportArgumentType]
 
     async def status_of(self, name: str) -> int:
         return (await self.health.Check(health_pb2.HealthCheckRequest(service=name))).status
 
 
 @asynccontextmanager
-async def calling(address: str) -> AsyncIterator[Caller]:
+async def calling(address: str) -> AsyncGenerator[Caller]:
     options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(address, options) as channel:
         yield Caller(channel)
 
 
 @asynccontextmanager
-async def running(repository: Path, gate: Gate | None = None, **settings: Any) -> AsyncIterator[VisionServer]:
+async def running(repository: Path, gate: Gate | None = None, **settings: Any) -> AsyncGenerator[VisionServer]:
     config = ServerConfig(repository=repository, address="127.0.0.1:0", threads=1, **settings)
     server = VisionServer(config, partial(load_gated, gate=gate) if gate else None)
     try:
@@ -51,6 +52,6 @@ async def running(repository: Path, gate: Gate | None = None, **settings: Any) -
 
 async def until(condition: Callable[[], bool]) -> None:
     """Polls, for what another task or thread does soon."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         while not condition():
             await asyncio.sleep(0.005)

@@ -42,14 +42,14 @@ class ServerProcess:
 
     def wait(self) -> int:
         """Its exit status, once it has ended by itself."""
-        _, self._stderr = self.process.communicate(timeout=60)
+        _, self._stderr = self.process.communicate(timeout=240)
         return self.process.returncode
 
     def kill(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
         with contextlib.suppress(ValueError):  # read by `wait` already
-            _, self._stderr = self.process.communicate(timeout=60)
+            _, self._stderr = self.process.communicate(timeout=240)
 
     def __enter__(self) -> Self:
         return self

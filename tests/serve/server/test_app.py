@@ -1,8 +1,10 @@
 """A whole server in this process, asked over loopback: statuses and their details, health, reflection, stopping."""
 
 import asyncio
+import os
+import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
 from ferryman.errors import AddressError, BundleError, BundleNotFoundError, FerrymanError, UsageError
-from ferryman.server.app import ServerConfig, VisionServer, split_address
+from ferryman.server.app import ServerConfig, VisionServer, serve, split_address
 from ferryman.v1 import vision_pb2 as pb
 
 from ..toy import make_picture, make_pictures, make_toy_repository
@@ -45,11 +47,13 @@ async def details_of(call: Any) -> tuple[str, str, dict[str, Any]]:
 
 
 def classify(**fields: Any) -> pb.ClassifyRequest:
-    return pb.ClassifyRequest(**({"model": CLASSIFIER, "images": [PICTURE]} | fields))
+    defaults: dict[str, Any] = {"model": CLASSIFIER, "images": [PICTURE]}
+    return pb.ClassifyRequest(**(defaults | fields))
 
 
 def detect(**fields: Any) -> pb.DetectRequest:
-    return pb.DetectRequest(**({"model": DETECTOR, "images": [PICTURE]} | fields))
+    defaults: dict[str, Any] = {"model": DETECTOR, "images": [PICTURE]}
+    return pb.DetectRequest(**(defaults | fields))
 
 
 WRONG = {
@@ -81,7 +85,8 @@ WRONG = {
     "an empty image": (classify(images=[b""]), "INVALID_ARGUMENT", "ImageError", None, "empty (0 bytes)"),
     "text": (classify(images=[b"hello"]), "INVALID_ARGUMENT", "ImageError", None, "the 5 bytes are not a JPEG"),
     "a truncated image": (
-        classify(images=[PICTURE, PICTURE[:-200]]), "INVALID_ARGUMENT", "ImageError", None, "image 2 of 2: the image is"),
+        classify(images=[PICTURE, PICTURE[:-200]]),
+        "INVALID_ARGUMENT", "ImageError", None, "image 2 of 2: the image is"),
     "a huge image": (
         classify(images=[make_picture((0, 0, 0), 101, 100)]),
         "INVALID_ARGUMENT", "ImageError", None, "101x100 = 10,100 pixels, more than the limit of 10,000"),
@@ -91,7 +96,7 @@ WRONG = {
 
 
 async def test_wrong_requests_get_the_right_status(toy_repository: Path) -> None:
-    limits = {"max_images_per_request": 5, "max_pixels": 10_000, "max_message_bytes": 65536}
+    limits: dict[str, Any] = {"max_images_per_request": 5, "max_pixels": 10_000, "max_message_bytes": 65536}
     async with running(toy_repository, **limits) as server, calling(server.address) as caller:
         for name, (request, code, reason, field, message) in WRONG.items():
             ask = caller.vision.Detect if isinstance(request, pb.DetectRequest) else caller.vision.Classify
@@ -133,7 +138,7 @@ async def test_an_answer_says_who_and_how_long(toy_repository: Path) -> None:
 
 async def test_overload_says_when_to_ask_again(toy_repository: Path) -> None:
     gate = Gate()
-    limits = {"queue_limit": 4, "max_images_per_request": 4}
+    limits: dict[str, Any] = {"queue_limit": 4, "max_images_per_request": 4}
     async with running(toy_repository, gate, **limits) as server, calling(server.address) as caller:
         inside = asyncio.ensure_future(caller.vision.Classify(classify(images=[PICTURE] * 4)))
         await gate.wait_for_batches(1)
@@ -211,7 +216,7 @@ async def test_a_corrupt_bundle_beside_a_good_one(tmp_path: Path) -> None:
         assert (await caller.vision.Detect(detect())).results
     with (tmp_path / "toy-detector" / "1" / "model.onnx").open("r+b") as file:
         file.write(b"\0")
-    with pytest.raises(BundleError, match="nothing in .* can be served: toy-classifier version 1 .*; toy-detector "):
+    with pytest.raises(BundleError, match=r"nothing in .* can be served: toy-classifier version 1 .*; toy-detector "):
         async with running(tmp_path):
             pass
 
@@ -267,6 +272,23 @@ async def test_what_takes_longer_than_the_grace_is_cancelled(toy_repository: Pat
         await stopping
 
 
+async def test_a_signal_while_loading_stops_the_server(toy_repository: Path) -> None:
+    gate = Gate()
+    told: list[str] = []
+
+    def load(folder: Path) -> Any:
+        gate(1)
+        return load_gated(folder, Gate(is_open=True))
+
+    config = ServerConfig(repository=toy_repository, address="127.0.0.1:0")
+    serving = asyncio.create_task(serve(config, lambda address, models: told.append(address), load))
+    await gate.wait_for_batches(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await serving
+    gate.open()
+    assert told == []
+
+
 async def test_a_taken_port(toy_repository: Path) -> None:
     async with running(toy_repository) as server:
         second = VisionServer(ServerConfig(repository=toy_repository, address=server.address))
@@ -282,7 +304,7 @@ async def test_a_taken_port(toy_repository: Path) -> None:
 
 
 @asynccontextmanager
-async def running_at(repository: Path, address: str) -> AsyncIterator[VisionServer]:
+async def running_at(repository: Path, address: str) -> AsyncGenerator[VisionServer]:
     server = VisionServer(ServerConfig(repository=repository, address=address))
     try:
         await server.start()

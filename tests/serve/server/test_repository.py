@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,8 @@ from ferryman.errors import (
 )
 from ferryman.golden import load_golden, save_golden
 from ferryman.manifest import read_manifest
-from ferryman.server.repository import LoadedModel, ModelRepository, load_model
+from ferryman.server.loading import LoadedModel, load_model
+from ferryman.server.repository import ModelRepository
 
 from ..toy import TARGET, add_toy_bundle
 
@@ -57,7 +58,7 @@ class Holder:
 
 
 @asynccontextmanager
-async def opened(folder: Path, loader: Loader, *only: str) -> AsyncIterator[ModelRepository[Holder]]:
+async def opened(folder: Path, loader: Loader, *only: str) -> AsyncGenerator[ModelRepository[Holder]]:
     repository = ModelRepository(folder, only, loader, Holder)
     yield repository
     await repository.close()
@@ -86,7 +87,7 @@ def shift_golden(folder: Path) -> None:
     """Golden samples of a model that answers a little otherwise; the bundle itself is whole."""
     bundle = Bundle.open(folder)
     golden = load_golden(bundle.file("golden.npz"), bundle.spec)
-    outputs = {name: array + np.float32(0.01) for name, array in golden.outputs.items()}
+    outputs = {name: np.add(array, np.float32(0.01)) for name, array in golden.outputs.items()}
     save_golden(folder / "golden.npz", type(golden)(golden.names, golden.inputs, outputs))
     reseal(folder)
 

@@ -1,0 +1,484 @@
+"""From a file's bytes to the canvas: every kind of picture, every kind of damage, and the way back for boxes."""
+
+import io
+import struct
+import threading
+import time
+import tracemalloc
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, PngImagePlugin
+
+from ferryman.errors import ImageError
+from ferryman.preprocess import decode_image, fit_image, preprocess_image
+from ferryman.specs import PreprocessSpec
+
+Pixels = NDArray[np.uint8]
+_RNG = np.random.default_rng(7)
+NOISE = _RNG.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+GRADIENT = np.stack(np.meshgrid(np.arange(0, 240, 10), np.arange(0, 160, 10)), -1)  # (16, 24, 2), smooth for JPEG
+SMOOTH = np.concatenate((GRADIENT, GRADIENT[..., :1] // 2), axis=-1).astype(np.uint8)
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def decode(data: bytes) -> Pixels:
+    image = decode_image(data)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, *chunks: bytes) -> bytes:
+    """A PNG file that claims to be that large."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + b"".join(chunks) + png_chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "tolerance"),
+    [
+        (encode(Image.fromarray(SMOOTH), "PNG"), 0),
+        (encode(Image.fromarray(SMOOTH), "BMP"), 0),
+        (encode(Image.fromarray(SMOOTH), "WEBP", lossless=True), 0),
+        (encode(Image.fromarray(SMOOTH), "WEBP", quality=95), 12),
+        (encode(Image.fromarray(SMOOTH), "JPEG", quality=98, subsampling=0), 4),
+        (encode(Image.fromarray(SMOOTH), "JPEG", quality=98, subsampling=0, progressive=True), 4),
+    ],
+    ids=["PNG", "BMP", "lossless WebP", "WebP", "JPEG", "progressive JPEG"],
+)
+def test_formats(data: bytes, tolerance: int) -> None:
+    assert np.abs(decode(data).astype(int) - SMOOTH).max() <= tolerance
+
+
+# How a camera that was held so stores an upright picture, in NumPy's words (EXIF 2.32, tag 0x0112).
+STORED: dict[int, Callable[[Pixels], Pixels]] = {
+    1: lambda upright: upright,
+    2: np.fliplr,
+    3: lambda upright: np.rot90(upright, 2),
+    4: np.flipud,
+    5: lambda upright: upright.transpose(1, 0, 2),
+    6: lambda upright: np.rot90(upright, 1),
+    7: lambda upright: np.rot90(upright, 2).transpose(1, 0, 2),
+    8: lambda upright: np.rot90(upright, -1),
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_exif_orientation(orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](SMOOTH)))
+    options = {"quality": 98, "subsampling": 0} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
+    upright = decode(encode(stored, kind, exif=exif, **options))
+    assert upright.shape == SMOOTH.shape
+    assert np.abs(upright.astype(int) - SMOOTH).max() <= (4 if kind == "JPEG" else 0)
+
+
+def test_an_orientation_that_is_none() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    assert (decode(encode(Image.fromarray(NOISE), "PNG", exif=exif)) == NOISE).all()
+
+
+def _over_white(rgb: Pixels, alpha: Pixels) -> NDArray[np.float64]:
+    share = alpha[..., None] / 255
+    return rgb * share + 255 * (1 - share)
+
+
+ALPHA = _RNG.integers(0, 256, NOISE.shape[:2], dtype=np.uint8)
+GREY = np.ascontiguousarray(NOISE[..., 0])
+GREY_RGB = np.repeat(GREY[..., None], 3, axis=-1)
+
+
+def _palette(transparency: bytes | None) -> bytes:
+    image = Image.fromarray(GREY % 4)
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
+    assert image.mode == "P"
+    return encode(image, "PNG", **({} if transparency is None else {"transparency": transparency}))
+
+
+PALETTE = (np.array([10, 40, 70, 100])[GREY % 4][..., None] + [0, 10, 20]).astype(np.uint8)
+PALETTE_ALPHA = np.array([0, 128, 255, 255], dtype=np.uint8)[GREY % 4]
+WIDE = (_RNG.integers(0, 65536, NOISE.shape[:2])).astype(np.uint16)
+WIDE[0, :4] = [0, 256, 65535, 65280]
+LEVELS = np.repeat(np.round(WIDE[..., None] / 257), 3, axis=-1)
+MODES = {
+    "alpha": (encode(Image.fromarray(np.dstack((NOISE, ALPHA))), "PNG"), _over_white(NOISE, ALPHA)),
+    "grey and alpha": (encode(Image.fromarray(np.dstack((GREY, ALPHA)), "LA"), "PNG"), _over_white(GREY_RGB, ALPHA)),
+    "WebP with alpha": (
+        encode(Image.fromarray(np.dstack((NOISE, ALPHA))), "WEBP", lossless=True, exact=True),
+        _over_white(NOISE, ALPHA),
+    ),
+    "palette": (_palette(None), PALETTE),
+    "palette and transparency": (_palette(bytes([0, 128])), _over_white(PALETTE, PALETTE_ALPHA)),
+    "grey": (encode(Image.fromarray(GREY), "PNG"), GREY_RGB),
+    "one transparent grey": (
+        encode(Image.fromarray(GREY), "PNG", transparency=int(GREY[0, 0])),
+        np.where(GREY[0, 0] == GREY_RGB, 255, GREY_RGB),
+    ),
+    "black and white": (encode(Image.fromarray(GREY > 99), "PNG"), np.where(GREY_RGB > 99, 255, 0)),
+    "16-bit grey": (encode(Image.fromarray(WIDE), "PNG"), LEVELS),
+    "grey BMP": (encode(Image.fromarray(GREY), "BMP"), GREY_RGB),
+    "black and white BMP": (encode(Image.fromarray(GREY > 99), "BMP"), np.where(GREY_RGB > 99, 255, 0)),
+}
+
+
+@pytest.mark.parametrize(("data", "expected"), MODES.values(), ids=MODES)
+def test_modes(data: bytes, expected: NDArray[np.float64]) -> None:
+    assert np.abs(decode(data) - expected).max() <= 1
+
+
+def _without_adobe(data: bytes) -> bytes:
+    """A JPEG without its APP14 segment."""
+    start = data.index(b"\xff\xee")
+    (length,) = struct.unpack(">H", data[start + 2 : start + 4])
+    return data[:start] + data[start + 2 + length :]
+
+
+@pytest.mark.parametrize("change", [bytes, _without_adobe], ids=["Adobe", "plain"])
+def test_cmyk(change: Callable[[bytes], bytes]) -> None:
+    """Adobe stores inverted values, and so does everybody else: the marker changes nothing."""
+    data = encode(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), "JPEG", quality=98)
+    assert b"Adobe" in data
+    assert b"Adobe" not in _without_adobe(data)
+    cyan = decode(change(data)).reshape(-1, 3).mean(axis=0)
+    assert np.abs(cyan - [0, 255, 255]).max() < 4
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "MPO"])
+def test_the_first_frame_of_several(kind: str) -> None:
+    first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    pixels = decode(encode(first, kind, save_all=True, append_images=[second]))
+    assert np.abs(pixels.astype(int) - [255, 0, 0]).max() < 10
+
+
+REFUSED = {
+    "empty": (b"", "the image is empty"),
+    "text": (b"this is no picture" * 10, "the 180 bytes are not a JPEG, PNG, WEBP or BMP image"),
+    "GIF": (encode(Image.fromarray(GREY), "GIF"), "are not a JPEG"),
+    "TIFF": (encode(Image.fromarray(GREY), "TIFF"), "are not a JPEG"),
+    "PPM": (encode(Image.fromarray(NOISE), "PPM"), "are not a JPEG"),
+    "PNG without data": (png(4, 4), "damaged"),
+    "PNG of no width": (png(0, 4), "are not a JPEG"),
+    "PNG of no size": (png(0, 0, png_chunk(b"IDAT", zlib.compress(b""))), "are not a JPEG"),
+    "BMP of no width": (
+        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 0, 8, 1, 24, 0, 0, 0, 0, 0, 0),
+        "are not a JPEG",
+    ),
+    "BMP of no height": (
+        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 8, 0, 1, 24, 0, 0, 0, 0, 0, 0),
+        "are not a JPEG",
+    ),
+    "BMP of negative width": (
+        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, -8, 8, 1, 24, 0, 0, 0, 0, 0, 0),
+        "the image",
+    ),
+    "text that unpacks to megabytes": (
+        png(
+            4,
+            4,
+            png_chunk(b"zTXt", b"k\0\0" + zlib.compress(b"a" * (PngImagePlugin.MAX_TEXT_CHUNK + 1))),
+            png_chunk(b"IDAT", zlib.compress(bytes(52))),
+        ),
+        "damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_is_no_picture_is_refused(data: bytes, message: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        decode_image(data)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def _webp_canvas(width: int, height: int) -> bytes:
+    """An extended WebP file whose canvas is that large, and which holds a picture of 1x1."""
+    small = encode(Image.new("RGB", (1, 1)), "WEBP", lossless=True)[12:]
+    size = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
+    frame = b"ANMF" + struct.pack("<I", 16 + len(small)) + bytes(16) + small
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes([2, 0, 0, 0]) + size
+    body += b"ANIM" + struct.pack("<I", 6) + bytes(6) + frame
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+BOMBS = {
+    "30,000 x 30,000 PNG": png(30_000, 30_000, png_chunk(b"IDAT", zlib.compress(bytes(1000)))),
+    "10,000 x 10,000 PNG": png(10_000, 10_000, png_chunk(b"IDAT", zlib.compress(bytes(1000)))),
+    "PNG as large as its header can say": png(2**31 - 1, 2**31 - 1),
+    "WebP": _webp_canvas(12_000, 12_000),
+    "BMP": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 9_000, 9_000, 1, 24, 0, 0, 0, 0, 0, 0),
+}
+
+
+@pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS)
+def test_bombs_are_refused_before_decoding(data: bytes) -> None:
+    start = time.process_time()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageError, match=r"limit (of|is) 64,000,000|damaged"):
+            decode_image(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8e6
+    assert time.process_time() - start < 1.0
+
+
+def test_the_limit_is_exact() -> None:
+    data = encode(Image.new("RGB", (20, 10)), "PNG")
+    assert decode_image(data, max_pixels=200).size == (20, 10)
+    with pytest.raises(ImageError, match="20x10 = 200 pixels, more than the limit of 199; shrink it first"):
+        decode_image(data, max_pixels=199)
+
+
+def _exif() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "a description"
+    return exif
+
+
+SMALL = Image.fromarray(NOISE[:5, :6])
+SEEDS = {
+    "PNG": encode(SMALL, "PNG", exif=_exif()),
+    "palette PNG": _palette(bytes([0, 128])),
+    "JPEG": encode(SMALL, "JPEG", exif=_exif()),
+    "WebP": encode(SMALL, "WEBP", exif=_exif()),
+    "animated WebP": encode(SMALL, "WEBP", save_all=True, append_images=[SMALL.transpose(Image.Transpose.ROTATE_180)]),
+    "BMP": encode(SMALL, "BMP"),
+    "palette BMP": encode(SMALL.convert("1"), "BMP"),
+    "MPO": encode(SMALL, "MPO", save_all=True, append_images=[SMALL]),
+}
+
+
+def _damaged(data: bytes) -> Iterator[bytes]:
+    """Prefixes, and copies with one byte changed; long files are sampled, all of their headers is taken."""
+    places = [place for place in range(len(data)) if place < 64 or place % 11 == 0 or len(data) - place < 8]
+    for place in places:
+        yield data[:place]
+        for change in (0xFF, 0x01, 0x80):
+            yield data[:place] + bytes([data[place] ^ change]) + data[place + 1 :]
+
+
+def _try_to_decode(data: bytes) -> Image.Image | ImageError:
+    try:
+        return decode_image(data, max_pixels=100_000)
+    except ImageError as error:
+        return error
+
+
+@pytest.mark.parametrize("data", SEEDS.values(), ids=SEEDS)
+def test_damage_gives_a_picture_or_an_image_error(data: bytes) -> None:
+    """Warnings are errors in these tests, so none may leak either."""
+    assert decode_image(data).width
+    answers = [_try_to_decode(damaged) for damaged in _damaged(data)]
+    refusals = [answer for answer in answers if isinstance(answer, ImageError)]
+    assert len(refusals) > 64
+    assert not any("\n" in str(refusal) for refusal in refusals)
+    for answer in answers:
+        if isinstance(answer, Image.Image):
+            assert answer.mode == "RGB"
+            assert min(answer.size) > 0
+
+
+def test_threads_leave_the_warning_filters_as_they_were() -> None:
+    """`warnings.catch_warnings` of several threads restore each other's filters; ours are process-wide and counted."""
+    noisy = SEEDS["JPEG"].replace(b"a description", b"a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff")
+    broken = SEEDS["MPO"][:-40]
+    before = list(warnings.filters)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        for number in range(25):
+            try:
+                decode_image((noisy, broken, b"x")[number % 3])
+            except ImageError:
+                pass
+            except BaseException as error:  # noqa: BLE001 - told below, in the main thread
+                failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert warnings.filters == before
+
+
+def test_truncated_files_are_refused_whatever_pillow_was_told() -> None:
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    data = encode(Image.fromarray(_RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)), "JPEG")
+    with pytest.raises(ImageError, match="damaged"):
+        decode_image(data[: len(data) // 2])
+
+
+# --- onto the canvas -------------------------------------------------------------------------------------------------
+
+SIZES = [(1, 1), (1, 300), (300, 1), (7, 5), (64, 48), (101, 67), (67, 101), (333, 100), (256, 256)]
+
+
+def _noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(width * height).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("canvas", [(32, 32), (24, 31), (31, 24)], ids=str)
+def test_crop_is_the_known_rule(size: tuple[int, int], canvas: tuple[int, int]) -> None:
+    """Shortest edge, the longer side rounded down, centre cut out at half the difference rounded down.
+
+    That is what transformers' image processors do (`get_resize_output_image_size`, `center_crop`). torchvision's
+    CenterCrop starts at round(difference / 2), half to even: one pixel further where the difference is 3, 7, 11 ...
+    """
+    width, height = size
+    edge = 36
+    image = _noise(width, height)
+    spec = PreprocessSpec(size=canvas, fit="crop", shortest_edge=edge, interpolation="bicubic")
+    pixels, geometry = fit_image(image, spec)
+    short, long = sorted(size)
+    scaled = (edge, edge * long // short) if width <= height else (edge * long // short, edge)
+    left, top = (scaled[0] - canvas[1]) // 2, (scaled[1] - canvas[0]) // 2
+    expected = np.asarray(image.resize(scaled, Image.Resampling.BICUBIC))[
+        top : top + canvas[0], left : left + canvas[1]
+    ]
+    assert pixels.shape == (*canvas, 3)
+    assert (pixels == expected).all()
+    assert geometry.valid_size == canvas
+    x1, y1, x2, y2 = geometry.region
+    assert 0 <= x1 < x2 <= width
+    assert 0 <= y1 < y2 <= height
+    assert x1 + x2 == pytest.approx(width, abs=1 * width / scaled[0] + 1e-6)  # centred within a canvas pixel
+    assert y1 + y2 == pytest.approx(height, abs=1 * height / scaled[1] + 1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (3, 50_000)], ids=str)
+def test_crop_of_a_thread_takes_little_memory(size: tuple[int, int]) -> None:
+    """Resized as a whole, 1 x 60,000 would be 256 x 15 million pixels."""
+    width, height = size
+    image = Image.linear_gradient("L").resize(size).convert("RGB")
+    spec = PreprocessSpec(size=(224, 224), fit="crop", shortest_edge=256)
+    start = time.process_time()
+    pixels, geometry = fit_image(image, spec)
+    assert time.process_time() - start < 2.0
+    assert pixels.shape == (224, 224, 3)
+    x1, y1, x2, y2 = geometry.region
+    assert 0 <= x1 < x2 <= width
+    assert 0 <= y1 < y2 <= height
+    middle = np.asarray(image)[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))]
+    assert abs(pixels.mean() - middle.mean()) < 2
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "bicubic", "lanczos"])
+def test_the_crop_alone_is_nearly_the_crop_of_the_whole(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(SMOOTH).resize((300, 170), Image.Resampling.BICUBIC)
+    facts = {"size": (97, 128), "fit": "crop", "shortest_edge": 131, "interpolation": kernel}
+    spec = PreprocessSpec.model_validate(facts)
+    whole, geometry = fit_image(image, spec)
+    monkeypatch.setattr("ferryman.preprocess.MAX_PIXELS", 1000)
+    alone, same_geometry = fit_image(image, spec)
+    assert geometry == same_geometry
+    assert np.abs(whole.astype(int) - alone).max() <= 2
+
+
+@pytest.mark.parametrize("size", [*SIZES, (1, 10_000), (10_000, 1)], ids=str)
+def test_pad_geometry_and_the_way_back(size: tuple[int, int]) -> None:
+    width, height = size
+    spec = PreprocessSpec(size=(96, 128), fit="pad", pad_value=(9, 8, 7))
+    pixels, geometry = fit_image(_noise(width, height), spec)
+    valid_height, valid_width = geometry.valid_size
+    assert pixels.shape == (96, 128, 3)
+    assert valid_height == 96 or valid_width == 128
+    assert 1 <= valid_height <= 96
+    assert 1 <= valid_width <= 128
+    if min(size) * 128 > max(size):  # else a side would be less than a pixel
+        assert abs(valid_width / valid_height - width / height) <= (1 + width / height) / valid_height
+    assert (pixels[valid_height:] == (9, 8, 7)).all()
+    assert (pixels[:, valid_width:] == (9, 8, 7)).all()
+    # A box on the original's pixels -> on the canvas's valid area -> back.
+    boxes = np.array([[0, 0, width, height], [width / 4, height / 3, width / 2, height * 0.9]])
+    on_canvas = boxes * np.array([valid_width / width, valid_height / height] * 2)
+    normalised = on_canvas / np.array([valid_width, valid_height] * 2)
+    back = geometry.boxes_to_original(normalised.astype(np.float32))
+    assert np.abs(back - boxes).max() < 1e-3 * max(1, max(size) / 1000)
+
+
+def test_an_object_is_found_where_it_was_drawn() -> None:
+    """By pixels rather than by formulas: a white block on black, found on the canvas, lies where it was drawn."""
+    image = Image.new("RGB", (300, 170))
+    image.paste("white", (120, 40, 210, 130))
+    for spec in (
+        PreprocessSpec(size=(96, 128), fit="pad"),
+        PreprocessSpec(size=(96, 128), fit="stretch"),
+        PreprocessSpec(size=(96, 128), fit="crop", shortest_edge=130),
+    ):
+        pixels, geometry = fit_image(image, spec)
+        rows, columns = np.nonzero(pixels[..., 0] > 127)
+        found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        valid_height, valid_width = geometry.valid_size
+        box = (found / np.array([valid_width, valid_height] * 2)).astype(np.float32)[None]
+        pixel = max(300 / 128, 170 / 72)  # of the canvas, in pixels of the picture
+        assert np.abs(geometry.boxes_to_original(box)[0] - [120, 40, 210, 130]).max() <= pixel, spec.fit
+
+
+def test_stretch_takes_the_whole_picture() -> None:
+    image = _noise(50, 20)
+    pixels, geometry = fit_image(image, PreprocessSpec(size=(8, 16), fit="stretch", interpolation="lanczos"))
+    assert (pixels == np.asarray(image.resize((16, 8), Image.Resampling.LANCZOS))).all()
+    assert (geometry.valid_size, geometry.region) == ((8, 16), (0, 0, 50, 20))
+
+
+def test_boxes_are_clipped_to_the_picture() -> None:
+    _, geometry = preprocess_image(encode(SMALL, "PNG"), PreprocessSpec(size=(32, 32), fit="pad"))
+    boxes = geometry.boxes_to_original(np.array([[-0.5, -1, 1.5, 2], [0.5, 0.5, 0.5, 0.5]], dtype=np.float32))
+    assert boxes.tolist() == [[0, 0, 6, 5], [3, 2.5, 3, 2.5]]
+    assert geometry.boxes_to_original(np.empty((0, 4), dtype=np.float32)).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("fit", "processor", "settings", "size"),
+    [
+        ("stretch", "vit.image_processing_pil_vit.ViTImageProcessorPil", {"size": {"height": 32, "width": 32}}, 32),
+        (
+            "crop",
+            "bit.image_processing_pil_bit.BitImageProcessorPil",
+            {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}},
+            32,
+        ),
+    ],
+    ids=["ViT", "DINOv2 (BiT)"],
+)
+def test_the_canvas_is_that_of_transformers(fit: str, processor: str, settings: dict[str, object], size: int) -> None:
+    """The same picture through transformers' processor, scaling and normalisation off."""
+    pytest.importorskip("transformers")
+    from importlib import import_module
+
+    module, _, name = processor.rpartition(".")
+    make = getattr(import_module(f"transformers.models.{module}"), name)
+    reference = make(do_rescale=False, do_normalize=False, resample=Image.Resampling.BICUBIC, **settings)
+    spec = PreprocessSpec(
+        size=(size, size),
+        fit="crop" if fit == "crop" else "stretch",
+        shortest_edge=36 if fit == "crop" else None,
+        interpolation="bicubic",
+    )
+    for width, height in [(64, 48), (101, 67), (67, 101), (333, 100), (40, 41), (33, 39)]:
+        image = _noise(width, height)
+        expected = np.asarray(reference(images=image, return_tensors="np")["pixel_values"])[0]
+        pixels, _ = fit_image(image, spec)
+        assert (pixels == expected.transpose(1, 2, 0)).all(), (width, height)

@@ -1,0 +1,224 @@
+"""What every runtime must do. One that is added to RUNTIMES is tested by this file as it is."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ferryman.bundle import Bundle
+from ferryman.errors import EngineError, TensorError, UsageError
+from ferryman.golden import FILE_NAME, GoldenSamples, load_golden
+from ferryman.runtimes import RUNTIMES, open_session
+from ferryman.runtimes.base import Arrays, Runtime, Session
+from ferryman.specs import Target
+
+from .toy import SPECS, TARGET
+
+# What a runtime's own variants are called, where the toys hold one; so far they are ONNX files.
+READS_ONNX = {"onnxruntime"}
+
+
+@pytest.fixture(params=RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    found = RUNTIMES[request.param]
+    why = found.missing()
+    if why is not None:
+        pytest.skip(why)
+    assert found.name in READS_ONNX, "make a variant of the toys for this runtime, and load it here"
+    return found
+
+
+@pytest.fixture(params=SPECS)
+def bundle(request: pytest.FixtureRequest, toy_repository: Path) -> Bundle:
+    return Bundle.open(toy_repository / request.param)
+
+
+@pytest.fixture
+def session(runtime: Runtime, bundle: Bundle) -> Iterator[Session]:
+    with runtime.load(bundle.file("model.onnx"), TARGET, bundle.spec, threads=1) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def golden(bundle: Bundle) -> GoldenSamples:
+    return load_golden(bundle.file(FILE_NAME), bundle.spec)
+
+
+def assert_right(outputs: Arrays, golden: GoldenSamples, indices: list[int]) -> None:
+    assert set(outputs) == set(golden.outputs)
+    for name, array in outputs.items():
+        reference = golden.outputs[name][indices]
+        assert array.dtype == reference.dtype
+        assert array.shape == reference.shape
+        assert np.abs(array.astype(np.float64) - reference).max() < 1e-5, name
+
+
+def test_what_a_runtime_says_of_itself(runtime: Runtime) -> None:
+    assert RUNTIMES[runtime.name] is runtime
+    assert runtime.version()[0].isdigit()
+    assert runtime.devices()
+    assert all(Target.parse(f"{runtime.name}-{device}-fp32") for device in runtime.devices())
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_batches(session: Session, golden: GoldenSamples, batch: int) -> None:
+    indices = list(range(batch))
+    assert_right(session.run(golden.batch(indices)), golden, indices)
+
+
+def test_inputs_as_they_come(session: Session, golden: GoldenSamples) -> None:
+    """Views, arrays in Fortran's order and read-only arrays are inputs like others, and stay unchanged."""
+    inputs = {name: np.asfortranarray(array)[::-1] for name, array in golden.inputs.items()}
+    copies = {name: array.copy() for name, array in inputs.items()}
+    for array in inputs.values():
+        array.flags.writeable = False
+    assert_right(session.run(inputs), golden, list(range(len(golden)))[::-1])
+    assert all((inputs[name] == copies[name]).all() for name in inputs)
+
+
+def test_answers_do_not_change_later(session: Session, golden: GoldenSamples) -> None:
+    first = session.run(golden.batch([0]))
+    session.run(golden.batch([1]))
+    assert_right(first, golden, [0])
+
+
+def _image(*shape: int, dtype: str = "uint8") -> NDArray[Any]:
+    return np.zeros(shape, dtype)
+
+
+WRONG_IMAGES = {
+    "float": (_image(1, 32, 32, 3, dtype="float32"), r"image must be uint8 \(batch, 32, 32, 3\), got float32"),
+    "signed": (_image(1, 32, 32, 3, dtype="int8"), "got int8"),
+    "no batch": (_image(32, 32, 3), r"got uint8 \(32, 32, 3\)"),
+    "channels first": (_image(1, 3, 32, 32), r"got uint8 \(1, 3, 32, 32\)"),
+    "another size": (_image(1, 32, 33, 3), r"got uint8 \(1, 32, 33, 3\)"),
+    "empty batch": (_image(0, 32, 32, 3), r"got uint8 \(0, 32, 32, 3\)"),
+    "0 x 0": (_image(1, 0, 0, 3), r"got uint8 \(1, 0, 0, 3\)"),
+    "a number": (_image(), r"got uint8 \(\)"),
+}
+
+
+@pytest.mark.parametrize(("image", "message"), WRONG_IMAGES.values(), ids=WRONG_IMAGES)
+def test_wrong_images(session: Session, golden: GoldenSamples, image: NDArray[Any], message: str) -> None:
+    with pytest.raises(TensorError, match=message):
+        session.run(golden.batch([0]) | {"image": image})
+    assert_right(session.run(golden.batch([0])), golden, [0])  # and the session is none the worse
+
+
+def test_wrong_names(session: Session, golden: GoldenSamples) -> None:
+    inputs = golden.batch([0])
+    names = ", ".join(session.spec.input_names)
+    for wrong, given in {
+        "nothing": {},
+        "more, ": inputs | {"more": inputs["image"]},
+        "pixels": {"pixels": inputs["image"]},
+    }.items():
+        with pytest.raises(TensorError, match=f"the model takes {names}, got .*{wrong.split(',', maxsplit=1)[0]}"):
+            session.run(given)
+
+
+def test_one_batch_throughout(runtime: Runtime, toy_repository: Path) -> None:
+    bundle = Bundle.open(toy_repository / "toy-detector")
+    golden = load_golden(bundle.file(FILE_NAME), bundle.spec)
+    with runtime.load(bundle.file("model.onnx"), TARGET, bundle.spec) as session:
+        inputs = golden.batch([0, 1]) | {"valid_size": golden.inputs["valid_size"][:1]}
+        with pytest.raises(TensorError, match="batch is 2 in input image and 1 in input valid_size"):
+            session.run(inputs)
+
+
+def test_threads_at_once(session: Session, golden: GoldenSamples) -> None:
+    failures: list[BaseException] = []
+    start = threading.Barrier(8)
+
+    def work(number: int) -> None:
+        start.wait()
+        try:
+            for turn in range(20):
+                indices = [(number + turn + slot) % len(golden) for slot in range(1 + turn % 3)]
+                assert_right(session.run(golden.batch(indices)), golden, indices)
+        except BaseException as error:  # noqa: BLE001 - told below, in the main thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_closing(session: Session, golden: GoldenSamples) -> None:
+    assert not session.closed
+    session.close()
+    session.close()
+    assert session.closed
+    with pytest.raises(EngineError, match="the session is closed"):
+        session.run(golden.batch([0]))
+
+
+def test_closing_while_others_run(session: Session, golden: GoldenSamples) -> None:
+    """Whoever runs gets a right answer or an EngineError, nothing else, and no crash."""
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            while True:
+                assert_right(session.run(golden.batch([1])), golden, [1])
+        except EngineError:
+            return
+        except BaseException as error:  # noqa: BLE001 - told below, in the main thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    session.close()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+GARBAGE = {"empty": b"", "text": b"hello\nworld\n" * 20, "zeros": bytes(1000), "half": None}
+
+
+@pytest.mark.parametrize("data", GARBAGE.values(), ids=GARBAGE)
+def test_garbage_can_not_be_loaded(runtime: Runtime, bundle: Bundle, data: bytes | None, tmp_path: Path) -> None:
+    place = tmp_path / "model.onnx"
+    whole = bundle.file("model.onnx").read_bytes()
+    place.write_bytes(whole[: len(whole) // 2] if data is None else data)
+    with pytest.raises(EngineError) as caught:
+        runtime.load(place, TARGET, bundle.spec)
+    assert "can't load" in str(caught.value)
+    assert str(place) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_there_can_not_be_loaded(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"can't load .*nowhere"):
+        runtime.load(tmp_path / "nowhere", TARGET, bundle.spec)
+    with pytest.raises(EngineError, match="fridge"):
+        runtime.load(bundle.file("model.onnx"), Target.parse(f"{runtime.name}-fridge-fp32"), bundle.spec)
+
+
+def test_a_graph_of_another_model(runtime: Runtime, toy_repository: Path) -> None:
+    classifier = Bundle.open(toy_repository / "toy-classifier")
+    with pytest.raises(EngineError, match=r"has inputs and outputs .*probabilities.*, expected .*valid_size"):
+        runtime.load(classifier.file("model.onnx"), TARGET, SPECS["toy-detector"])
+
+
+def test_open_session(toy_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(toy_repository / "toy-classifier")
+    with open_session(bundle, str(TARGET), threads=2) as session:
+        assert session.spec == bundle.spec
+    with pytest.raises(UsageError, match="has no variant nothing; it has onnxruntime-cpu-fp32"):
+        open_session(bundle, "nothing")
+    monkeypatch.setattr(RUNTIMES["onnxruntime"], "missing", lambda: "pip install it")
+    with pytest.raises(EngineError, match="onnxruntime-cpu-fp32 can't run here: pip install it"):
+        open_session(bundle)
+    monkeypatch.delitem(RUNTIMES, "onnxruntime")
+    with pytest.raises(EngineError, match="upgrade it"):
+        open_session(bundle)
