@@ -145,7 +145,7 @@ def readiness(model: str, timeout_s: float, address: str) -> Steps[None]:
     why = "it is still loading, or failed to"
     while (left := deadline - time.monotonic()) > 0:
         # One try never takes all the time: a server that comes up late may leave a first connection hanging.
-        outcome = yield Send(min(left, 2.0))
+        outcome = yield Send(min(left, 5.0))
         if isinstance(outcome, grpc.RpcError):
             error = error_from_rpc(outcome, address)
             if isinstance(error, ModelNotFoundError):

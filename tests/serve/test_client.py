@@ -1,7 +1,6 @@
 """Both clients against a real server process, and against one whose failures the tests choose."""
 
 import asyncio
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from inspect import signature
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 from ferryman.bundle import Bundle
-from ferryman.client import Answer, AsyncClient, Client, RetryPolicy
+from ferryman.client import AsyncClient, Client
 from ferryman.errors import (
     FerrymanError,
     FileAccessError,
@@ -24,48 +23,9 @@ from ferryman.errors import (
 )
 from ferryman.predictor import Predictor
 
+from .both import PATIENCE_S, Both
 from .server.process import ServerProcess
 from .toy import make_picture, make_pictures
-
-ONCE = RetryPolicy(attempts=1)
-PATIENCE_S = 240  # for machines that have other things to do
-FAST = RetryPolicy(attempts=4, first_pause_s=0.001, max_pause_s=0.002)
-
-
-class Both:
-    """One interface to both clients: each call is made by the one and by the other, and the answers must agree."""
-
-    def __init__(self, address: str, **settings: Any) -> None:
-        self._address = address
-        self._settings: dict[str, Any] = {"timeout": PATIENCE_S} | settings
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            with Client(self._address, **self._settings) as client:
-                blocking = _outcome(lambda: getattr(client, name)(*arguments, **options))
-
-            async def ask() -> Any:
-                async with AsyncClient(self._address, **self._settings) as client:
-                    return await getattr(client, name)(*arguments, **options)
-
-            awaited = _outcome(lambda: asyncio.run(ask()))
-            assert type(blocking) is type(awaited), (blocking, awaited)
-            if isinstance(blocking, Answer):
-                assert blocking.answerer == awaited.answerer
-            elif not isinstance(blocking, FerrymanError):
-                assert blocking == awaited
-            if isinstance(blocking, FerrymanError):
-                raise blocking
-            return blocking
-
-        return call
-
-
-def _outcome(call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except FerrymanError as error:
-        return error
 
 
 @pytest.fixture
@@ -127,9 +87,9 @@ def test_readiness(both: Both) -> None:
     both.wait_ready("toy-detector", timeout=PATIENCE_S)
     assert both.is_ready(timeout=PATIENCE_S)
     assert both.is_ready("toy-detector", timeout=PATIENCE_S)
-    assert not both.is_ready("vit")
+    assert not both.is_ready("vit", timeout=PATIENCE_S)
     with pytest.raises(ModelNotFoundError, match="has no model 'vit'"):
-        both.wait_ready("vit")
+        both.wait_ready("vit", timeout=PATIENCE_S)
 
 
 PICTURE = make_picture((1, 2, 3))

@@ -26,11 +26,11 @@ from ferryman.status import status_from_error
 from ferryman.v1 import vision_pb2 as pb
 from ferryman.v1 import vision_pb2_grpc
 
+from .both import PATIENCE_S, Both
 from .server.process import ServerProcess
 from .toy import make_picture
 
 ONCE = RetryPolicy(attempts=1)
-PATIENCE_S = 240  # for machines that have other things to do
 FAST = RetryPolicy(attempts=4, first_pause_s=0.001, max_pause_s=0.002)
 PICTURE = make_picture((1, 2, 3))
 
@@ -110,7 +110,7 @@ def test_a_deadline_ends_a_call_that_is_not_repeated() -> None:
     with moody(None) as (servicer, address), Client(address, retry=FAST) as client:
         with pytest.raises(DeadlineError, match="did not answer in time"):
             client.classify([PICTURE], model="toy", timeout=0.1)
-        assert len(servicer.calls) == 1
+        assert len(servicer.calls) <= 1  # none, where the machine was too busy to bring it there in time
 
 
 async def test_cancelling_the_caller_cancels_the_call() -> None:

@@ -26,13 +26,14 @@ def make_table(*columns: str, numbers: tuple[int, ...] = ()) -> Table:
     """A plain table; `numbers` are the columns to align to the right."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index in numbers else "left")
+        table.add_column(column, justify="right" if index in numbers else "left", overflow="fold")
     return table
 
 
 def print_table(table: Table) -> None:
-    """Never narrower than its content: a pipe has no width to fit."""
-    out.print(table, width=max(out.width, 80) if out.is_terminal else 100_000)
+    """Nothing is cut off: a terminal that is too narrow folds the cells, and a pipe has no width to fit."""
+    width = max(out.width, 80) if out.is_terminal else 100_000
+    Console(width=width, highlight=False, markup=False, emoji=False).print(table)
 
 
 @contextmanager
