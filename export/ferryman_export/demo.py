@@ -30,7 +30,7 @@ from ferryman_export.sources import open_source
 from ferryman_export.wrappers import EXPORT_MODULES
 from ferryman_models.zoo import EMBEDDED, pictures_folder
 
-ROUNDS = 40  # of every picture through every way, interleaved: what disturbs one disturbs all
+ROUNDS = 25  # of every picture through every way, interleaved: what disturbs one disturbs all
 _START_SECONDS = 60.0
 
 
@@ -208,7 +208,7 @@ def eager_asker(name: str, spec: ModelSpec) -> Callable[[bytes], object]:
 
 def print_section(section: ModelSection) -> None:
     """One model: its answers, its parity, its speed."""
-    out.print(f"\n[bold]{section.name}[/bold]")
+    out.print(f"\n{section.name}", style="bold")
     for picture in section.pictures:
         out.print(f"  {picture.name}: {picture.words}", markup=False)
     errors = ", ".join(f"{output} {error:.2g}" for output, error in section.worst_errors().items())

@@ -108,5 +108,5 @@ def _draw(
         drawn = draw_classification(picture, classification_from_outputs(outputs, index, geometry, spec))
     drawn.thumbnail((420, 420))
     buffer = io.BytesIO()
-    drawn.save(buffer, format="PNG", optimize=True)
+    drawn.save(buffer, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
