@@ -1,6 +1,7 @@
 """`ferryman doctor`: what this machine has, and what is missing."""
 
 from importlib.util import find_spec
+from typing import Any
 
 from ferryman import __version__
 from ferryman.commands.console import make_table, out, print_json, print_table
@@ -20,12 +21,12 @@ _EXTRAS = {
 def run_doctor(json_output: bool) -> None:
     """Prints facts of the machine, of every runtime, and of the extras; nothing is loaded that is not needed."""
     device = read_device()
-    runtimes: list[dict[str, object]] = []
+    runtimes: list[dict[str, Any]] = []
     for name, runtime in RUNTIMES.items():
         why = runtime.missing()
         facts = {"version": runtime.version(), "devices": list(runtime.devices())} if why is None else {"missing": why}
         runtimes.append({"runtime": name, **facts})
-    extras: list[dict[str, object]] = []
+    extras: list[dict[str, Any]] = []
     for extra, (purpose, packages) in _EXTRAS.items():
         absent = [package for package in packages if find_spec(package) is None]
         fix = f"pip install 'ferryman[{extra}]'" if absent else None
@@ -44,7 +45,7 @@ def run_doctor(json_output: bool) -> None:
     if device.memory_bytes is not None:
         table.add_row("memory", f"{device.memory_bytes / 2**30:.1f} GiB")
     for facts in runtimes:
-        state = facts.get("missing") or f"{facts['version']} on {', '.join(map(str, facts['devices']))}"  # type: ignore[call-overload]
+        state = facts.get("missing") or f"{facts['version']} on {', '.join(facts['devices'])}"
         table.add_row(f"runtime {facts['runtime']}", str(state))
     for facts in extras:
         state = (
