@@ -41,7 +41,7 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, *, attend: Attend = attend_plain) -> None:
         super().__init__()
-        if dim % heads:
+        if heads < 1 or dim % heads:
             raise ValueError(f"dim must be a multiple of heads, got dim={dim}, heads={heads}")
         self.heads = heads
         self.attend = attend

@@ -33,7 +33,7 @@ class DETRConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.dim % self.heads or self.dim % 4:
+        if self.heads < 1 or self.dim % self.heads or self.dim % 4:
             raise ValueError(f"dim must be a multiple of heads and of 4, got dim={self.dim}, heads={self.heads}")
 
 

@@ -29,8 +29,10 @@ class ViTConfig:
     epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
+        if self.patch < 1:
+            raise ValueError(f"patch must be 1 pixel or more, got {self.patch}")
         self.grid(self.image_size)
-        if self.dim % self.heads:
+        if self.heads < 1 or self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
         if self.pooling not in ("cls", "mean"):
             raise ValueError(f"pooling must be 'cls' or 'mean', got {self.pooling!r}")
@@ -105,11 +107,14 @@ class ViT(nn.Module):
             x = block(x)
         return self.norm(x)
 
+    def classify(self, tokens: Tensor) -> Tensor:
+        """tokens: (batch, 1 + patches, dim), as `forward_features` returns them. Returns logits (batch, classes)."""
+        pooled = tokens[:, 0] if self.config.pooling == "cls" else tokens[:, 1:].mean(dim=1)
+        return self.head(pooled)
+
     def forward(self, image: Tensor) -> Tensor:
         """image: (batch, 3, height, width) float, normalised; both sides multiples of the patch.
 
         Returns logits (batch, classes). Raises ValueError for sides that the patch does not divide.
         """
-        tokens = self.forward_features(image)
-        pooled = tokens[:, 0] if self.config.pooling == "cls" else tokens[:, 1:].mean(dim=1)
-        return self.head(pooled)
+        return self.classify(self.forward_features(image))

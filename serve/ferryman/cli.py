@@ -96,14 +96,19 @@ def inspect(bundle: BundlePath, json_output: Json = False) -> None:
 @app.command()
 def serve(
     repository: Annotated[Path, typer.Argument(help="Folder of NAME/VERSION bundles.")],
-    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="Port 0 takes a free one.")] = "127.0.0.1:8001",
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="By default 127.0.0.1:8001; port 0 takes a free one.")
+    ] = None,
     threads: Threads = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML file with settings of ServerConfig; options win over it.")
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Serve a model repository over gRPC until SIGTERM or Ctrl-C."""
     from ferryman.commands.serve import run_serve
 
-    run_serve(repository, address, threads, json_output)
+    run_serve(repository, config, {"address": address, "threads": threads}, json_output)
 
 
 @app.command()

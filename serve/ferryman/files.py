@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ferryman.errors import FileAccessError
@@ -48,11 +48,13 @@ def replace_file(path: Path) -> Generator[Path, None, None]:
 
 @contextmanager
 def temporary_folder(parent: Path, name: str) -> Generator[Path, None, None]:
-    """Gives an empty hidden folder in `parent`, which is made when absent; it is gone when the block ends.
+    """Gives an empty hidden folder in `parent`; it is gone when the block ends.
 
+    `parent` is made when absent, and goes again when the block left nothing in it.
     Raises FileAccessError when the place can't be written.
     """
     try:
+        made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=parent))
     except OSError as error:
@@ -63,3 +65,6 @@ def temporary_folder(parent: Path, name: str) -> Generator[Path, None, None]:
         raise _no_access(parent / name, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # the first that is not empty ends it
+            for folder in made:
+                folder.rmdir()

@@ -93,6 +93,8 @@ def test_presets_have_the_published_size(size: Any, patch: Any, parameters: int)
         pytest.param({"image_size": (64, 60)}, "64x60 is not a multiple of the patch of 16", id="width"),
         pytest.param({"image_size": (60, 64)}, "60x64 is not a multiple of the patch of 16", id="height"),
         pytest.param({"image_size": (0, 64)}, "0x64 is not a multiple", id="no-pixels"),
+        pytest.param({"patch": 0}, "patch must be 1 pixel or more, got 0", id="no-patch"),
+        pytest.param({"heads": 0}, "dim 48 is not a multiple of heads 0", id="no-heads"),
         pytest.param({"heads": 5}, "dim 48 is not a multiple of heads 5", id="heads"),
         pytest.param({"pooling": "max"}, "pooling must be 'cls' or 'mean', got 'max'", id="pooling"),
     ],

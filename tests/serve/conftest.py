@@ -1,5 +1,6 @@
 """Toy bundles and a real server over them, for all tests of what runs on the device."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,3 +21,9 @@ def toy_server(toy_repository: Path) -> Iterator[str]:
     """The address of a server process over `toy_repository`."""
     with ServerProcess({"repository": str(toy_repository), "threads": 1}) as server:
         yield server.address
+
+
+@pytest.fixture
+def folder(toy_repository: Path, tmp_path: Path) -> Path:
+    """A detector's bundle of one's own."""
+    return shutil.copytree(toy_repository / "toy-detector" / "1", tmp_path / "models" / "toy-detector" / "1")

@@ -1,9 +1,7 @@
 """A bundle is whole or absent, and what was changed is refused, each with its own clear error."""
 
 import json
-import multiprocessing
 import os
-import re
 import shutil
 import stat
 from collections.abc import Callable
@@ -12,31 +10,21 @@ from typing import Any
 
 import pytest
 
-from ferryman.bundle import Bundle, find_bundles, list_versions, new_version, seal
+from ferryman.bundle import Bundle, list_versions
 from ferryman.errors import (
     BundleCorruptError,
     BundleError,
     BundleNotFoundError,
     BundlePathError,
     BundleSchemaError,
-    FerrymanError,
-    FileAccessError,
     UsageError,
 )
-from ferryman.files import replace_file, temporary_folder
-from ferryman.golden import load_golden, save_golden
 from ferryman.manifest import FILE_NAME
 
-from .toy import TARGET
+from .toy import TARGET, reseal
 
 NAME = "toy-detector"
 FILES = ("golden.npz", "manifest.json", "model.onnx", "parity.json")
-
-
-@pytest.fixture
-def folder(toy_repository: Path, tmp_path: Path) -> Path:
-    """A bundle of one's own."""
-    return shutil.copytree(toy_repository / NAME / "1", tmp_path / "models" / NAME / "1")
 
 
 def test_opening(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,13 +157,6 @@ def test_a_linked_parent(folder: Path, tmp_path: Path) -> None:
     (folder / "variants" / "x").symlink_to(tmp_path / "outside")
     with pytest.raises(BundlePathError, match=r"variants/x/model.onnx is reached through a link"):
         Bundle.open(folder)
-
-
-def reseal(folder: Path, **changes: object) -> None:
-    """Digests of what is in the folder now."""
-    facts = json.loads((folder / FILE_NAME).read_bytes())
-    del facts["files"]
-    seal(folder, facts | changes)
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -316,221 +297,3 @@ def test_sealing_covers_every_file(folder: Path) -> None:
     (folder / "variants" / "x" / FILE_NAME).write_text("2", encoding="utf-8")
     with pytest.raises(BundleCorruptError, match=r"variants/x/manifest.json is not the file"):
         Bundle.open(folder)
-
-
-# --- golden samples --------------------------------------------------------------------------------------------------
-
-
-def _npz(path: Path, **changes: object) -> None:
-    import numpy as np
-
-    with np.load(path) as file:
-        arrays: dict[str, Any] = {name: file[name] for name in file.files} | changes
-    np.savez(path, allow_pickle=False, **{name: array for name, array in arrays.items() if array is not None})
-
-
-def _array(path: Path) -> None:
-    import numpy as np
-
-    with path.open("wb") as file:
-        np.save(file, np.zeros(3))
-
-
-def _boxes(*shape: int, dtype: str = "float32") -> dict[str, Any]:
-    import numpy as np
-
-    return {"output.boxes": np.zeros(shape, dtype)}
-
-
-WRONG_GOLDEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty": (lambda path: path.write_bytes(b""), "does not hold this model's golden samples"),
-    "text": (lambda path: path.write_bytes(b"hello"), "does not hold"),
-    "half a zip": (lambda path: path.write_bytes(path.read_bytes()[:100]), "does not hold"),
-    "a lone array": (_array, "does not hold"),
-    "no output": (lambda path: _npz(path, **{"output.boxes": None}), "does not hold"),
-    "no names": (lambda path: _npz(path, names=None), "does not hold"),
-    "no sample": (lambda path: _npz(path, names=[]), "no sample"),
-    "another shape": (lambda path: _npz(path, **_boxes(6, 3, 1)), r"output boxes is float32 \(6, 3, 1\), expected"),
-    "another length": (lambda path: _npz(path, **_boxes(5, 3, 4)), "output boxes"),
-    "another type": (lambda path: _npz(path, **_boxes(6, 3, 4, dtype="float64")), "output boxes is float64"),
-    "a single number": (lambda path: _npz(path, **_boxes()), "output boxes"),
-}
-
-
-@pytest.mark.parametrize(("harm", "message"), WRONG_GOLDEN.values(), ids=WRONG_GOLDEN)
-def test_wrong_golden_samples(folder: Path, harm: Callable[[Path], object], message: str) -> None:
-    """Sealed with right digests all the same."""
-    harm(folder / "golden.npz")
-    reseal(folder)
-    bundle = Bundle.open(folder)
-    with pytest.raises(BundleCorruptError, match=message):
-        load_golden(bundle.file("golden.npz"), bundle.spec)
-
-
-def test_golden_samples_come_back(folder: Path, tmp_path: Path) -> None:
-    bundle = Bundle.open(folder)
-    golden = load_golden(bundle.file("golden.npz"), bundle.spec)
-    save_golden(tmp_path / "again.npz", golden)
-    again = load_golden(tmp_path / "again.npz", bundle.spec)
-    assert again.names == golden.names
-    assert all((again.outputs[name] == array).all() for name, array in golden.outputs.items())
-    assert all(array.shape[0] == 2 for array in golden.batch([3, 3]).values())
-
-
-# --- new versions ----------------------------------------------------------------------------------------------------
-
-
-def _listing(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-def test_new_versions_count_up(tmp_path: Path) -> None:
-    repository = tmp_path / "deep" / "repository"
-    for _ in range(2):
-        with new_version(repository, "vit") as folder:
-            (folder / "file").write_text("x", encoding="utf-8")
-    (repository / "vit" / "7").mkdir()
-    with new_version(repository, "vit") as folder:
-        assert folder.name != "8"
-    assert _listing(repository) == ["vit", "vit/1", "vit/1/file", "vit/2", "vit/2/file", "vit/7", "vit/8"]
-
-
-def _fail_half_way(repository: Path, error: type[BaseException]) -> None:
-    with new_version(repository, "vit") as folder:
-        (folder / "file").write_text("half", encoding="utf-8")
-        (folder / "sub").mkdir()
-        raise error
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit], ids=lambda error: error.__name__)
-def test_a_failed_version_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
-    with new_version(tmp_path, "vit") as folder:
-        (folder / "file").touch()
-    before = _listing(tmp_path)
-    with pytest.raises(error):
-        _fail_half_way(tmp_path, error)
-    assert _listing(tmp_path) == before
-
-
-def test_a_failure_of_ours_keeps_its_name(tmp_path: Path) -> None:
-    with pytest.raises(BundleCorruptError), new_version(tmp_path, "vit"):
-        raise BundleCorruptError("x")
-
-
-def _add_versions(repository: Path, number: int) -> None:
-    for turn in range(5):
-        with new_version(repository, "vit") as folder:
-            (folder / "who").write_text(f"{number}.{turn}", encoding="utf-8")
-
-
-def test_exports_at_once_never_overwrite_each_other(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_add_versions, args=(tmp_path, number)) for number in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0] * 3
-    versions = sorted(int(path.name) for path in (tmp_path / "vit").iterdir())
-    assert versions == list(range(1, 16))
-    assert len({(tmp_path / "vit" / str(v) / "who").read_text(encoding="utf-8") for v in versions}) == 15
-    assert os.listdir(tmp_path) == ["vit"]
-
-
-def test_a_taken_number_is_passed_over(tmp_path: Path) -> None:
-    """Two exports saw the same highest number; the second one to end takes the next."""
-    with new_version(tmp_path, "vit") as slow:
-        (slow / "who").write_text("slow", encoding="utf-8")
-        with new_version(tmp_path, "vit") as fast:
-            (fast / "who").write_text("fast", encoding="utf-8")
-    assert (tmp_path / "vit" / "1" / "who").read_text(encoding="utf-8") == "fast"
-    assert (tmp_path / "vit" / "2" / "who").read_text(encoding="utf-8") == "slow"
-
-
-@pytest.mark.parametrize("where", ["repository", "name"])
-def test_a_file_where_a_folder_must_be(tmp_path: Path, where: str) -> None:
-    repository = tmp_path / "repository"
-    if where == "repository":
-        repository.write_text("in the way", encoding="utf-8")
-    else:
-        repository.mkdir()
-        (repository / "vit").write_text("in the way", encoding="utf-8")
-    before = _listing(tmp_path)
-    with pytest.raises(FileAccessError, match=r"can't write .*vit.*: .*; check"), new_version(repository, "vit"):
-        pass
-    assert _listing(tmp_path) == before
-
-
-# --- repositories ----------------------------------------------------------------------------------------------------
-
-
-def test_finding_bundles(folder: Path) -> None:
-    repository = folder.parents[1]
-    (repository / "a-file").touch()
-    (repository / "empty").mkdir()
-    (repository / ".hidden" / "1").mkdir(parents=True)
-    (repository / ".hidden" / "1" / FILE_NAME).touch()
-    shutil.copytree(folder, folder.parent / "3")
-    shutil.copytree(folder, repository / "another" / "2")
-    assert list(find_bundles(repository).items()) == [("another", [2]), (NAME, [1, 3])]
-    assert list_versions(repository / "nowhere") == []
-
-
-@pytest.mark.parametrize("place", ["nowhere", "file", "x" * 300], ids=["nowhere", "a file", "a name too long"])
-def test_what_is_no_repository(tmp_path: Path, place: str) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(FerrymanError, match=re.escape(place[:10])):
-        find_bundles(tmp_path / place)
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt], ids=["fine", "error", "Ctrl-C"])
-def test_a_file_is_whole_or_the_old_one(tmp_path: Path, error: type[BaseException] | None) -> None:
-    place = tmp_path / "new" / "file.txt"
-    place.parent.mkdir()
-    place.write_text("old", encoding="utf-8")
-
-    def write() -> None:
-        with replace_file(place) as temporary:
-            temporary.write_text("half", encoding="utf-8")
-            if error is not None:
-                raise error
-
-    if error is None:
-        write()
-    else:
-        with pytest.raises(error):
-            write()
-    assert place.read_text(encoding="utf-8") == ("half" if error is None else "old")
-    assert os.listdir(place.parent) == ["file.txt"]
-
-
-def _folder_there(place: Path) -> None:
-    place.mkdir()
-
-
-def _file_above(place: Path) -> None:
-    place.parent.rmdir()
-    place.parent.write_text("in the way", encoding="utf-8")
-
-
-@pytest.mark.parametrize("obstacle", [_folder_there, os.mkfifo, _file_above], ids=["folder", "pipe", "file above"])
-def test_what_can_not_be_replaced(tmp_path: Path, obstacle: Callable[[Path], object]) -> None:
-    """A pipe or a device is not a file to be replaced: as root, /dev/null would be gone."""
-    place = tmp_path / "above" / "file.txt"
-    place.parent.mkdir()
-    obstacle(place)
-    before = _listing(tmp_path)
-    with pytest.raises(FileAccessError, match=r"can't write .*file.txt: "), replace_file(place):
-        pytest.fail("there is nothing to write to")
-    assert _listing(tmp_path) == before
-
-
-def test_a_temporary_folder_is_gone(tmp_path: Path) -> None:
-    with temporary_folder(tmp_path / "a" / "b", "name") as folder:
-        assert folder.parent == tmp_path / "a" / "b"
-        assert folder.name.startswith(".name.")
-        (folder / "x").touch()
-    assert os.listdir(tmp_path / "a" / "b") == []

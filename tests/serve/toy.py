@@ -6,7 +6,8 @@ toy-embedder:   the mean colour as `cls`, and the mean colours of a grid as `pat
 """
 
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from PIL import Image
 
 from ferryman.bundle import Bundle, new_version, seal
 from ferryman.golden import FILE_NAME as GOLDEN
-from ferryman.golden import GoldenSamples, Tensors, save_golden
+from ferryman.golden import GoldenSamples, Tensors, load_golden, save_golden
+from ferryman.manifest import FILE_NAME as MANIFEST
 from ferryman.manifest import SCHEMA_VERSION, SourceFacts, VariantFacts
 from ferryman.parity import TOLERANCES, ParityReports, check_parity
 from ferryman.preprocess import preprocess_image, stack_inputs
@@ -249,3 +251,28 @@ def _embedder() -> Graph:
         "cell_axes": _numbers(2, 4),
     }
     return nodes, {key: np.asarray(value) for key, value in constants.items()}
+
+
+def reseal(folder: Path, **changes: object) -> None:
+    """Digests of what is in the bundle's folder now; `changes` are to the manifest's other fields."""
+    facts = json.loads((folder / MANIFEST).read_bytes())
+    del facts["files"]
+    seal(folder, facts | changes)
+
+
+def list_tree(folder: Path) -> list[str]:
+    """Everything below a folder, hidden files too."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def change_golden(folder: Path, change: Callable[[GoldenSamples], GoldenSamples]) -> None:
+    """Other golden samples in the bundle's folder, sealed with right digests."""
+    spec = Bundle.open(folder).spec
+    save_golden(folder / GOLDEN, change(load_golden(folder / GOLDEN, spec)))
+    reseal(folder)

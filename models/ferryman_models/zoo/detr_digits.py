@@ -1,10 +1,13 @@
 """Trains `detr-digits`: a small DETR that finds none to six handwritten digits on any background.
 
 Two stages, since a DETR from scratch hardly learns in the time that there is:
-1. backbone and encoder alone as a dense detector (a class and a box for every cell of the memory), then
+1. backbone and encoder alone as a dense detector: every cell of the memory answers through DETR's own heads, as if it
+   were a query. Attention's values carry no positions, so this also teaches the memory to say where it is, which the
+   decoder then only has to fetch.
 2. the whole DETR with groups of queries, losses after every decoder layer, and the dense loss kept beside them.
 """
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +29,7 @@ from ferryman_models.zoo.scenes import Scene, make_scene, random_size
 from ferryman_models.zoo.training import Schedule, fit
 
 NAME = "detr-digits"
-SIDE = 160
+SIDE = 128
 PREPROCESS = PreprocessSpec(
     size=(SIDE, SIDE),
     fit="pad",
@@ -46,37 +49,11 @@ CONFIG = DETRConfig(
     query_groups=4,
     dropout=0.0,
 )
-DENSE = Schedule(steps=1600, peak=1e-3)
-SCHEDULE = Schedule(steps=3800, peak=6e-4, save_every=500)
+DENSE = Schedule(steps=1200, peak=1e-3)
+SCHEDULE = Schedule(steps=4200, peak=6e-4)
 BATCH = 32
-REUSE = 2  # pictures are drawn once and shown this often, in other colours each time
+REUSE = 3  # pictures are drawn once and shown this often, in other colours each time
 SEED = 20
-
-
-class DenseHead(nn.Module):
-    """A class and a box for every cell of the memory; used in training alone."""
-
-    def __init__(self, dim: int, classes: int) -> None:
-        super().__init__()
-        self.class_head = nn.Linear(dim, classes + 1)
-        self.box_head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 4))
-
-    def forward(self, memory: Tensor, valid_size: Tensor) -> tuple[Tensor, Tensor]:
-        """memory: (batch, cells, dim) of a square grid; valid_size: (batch, 2) (height, width) in pixels
-
-        Returns logits (batch, cells, classes + 1) and boxes (batch, cells, 4) cxcywh in units of the valid area.
-        """
-        grid = int(memory.shape[1] ** 0.5)
-        height, width = valid_size[:, :1].float(), valid_size[:, 1:].float()
-        centre = (torch.arange(grid) + 0.5) * (SIDE / grid)
-        y, x = torch.meshgrid(centre, centre, indexing="ij")
-        dx, dy, w, h = self.box_head(memory).unbind(-1)
-        # Offsets are in cells, sizes relative to a quarter of the canvas.
-        cx = (x.flatten() + dx * (SIDE / grid)) / width
-        cy = (y.flatten() + dy * (SIDE / grid)) / height
-        w = w.clamp(-4, 3).exp() * (SIDE / 4) / width
-        h = h.clamp(-4, 3).exp() * (SIDE / 4) / height
-        return self.class_head(memory), torch.stack((cx, cy, w, h), dim=-1)
 
 
 def dense_targets(boxes_cxcywh: Tensor, valid_size: tuple[int, int], grid: int) -> Tensor:
@@ -106,7 +83,7 @@ def dense_loss(logits: Tensor, boxes_cxcywh: Tensor, owners: Tensor, objects: li
     Cells without one count 0.3 in the cross-entropy. It is divided by the number of cells with an object, not by
     all cells: as a mean over all of them the classes drown in the boxes' gradient and are hardly learned.
 
-    owners: (batch, cells) int64, -1 for none; other shapes as `DenseHead` returns them.
+    logits: (batch, cells, classes + 1); boxes_cxcywh: (batch, cells, 4); owners: (batch, cells) int64, -1 for none
     """
     no_object = logits.shape[-1] - 1
     wanted = torch.full(owners.shape, no_object, dtype=torch.int64)
@@ -125,19 +102,6 @@ def dense_loss(logits: Tensor, boxes_cxcywh: Tensor, owners: Tensor, objects: li
     return 2 * classification + 5 * l1 + 2 * (1 - overlap).sum() / count
 
 
-class Trainee(nn.Module):
-    """The DETR and the dense head that helps it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.detr = DETR(CONFIG, nn.BatchNorm2d)
-        self.dense = DenseHead(CONFIG.dim, CONFIG.classes)
-        set_attend(self, attend_fused)
-        for parameter in self.parameters():
-            if parameter.ndim == 4:  # convolutions run faster on channels-last weights
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-
 def to_inputs(canvases_u8: np.ndarray, valid_size: np.ndarray) -> tuple[Tensor, Tensor]:
     """(batch, SIDE, SIDE, 3) uint8 and (batch, 2) -> normalised image (batch, 3, SIDE, SIDE), valid pixels bool."""
     mean, std = torch.tensor(PREPROCESS.mean), torch.tensor(PREPROCESS.std)
@@ -148,11 +112,28 @@ def to_inputs(canvases_u8: np.ndarray, valid_size: np.ndarray) -> tuple[Tensor, 
     return image.permute(0, 3, 1, 2), valid
 
 
-class Stream:
-    """Training scenes without end; scene number i is the same in every run."""
+@dataclass(frozen=True)
+class Batch:
+    """canvases: (batch, SIDE, SIDE, 3) uint8; sizes: (batch, 2) int64, (height, width) of the real pixels."""
 
-    def __init__(self) -> None:
-        self.digits, self.photographs = load_digits("train"), load_photographs("train")
+    canvases: np.ndarray
+    sizes: np.ndarray
+    objects: list[Objects]
+
+    def owners(self) -> Tensor:
+        """`dense_targets` of every picture: (batch, cells) int64."""
+        grid = SIDE // CONFIG.backbone.stride
+        pictures = zip(self.objects, self.sizes.tolist(), strict=True)
+        return torch.stack(
+            [dense_targets(found.boxes_cxcywh, (height, width), grid) for found, (height, width) in pictures]
+        )
+
+
+class Stream:
+    """Scenes of one split without end; scene number i is the same in every run."""
+
+    def __init__(self, split: Split) -> None:
+        self.digits, self.photographs = load_digits(split), load_photographs(split)
         self.drawn: dict[int, Scene] = {}
 
     def scene(self, number: int) -> Scene:
@@ -162,8 +143,7 @@ class Stream:
             self.drawn[number] = make_scene(random, self.digits, self.photographs, size)
         return self.drawn[number]
 
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, list[Objects]]:
-        """Canvases, valid sizes and objects of one step."""
+    def batch(self, step: int) -> Batch:
         # Scenes come in blocks of BATCH; a block is shown in REUSE rounds, 64 blocks apart from itself.
         cycle, place = divmod(step, 64 * REUSE)
         block = cycle * 64 + place % 64
@@ -182,7 +162,7 @@ class Stream:
             left, top, right, bottom = (scene.boxes / np.array([width, height, width, height])).T
             boxes = np.stack(((left + right) / 2, (top + bottom) / 2, right - left, bottom - top), axis=1)
             objects.append(Objects(torch.from_numpy(scene.labels), torch.from_numpy(boxes.astype(np.float32))))
-        return canvases, sizes, objects
+        return Batch(canvases, sizes, objects)
 
 
 def held_out_scenes(split: Split, count: int, seed: int = 7) -> list[Scene]:
@@ -212,29 +192,30 @@ def evaluate_map(model: DETR, scenes: list[Scene], batch: int = 50) -> tuple[flo
 def train(folder: Path, out: Path, dense_steps: int = DENSE.steps, steps: int = SCHEDULE.steps) -> DETR:
     """Trains from scratch or resumes from `folder`; writes the checkpoint to `out`."""
     torch.manual_seed(SEED)
-    trainee = Trainee()
-    detr = trainee.detr
-    stream = Stream()
+    detr = DETR(CONFIG, nn.BatchNorm2d)
+    set_attend(detr, attend_fused)
+    for parameter in detr.parameters():
+        if parameter.ndim == 4:  # convolutions run faster on channels-last weights
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    stream, validation_stream = Stream("train"), Stream("validation")
     validation = held_out_scenes("validation", 200)
-    grid = SIDE // CONFIG.backbone.stride
 
-    def losses(step: int, whole: bool) -> Tensor:
-        canvases, sizes, objects = stream.batch(step)
-        owners = torch.stack(
-            [
-                dense_targets(found.boxes_cxcywh, (int(size[0]), int(size[1])), grid)
-                for found, size in zip(objects, sizes, strict=True)
-            ]
-        )
-        image, valid = to_inputs(canvases, sizes)
+    def losses(batch: Batch, whole: bool) -> Tensor:
+        image, valid = to_inputs(batch.canvases, batch.sizes)
         memory, positions, valid_cells = detr.encode(image.contiguous(memory_format=torch.channels_last), valid)
-        cell_logits, cell_boxes = trainee.dense(memory, torch.from_numpy(sizes))
-        dense = dense_loss(cell_logits, cell_boxes, owners, objects)
+        dense = dense_loss(detr.class_head(memory), detr.box_head(memory), batch.owners(), batch.objects)
         if not whole:
             return dense
         answers = detr.decode(memory, positions, valid_cells)
         logits, boxes = detr.class_head(answers), detr.box_head(answers)
-        return dense + deep_set_loss(logits, boxes, objects, CONFIG.query_groups, no_object_weight=0.2, class_weight=2)
+        return dense + deep_set_loss(
+            logits, boxes, batch.objects, CONFIG.query_groups, no_object_weight=0.2, class_weight=2
+        )
+
+    def evaluate_dense() -> str:
+        with torch.inference_mode():
+            loss = sum(losses(validation_stream.batch(step), whole=False).item() for step in range(4)) / 4
+        return f"validation loss {loss:.3f}"
 
     def evaluate() -> str:
         figures = evaluate_map(detr, validation)
@@ -242,23 +223,22 @@ def train(folder: Path, out: Path, dense_steps: int = DENSE.steps, steps: int = 
 
     backbone = [*detr.backbone.parameters()]
     inside = {id(parameter) for parameter in backbone}
-    rest = [parameter for parameter in trainee.parameters() if id(parameter) not in inside]
-    dense_schedule = Schedule(dense_steps, DENSE.peak)
+    rest = [parameter for parameter in detr.parameters() if id(parameter) not in inside]
     fit(
         f"{NAME}-dense",
-        trainee,
+        detr,
         [{"params": [*backbone, *rest]}],
-        dense_schedule,
-        lambda step: losses(step, whole=False),
-        lambda: "",
+        Schedule(dense_steps, DENSE.peak),
+        lambda step: losses(stream.batch(step), whole=False),
+        evaluate_dense,
         folder,
     )
     fit(
         NAME,
-        trainee,
+        detr,
         [{"params": backbone, "scale": 1 / 3}, {"params": rest}],
-        Schedule(steps, SCHEDULE.peak, save_every=SCHEDULE.save_every),
-        lambda step: losses(dense_steps + step, whole=True),
+        Schedule(steps, SCHEDULE.peak),
+        lambda step: losses(stream.batch(dense_steps + step), whole=True),
         evaluate,
         folder,
     )
@@ -269,8 +249,6 @@ def train(folder: Path, out: Path, dense_steps: int = DENSE.steps, steps: int = 
 
 def freeze(trained: DETR) -> DETR:
     """The same model for inference: frozen batch norm, one group of queries."""
-    from dataclasses import replace
-
     model = DETR(replace(trained.config, query_groups=1))
     state = {name: tensor for name, tensor in trained.state_dict().items() if "num_batches_tracked" not in name}
     state["query_embeddings"] = state["query_embeddings"][: trained.config.queries]

@@ -50,11 +50,10 @@ def make_digit_picture(
     index: int,
     photographs: list[NDArray[np.uint8]],
     side: int = 64,
-    plain: float = 0.0,
-) -> NDArray[np.uint8]:
-    """Digit `index` of `digits`, 45 to 90 % of the picture high, anywhere that it fits: (side, side, 3) uint8.
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Digit `index` of `digits`, 45 to 90 % of the picture high, anywhere that it fits.
 
-    plain: share in [0, 1] of the same digit white on black that is blended in, to begin training with
+    Returns the picture (side, side, 3) uint8 and where its ink is, (side, side) float32 in [0, 1].
     """
     canvas = make_background(random, side, side, photographs)
     while True:
@@ -64,10 +63,9 @@ def make_digit_picture(
     y = int(random.integers(side - coverage.shape[0] + 1))
     x = int(random.integers(side - coverage.shape[1] + 1))
     _paint(random, canvas, coverage, y, x)
-    if plain > 0:
-        canvas *= 1 - plain
-        canvas[y : y + coverage.shape[0], x : x + coverage.shape[1]] += plain * 255 * coverage[..., None]
-    return _finish(random, canvas)
+    ink = np.zeros((side, side), dtype=np.float32)
+    ink[y : y + coverage.shape[0], x : x + coverage.shape[1]] = coverage
+    return _finish(random, canvas), ink
 
 
 def make_scene(

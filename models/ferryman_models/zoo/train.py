@@ -70,7 +70,7 @@ def draw_pictures() -> None:
     folder = pictures_folder("classification")
     folder.mkdir(parents=True, exist_ok=True)
     for index in random.choice(len(digits.labels), 6, replace=False):
-        picture = make_digit_picture(random, digits, int(index), photographs, side=96)
+        picture, _ = make_digit_picture(random, digits, int(index), photographs, side=96)
         Image.fromarray(picture).save(folder / f"digit-{digits.labels[index]}.png", optimize=True)
     folder = pictures_folder("detection")
     folder.mkdir(parents=True, exist_ok=True)

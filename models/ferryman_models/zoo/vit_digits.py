@@ -1,7 +1,8 @@
 """Trains `vit-digits`: one handwritten digit on any background, ten classes.
 
-A ViT hardly finds the digits when it sees all backgrounds and colours from the start: the loss stays at chance for
-thousands of steps. So training begins with digits white on black and blends the rest in over the first third.
+From labels alone a small ViT hardly finds the digits among backgrounds and colours: the loss stays at chance for
+thousands of steps. So in training every patch also says which of its pixels are ink, through a head that is dropped
+afterwards.
 """
 
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ferryman.preprocess import fit_image
@@ -31,7 +32,7 @@ PREPROCESS = PreprocessSpec(
     std=(0.229, 0.224, 0.225),
 )
 CONFIG = ViTConfig(image_size=(24, 24), patch=4, dim=96, depth=5, heads=4, hidden=288, classes=10, pooling="mean")
-SCHEDULE = Schedule(steps=5000, peak=1e-3, weight_decay=0.05)
+SCHEDULE = Schedule(steps=6000, peak=1e-3, weight_decay=0.05)
 BATCH = 64
 SEED = 20
 
@@ -44,18 +45,19 @@ def to_input(images_u8: np.ndarray) -> Tensor:
 
 
 def make_batch(
-    random: np.random.Generator,
-    digits: Digits,
-    indices: np.ndarray,
-    photographs: list[np.ndarray],
-    plain: float = 0.0,
-) -> np.ndarray:
-    """Pictures of the digits with these indices, on the model's canvas: (batch, height, width, 3) uint8.
+    random: np.random.Generator, digits: Digits, indices: np.ndarray, photographs: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures of the digits with these indices on the model's canvas, and their ink.
 
-    plain: see `make_digit_picture`
+    Returns (batch, height, width, 3) uint8 and (batch, height, width) uint8, 255 where a pixel is all ink.
     """
-    pictures = [make_digit_picture(random, digits, int(index), photographs, side=36, plain=plain) for index in indices]
-    return np.stack([fit_image(Image.fromarray(picture), PREPROCESS)[0] for picture in pictures])
+    pictures: list[np.ndarray] = []
+    inks: list[np.ndarray] = []
+    for index in indices:
+        picture, ink = make_digit_picture(random, digits, int(index), photographs, side=36)
+        pictures.append(fit_image(Image.fromarray(picture), PREPROCESS)[0])
+        inks.append(fit_image(Image.fromarray((ink * 255).astype(np.uint8)), PREPROCESS)[0])
+    return np.stack(pictures), np.stack(inks)
 
 
 def top1(model: ViT, split: Split, repeats: int = 1, seed: int = 7) -> float:
@@ -64,7 +66,7 @@ def top1(model: ViT, split: Split, repeats: int = 1, seed: int = 7) -> float:
     digits, photographs = load_digits(split), load_photographs(split)
     indices = np.tile(np.arange(len(digits.labels)), repeats)
     with torch.inference_mode():
-        answers = model(to_input(make_batch(random, digits, indices, photographs))).argmax(-1).numpy()
+        answers = model(to_input(make_batch(random, digits, indices, photographs)[0])).argmax(-1).numpy()
     return float((answers == digits.labels[indices]).mean())
 
 
@@ -85,30 +87,48 @@ def plain_top1(model: ViT, split: Split) -> float:
     return float((answers == digits.labels).mean())
 
 
+class Trainee(nn.Module):
+    """The ViT, and the head that says where the ink is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit = ViT(CONFIG)
+        self.ink_head = nn.Linear(CONFIG.dim, CONFIG.patch**2)
+        set_attend(self, attend_fused)
+
+    def loss(self, image: Tensor, labels: Tensor, ink: Tensor) -> Tensor:
+        """Cross-entropy of the digit, and binary cross-entropy of every pixel of every patch; a scalar.
+
+        image: (batch, 3, height, width); labels: (batch,) int64; ink: (batch, height, width) in [0, 1]
+        """
+        tokens = self.vit.forward_features(image)
+        # (batch, 1, height, width) -> (batch, patch*patch, patches) -> (batch, patches, patch*patch)
+        wanted = F.unfold(ink[:, None], CONFIG.patch, stride=CONFIG.patch).transpose(1, 2)
+        found = F.binary_cross_entropy_with_logits(self.ink_head(tokens[:, 1:]), wanted)
+        return F.cross_entropy(self.vit.classify(tokens), labels) + found
+
+
 def train(folder: Path, out: Path, steps: int = SCHEDULE.steps) -> ViT:
     """Trains from scratch or resumes from `folder`; writes the checkpoint to `out`."""
     torch.manual_seed(SEED)
-    model = ViT(CONFIG)
-    set_attend(model, attend_fused)
+    trainee = Trainee()
+    model = trainee.vit
     digits, photographs = load_digits("train"), load_photographs("train")
 
     def step_loss(step: int) -> Tensor:
         random = np.random.default_rng((SEED, step))
         indices = random.integers(len(digits.labels), size=BATCH // 2)
-        plain = max(0.0, 1 - 3 * step / steps)
-        pictures = make_batch(random, digits, indices, photographs, plain)
-        # Each is shown a second time in other colours: its channels permuted, and inverted once backgrounds are.
-        others = pictures[..., random.permutation(3)]
-        if plain == 0:
-            others = 255 - others
-        images = to_input(np.concatenate((pictures, others)))
-        return F.cross_entropy(model(images), torch.from_numpy(np.tile(digits.labels[indices], 2)))
+        pictures, inks = make_batch(random, digits, indices, photographs)
+        # Each is shown a second time in other colours: its channels permuted and inverted.
+        images = to_input(np.concatenate((pictures, 255 - pictures[..., random.permutation(3)])))
+        labels, ink = torch.from_numpy(digits.labels[indices]), torch.from_numpy(inks).float() / 255
+        return trainee.loss(images, labels.repeat(2), ink.repeat(2, 1, 1))
 
     def evaluate() -> str:
         return f"validation top-1 {top1(model, 'validation', repeats=3):.3f}"
 
     schedule = Schedule(steps, SCHEDULE.peak, weight_decay=SCHEDULE.weight_decay)
-    fit(NAME, model, [{"params": list(model.parameters())}], schedule, step_loss, evaluate, folder)
+    fit(NAME, trainee, [{"params": list(trainee.parameters())}], schedule, step_loss, evaluate, folder)
     model.eval()
     save_native(out, model, classification_spec(PREPROCESS, LABELS))
     return model

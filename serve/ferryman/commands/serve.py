@@ -2,16 +2,24 @@
 
 import asyncio
 import logging
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 from ferryman.commands.console import err, out, print_json
+from ferryman.errors import FileAccessError, UsageError
 from ferryman.server.app import ServerConfig, serve
 
 
-def run_serve(repository: Path, address: str, threads: int | None, json_output: bool) -> None:
-    """Returns when the server was told to stop and has answered what was in flight."""
+def run_serve(repository: Path, file: Path | None, options: Mapping[str, object], json_output: bool) -> None:
+    """Returns when the server was told to stop and has answered what was in flight.
+
+    file: TOML with settings of ServerConfig; options: settings that win over it, None for one that was not given
+    """
+    settings = {} if file is None else read_settings(file)
+    settings |= {name: value for name, value in options.items() if value is not None}
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    config = ServerConfig.from_settings({"repository": repository, "address": address, "threads": threads})
+    config = ServerConfig.from_settings(settings | {"repository": repository})
 
     def announce(bound: str, models: list[str]) -> None:
         if json_output:
@@ -22,3 +30,13 @@ def run_serve(repository: Path, address: str, threads: int | None, json_output: 
     asyncio.run(serve(config, announce))
     if not json_output:
         err.print("stopped")
+
+
+def read_settings(file: Path) -> dict[str, object]:
+    """A TOML file's settings. Raises FileAccessError, and UsageError for a file that is no TOML."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileAccessError(f"can't read {file}: {error.strerror}") from error
+    except ValueError as error:  # of the encoding or of TOML
+        raise UsageError(f"{file} is not TOML: {error}") from error

@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 from ferryman.errors import FerrymanError
@@ -17,11 +18,10 @@ class FileGate:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._batches = 0
+        self._numbers = count()  # the sessions of two models may arrive at once
 
     def __call__(self, size: int) -> None:
-        (self._folder / f"batch-{self._batches}").write_text(str(size), encoding="utf-8")
-        self._batches += 1
+        (self._folder / f"batch-{next(self._numbers)}").write_text(str(size), encoding="utf-8")
         while not (self._folder / "open").exists():
             time.sleep(0.01)
 

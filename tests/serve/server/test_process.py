@@ -31,29 +31,31 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_requests_in_flight_are_answered(toy_repository: Path, tmp_path: Path, number: signal.Signals) -> None:
-    settings = {"repository": str(toy_repository), "threads": 1, "max_batch": 1}
+    settings = {"repository": str(toy_repository), "threads": 1}
     with (
         ServerProcess(settings, tmp_path) as server,
         Client(server.address, retry=ONCE, timeout=240) as client,
         grpc.insecure_channel(server.address) as channel,
     ):
         vision: Any = vision_pb2_grpc.VisionServiceStub(channel)
-        model = pb.ModelRef(name="toy-classifier")
-        # Calls of one connection arrive in the order in which they start: when the last is answered, all are inside.
         asked = [
-            vision.Classify.future(pb.ClassifyRequest(model=model, images=make_pictures(count))) for count in (1, 1, 2)
+            vision.Classify.future(
+                pb.ClassifyRequest(model=pb.ModelRef(name="toy-classifier"), images=make_pictures(2))
+            ),
+            vision.Detect.future(pb.DetectRequest(model=pb.ModelRef(name="toy-detector"), images=make_pictures(2))),
         ]
-        vision.ModelInfo(pb.ModelInfoRequest(model=model))
-        wait_until((tmp_path / "batch-0").exists)
+        # One of each model: both have reached their sessions when both have left a file at the gate.
+        for number_of_batch in range(len(asked)):
+            wait_until((tmp_path / f"batch-{number_of_batch}").exists)
         server.signal(number)
         wait_until(lambda: not client.is_ready())
         with pytest.raises(UnavailableError):
             client.classify(make_pictures(1), model="toy-classifier")
         open_gate(tmp_path)
-        assert [len(call.result().results) for call in asked] == [1, 1, 2]
+        assert [len(call.result().results) for call in asked] == [2, 2]
         assert server.wait() == 0
     assert "server stopped" in server.stderr
-    assert "in_flight=3 cancelled=0" in server.stderr
+    assert "in_flight=2 cancelled=0" in server.stderr
     assert "Traceback" not in server.stderr
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ferryman.bundle import Bundle, seal
+from ferryman.bundle import Bundle
 from ferryman.errors import (
     BundleCorruptError,
     BundleError,
@@ -24,12 +24,11 @@ from ferryman.errors import (
     UnavailableError,
     UsageError,
 )
-from ferryman.golden import load_golden, save_golden
-from ferryman.manifest import read_manifest
+from ferryman.golden import GoldenSamples
 from ferryman.server.loading import LoadedModel, load_model
 from ferryman.server.repository import ModelRepository
 
-from ..toy import TARGET, add_toy_bundle
+from ..toy import TARGET, add_toy_bundle, change_golden, flip_a_byte, reseal
 
 
 class Loader:
@@ -70,26 +69,14 @@ def copy(toy_repository: Path, tmp_path: Path) -> Path:
     return shutil.copytree(toy_repository, tmp_path / "copy")
 
 
-def reseal(folder: Path, **changes: object) -> None:
-    """A bundle whose facts have changed, digests included."""
-    manifest, _ = read_manifest(folder)
-    facts = {key: getattr(manifest, key) for key in type(manifest).model_fields if key != "files"}
-    seal(folder, facts | changes)
-
-
-def flip_a_byte(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
 def shift_golden(folder: Path) -> None:
     """Golden samples of a model that answers a little otherwise; the bundle itself is whole."""
-    bundle = Bundle.open(folder)
-    golden = load_golden(bundle.file("golden.npz"), bundle.spec)
-    outputs = {name: np.add(array, np.float32(0.01)) for name, array in golden.outputs.items()}
-    save_golden(folder / "golden.npz", type(golden)(golden.names, golden.inputs, outputs))
-    reseal(folder)
+
+    def shift(golden: GoldenSamples) -> GoldenSamples:
+        outputs = {name: np.add(array, np.float32(0.01)) for name, array in golden.outputs.items()}
+        return GoldenSamples(golden.names, golden.inputs, outputs)
+
+    change_golden(folder, shift)
 
 
 async def test_versions(copy: Path) -> None:

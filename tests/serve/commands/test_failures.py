@@ -1,0 +1,134 @@
+"""What goes wrong is one line, one document where it was asked for, and the right exit status."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ..toy import flip_a_byte
+from .outcome import Cli, finish, spawn
+
+# Arguments, in which {m} is the repository and {p} the folder of pictures; status; what the line says.
+FAILURES: dict[str, tuple[str, int, str]] = {
+    "verify nothing": ("verify {m}/nowhere", 1, "is not a bundle: it has no manifest.json"),
+    "verify a name too long": ("verify {m}/" + "x" * 300, 1, "File name too long|is not a bundle"),
+    "verify a picture": ("verify {p}/red.png", 1, "is not a bundle"),
+    "verify another target": ("verify {m}/toy-detector --target x", 2, "no variant x; it has onnxruntime-cpu-fp32"),
+    "certificate on a folder": ("verify {m}/toy-detector --certificate {p}", 1, "can't write .*not a plain file"),
+    "certificate below a file": ("verify {m}/toy-detector --certificate {p}/red.png/c", 1, "can't write"),
+    "inspect nothing": ("inspect {m}", 1, "is not a bundle"),
+    "classify with a detector": (
+        "classify {p}/red.png --bundle {m}/toy-detector",
+        1,
+        "toy-detector is a detection model and can't answer classification requests",
+    ),
+    "nobody to ask": ("classify {p}/red.png", 2, "give either a bundle .* or --address HOST:PORT"),
+    "two to ask": ("classify {p}/red.png --bundle {m} --address a:1 --model x", 2, "give either a bundle"),
+    "model without server": ("classify {p}/red.png --bundle {m} --model x", 2, "--address and --model NAME belong"),
+    "server without model": ("classify {p}/red.png --address a:1", 2, "--address and --model NAME belong"),
+    "target of a server": ("detect {p}/red.png --address a:1 --model x --target y", 2, "--target belongs to a bundle"),
+    "version that is none": ("detect {p}/red.png --address a:1 --model x/new", 2, "NAME or NAME/VERSION, got 'x/new'"),
+    "drawing of no kind": ("detect {p}/red.png --bundle {m}/toy-detector --draw {p}/x.gif", 2, "ends in .png"),
+    "many drawings in a file": (
+        "detect {p}/red.png {p}/blue.jpg --bundle {m}/toy-detector --draw {p}/x.png",
+        2,
+        "several images need a folder",
+    ),
+    "drawings of one name": (
+        "detect {p}/red.png {p}/red.png --bundle {m}/toy-detector --draw {p}/x",
+        2,
+        "two of the images have the same name",
+    ),
+    "bench of nothing": ("bench", 2, "give either a bundle"),
+    "bench of a server without picture": ("bench --address a:1 --model x", 2, "--address needs --image"),
+    "bench with a bad picture": ("bench {m}/toy-detector --image {p}/text.png", 1, "text.png: the 100 bytes are not"),
+    "bench with no picture": ("bench {m}/toy-detector --image {p}/nowhere.png", 1, "can't read .*nowhere.png: No such"),
+    "serve nothing": ("serve {m}/nowhere --address 127.0.0.1:0", 1, "there is no model repository at"),
+    "serve at no address": ("serve {m} --address nowhere", 2, "is not HOST:PORT"),
+    "serve with no settings": ("serve {m} --config {p}/nowhere.toml", 1, "can't read .*nowhere.toml: No such file"),
+    "serve with a picture": ("serve {m} --config {p}/red.png", 2, "red.png is not TOML: "),
+    "serve with text": ("serve {m} --config {p}/text.png", 2, "text.png is not TOML: "),
+    "size of nothing": ("export vit-digits -o {m} --size 0x3", 2, "|can't be|needs an optional part"),
+}
+
+
+@pytest.mark.parametrize(("line", "status", "message"), FAILURES.values(), ids=FAILURES)
+def test_failures(cli: Cli, copy: Path, pictures: dict[str, Path], line: str, status: int, message: str) -> None:
+    if line.startswith("export"):
+        pytest.importorskip("torch")
+    arguments = [word.format(m=copy, p=pictures["red.png"].parent) for word in line.split()]
+    outcome = cli(*arguments, "--json")
+    assert outcome.status == status
+    assert outcome.complaint.startswith("ferryman: ")
+    assert re.search(message, outcome.complaint)
+    assert list(outcome.document) == ["error"]
+    assert f"ferryman: {outcome.document['error']['message']}" == outcome.complaint
+    assert outcome.document["error"]["type"].endswith("Error")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nothing",
+        "verify",
+        "classify --bundle x",
+        "detect a.png --score 2",
+        "classify a.png --top-k 0",
+        "bench --seconds no",
+    ],
+)
+def test_usage_that_typer_finds_wrong(cli: Cli, line: str) -> None:
+    outcome = cli(*line.split())
+    assert outcome.status == 2
+    assert outcome.stdout == ""
+    assert "Error" in outcome.stderr
+    assert "--help" in outcome.stderr
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect", "bench", "serve"])
+def test_a_flipped_byte_of_the_model_is_refused(cli: Cli, copy: Path, command: str) -> None:
+    flip_a_byte(copy / "toy-detector" / "1" / "model.onnx")
+    if command == "serve":
+        for other in ("toy-classifier", "toy-embedder"):
+            shutil.rmtree(copy / other)
+        outcome = finish(spawn("serve", copy, "--address", "127.0.0.1:0", "--json"))
+        assert list(outcome.document) == ["error"]
+        line = outcome.stderr.splitlines()[-1]
+    else:
+        outcome = cli(command, copy / "toy-detector")
+        line = outcome.complaint
+    assert outcome.status == 1
+    assert "model.onnx is not the file that was exported" in line
+    assert line.startswith("ferryman: ")
+
+
+def test_no_server_there(cli: Cli, pictures: dict[str, Path]) -> None:
+    outcome = cli("classify", pictures["red.png"], "--address", "127.0.0.1:1", "--model", "x", "--json")
+    assert outcome.status == 1
+    assert "no server answers at 127.0.0.1:1" in outcome.complaint
+    assert outcome.document["error"]["type"] == "UnavailableError"
+
+
+def test_a_model_that_the_server_has_not(cli: Cli, toy_server: str, pictures: dict[str, Path]) -> None:
+    outcome = cli("classify", pictures["red.png"], "--address", toy_server, "--model", "vit")
+    assert outcome.status == 1
+    assert "there is no model 'vit'; this server has toy-classifier" in outcome.complaint
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("max_batches = 3", "max_batches: Extra inputs are not permitted"),
+        ("max_batch = 0", "max_batch: .* greater than or equal to 1"),
+        ("grace_seconds = 'long'", "grace_seconds: .* valid number"),
+        ("queue_limit = 5\nmax_images_per_request = 6", "max_images_per_request 6 is above queue_limit 5"),
+        ("address = 'nowhere'", "'nowhere' is not HOST:PORT"),
+    ],
+    ids=["unknown", "too small", "another type", "together", "address"],
+)
+def test_wrong_settings(cli: Cli, toy_repository: Path, tmp_path: Path, settings: str, message: str) -> None:
+    (tmp_path / "ferryman.toml").write_text(settings, encoding="utf-8")
+    outcome = cli("serve", toy_repository, "--config", tmp_path / "ferryman.toml")
+    assert outcome.status == 2
+    assert re.search(message, outcome.complaint)

@@ -1,0 +1,70 @@
+"""Files and folders that are whole or absent."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ferryman.errors import FileAccessError
+from ferryman.files import replace_file, temporary_folder
+
+from .toy import list_tree
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt], ids=["fine", "error", "Ctrl-C"])
+def test_a_file_is_whole_or_the_old_one(tmp_path: Path, error: type[BaseException] | None) -> None:
+    place = tmp_path / "new" / "file.txt"
+    place.parent.mkdir()
+    place.write_text("old", encoding="utf-8")
+
+    def write() -> None:
+        with replace_file(place) as temporary:
+            temporary.write_text("half", encoding="utf-8")
+            if error is not None:
+                raise error
+
+    if error is None:
+        write()
+    else:
+        with pytest.raises(error):
+            write()
+    assert place.read_text(encoding="utf-8") == ("half" if error is None else "old")
+    assert os.listdir(place.parent) == ["file.txt"]
+
+
+def _folder_there(place: Path) -> None:
+    place.mkdir()
+
+
+def _file_above(place: Path) -> None:
+    place.parent.rmdir()
+    place.parent.write_text("in the way", encoding="utf-8")
+
+
+@pytest.mark.parametrize("obstacle", [_folder_there, os.mkfifo, _file_above], ids=["folder", "pipe", "file above"])
+def test_what_can_not_be_replaced(tmp_path: Path, obstacle: Callable[[Path], object]) -> None:
+    """A pipe or a device is not a file to be replaced: as root, /dev/null would be gone."""
+    place = tmp_path / "above" / "file.txt"
+    place.parent.mkdir()
+    obstacle(place)
+    before = list_tree(tmp_path)
+    with pytest.raises(FileAccessError, match=r"can't write .*file.txt: "), replace_file(place):
+        pytest.fail("there is nothing to write to")
+    assert list_tree(tmp_path) == before
+
+
+def test_a_temporary_folder_is_gone(tmp_path: Path) -> None:
+    with temporary_folder(tmp_path / "a" / "b", "name") as folder:
+        assert folder.parent == tmp_path / "a" / "b"
+        assert folder.name.startswith(".name.")
+        (folder / "x").touch()
+        (folder.parent / "kept").touch()
+    assert list_tree(tmp_path) == ["a", "a/b", "a/b/kept"]
+
+
+def test_a_parent_without_use_is_gone_too(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with temporary_folder(tmp_path / "a" / "b" / "c", "name"):
+        pass
+    assert list_tree(tmp_path) == ["a"]
