@@ -28,6 +28,7 @@ from ferryman_export.demo_html import DrawnPicture, ModelSection, render_demo
 from ferryman_export.pipeline import ExportRequest, export
 from ferryman_export.sources import open_source
 from ferryman_export.wrappers import EXPORT_MODULES
+from ferryman_models.attention import attend_fused, set_attend
 from ferryman_models.zoo import EMBEDDED, pictures_folder
 
 ROUNDS = 25  # of every picture through every way, interleaved: what disturbs one disturbs all
@@ -196,6 +197,7 @@ def compare_latency(client: Client, bundle: Bundle, progress: StageProgress) -> 
 def eager_asker(name: str, spec: ModelSpec) -> Callable[[bytes], object]:
     """The same model in PyTorch, with the same preprocessing and the answer's computation included."""
     module = EXPORT_MODULES[spec.task](open_source(name).module, spec)
+    set_attend(module, attend_fused)  # as PyTorch is at its best; the plain form is for the export
 
     def ask(image: bytes) -> object:
         canvas, geometry = preprocess_image(image, spec.preprocess)

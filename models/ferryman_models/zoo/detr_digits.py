@@ -49,8 +49,8 @@ CONFIG = DETRConfig(
     query_groups=4,
     dropout=0.0,
 )
-DENSE = Schedule(steps=1200, peak=1e-3)
-SCHEDULE = Schedule(steps=4200, peak=6e-4)
+DENSE = Schedule(steps=1000, peak=1e-3)
+SCHEDULE = Schedule(steps=3200, peak=6e-4)
 BATCH = 32
 REUSE = 3  # pictures are drawn once and shown this often, in other colours each time
 SEED = 20

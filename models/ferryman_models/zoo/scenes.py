@@ -40,7 +40,7 @@ def _random_coverage(random: np.random.Generator, digit: NDArray[np.uint8], heig
         angle_degrees=random.uniform(-15, 15),
         stretch=random.uniform(0.8, 1.25),
         shear=random.uniform(-0.15, 0.15),
-        weight=random.uniform(0.35, 0.6),
+        weight=random.uniform(0.5, 0.65),
     )
 
 
