@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from ferryman.client import Client
 from ferryman.commands.console import StageProgress, make_table, out, print_json, print_table, show_stages
 from ferryman.commands.verify import verify_bundle
 from ferryman.drawing import draw_classification, draw_detections
-from ferryman.errors import UnavailableError
+from ferryman.errors import FileAccessError, UnavailableError
 from ferryman.files import replace_file
 from ferryman.parity import ParityReport
 from ferryman.predictor import Predictor
@@ -112,7 +113,7 @@ def start_server(repository: Path, progress: StageProgress) -> Generator[str, No
         "--json",
     ]
     log = repository.parent / "server.log"
-    with log.open("w", encoding="utf-8") as errors:
+    with _open_log(log) as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
             yield _read_address(process, log)
@@ -125,6 +126,13 @@ def start_server(repository: Path, progress: StageProgress) -> Generator[str, No
                 process.wait()
             assert process.stdout is not None
             process.stdout.close()
+
+
+def _open_log(path: Path) -> TextIO:
+    try:
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise FileAccessError(f"can't write {path}: {error.strerror}; choose another folder with --output") from error
 
 
 def _read_address(process: "subprocess.Popen[str]", log: Path) -> str:

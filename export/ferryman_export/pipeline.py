@@ -31,7 +31,7 @@ from ferryman_models.zoo import pictures_folder
 GRAPH = "model.onnx"
 TARGET = Target.parse("onnxruntime-cpu-fp32")
 Progress = Callable[[str, int, int], None]
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ def export(request: ExportRequest, progress: Progress = lambda stage, done, tota
     tolerance = _tolerance(request.tolerance)
     progress("load the checkpoint", 0, 1)
     checkpoint = open_source(request.source)
-    name = _check_name(request.name or checkpoint.source)
+    name = _check_name(request.name or Path(checkpoint.source).stem)
     spec = resize_spec(checkpoint, request.size)
     pictures = read_pictures(request.samples or pictures_folder(spec.task))
-    pictures = add_crops(pictures, MIN_SAMPLES, padded=spec.task == "detection")
+    pictures = add_crops(pictures, MIN_SAMPLES, spec.preprocess.size if spec.task == "detection" else None)
 
     progress("answer the golden samples with PyTorch", 0, 1)
     names, inputs = make_inputs(pictures, spec)
@@ -75,7 +75,8 @@ def export(request: ExportRequest, progress: Progress = lambda stage, done, tota
     module = wrap(checkpoint.module, spec)
     check_wrapper(module, golden, spec, tolerance)
 
-    with new_version(request.repository, name) as folder:
+    with new_version(request.repository, name) as new:
+        folder = new.folder
         progress("write the ONNX graph", 0, 1)
         source = SourceFacts(source=checkpoint.source, architecture=checkpoint.architecture, sha256=checkpoint.sha256)
         tools = tool_versions()
@@ -105,7 +106,8 @@ def export(request: ExportRequest, progress: Progress = lambda stage, done, tota
             "tools": tools,
         }
         seal(folder, facts)
-    return Bundle.open(request.repository / name)
+    assert new.path is not None
+    return Bundle.open(new.path)
 
 
 def check_wrapper(module: ExportModule, golden: GoldenSamples, spec: ModelSpec, tolerance: Tolerance) -> None:
@@ -161,14 +163,14 @@ def _tolerance(limit: float | None) -> Tolerance:
     standard = TOLERANCES[TARGET.precision]
     if limit is None:
         return standard
-    if not limit > 0:
-        raise UsageError(f"the tolerance must be above 0, got {limit}")
+    if not 0 < limit < float("inf"):
+        raise UsageError(f"the tolerance must be above 0 and finite, got {limit}")
     limits = dict.fromkeys(standard.max_abs, limit)
     return standard.model_copy(update={"max_abs": limits, "reason": "set by whoever exported the model"})
 
 
 def _check_name(name: str) -> str:
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} can't be a model's name: letters, digits, '.', '_' and '-', a letter or digit first"
         )

@@ -47,12 +47,21 @@ _CROPS = (
 )
 
 
-def add_crops(pictures: dict[str, Image.Image], least: int, padded: bool) -> dict[str, Image.Image]:
+def add_crops(
+    pictures: dict[str, Image.Image], least: int, canvas: tuple[int, int] | None = None
+) -> dict[str, Image.Image]:
     """The pictures, and crops of them until there are `least`.
 
-    padded: add a wide and a tall crop of the first picture in any case, so that padding stands on either side
+    canvas: (height, width) of a canvas that is padded; then a crop of the first picture that fills it, a wide one
+    and a tall one are added in any case, so that some samples have padding on either side and one has none
     """
     result = dict(pictures)
+    padded = canvas is not None
+    if canvas is not None:
+        name, picture = next(iter(pictures.items()))
+        scale = min(picture.height / canvas[0], picture.width / canvas[1])
+        size = max(1, round(canvas[1] * scale)), max(1, round(canvas[0] * scale))
+        result[f"{name} (canvas)"] = picture.crop((0, 0, *size))
     for number, (kind, x_part, y_part) in enumerate(_CROPS):
         for index, (name, picture) in enumerate(pictures.items()):
             required = padded and number < 2 and index == 0

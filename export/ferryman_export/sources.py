@@ -21,7 +21,7 @@ def open_source(source: str) -> Checkpoint:
         )
     if path.is_dir():
         raise CheckpointError(f"{source} is a folder; give the path of a Ferryman checkpoint (.safetensors)")
-    return load_native(path, path.stem)
+    return load_native(path, source)
 
 
 def resize_spec(checkpoint: Checkpoint, size: tuple[int, int] | None) -> ModelSpec:

@@ -4,11 +4,14 @@ Everything between the canvas and the answer is computed in here, so that every 
 implementation and parity covers it.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from ferryman.specs import ModelSpec
 from ferryman_models.attention import attend_plain, set_attend
+from ferryman_models.vit import ViT
 
 
 class ExportModule(nn.Module):
@@ -35,7 +38,10 @@ class ExportModule(nn.Module):
 
 
 class ClassificationExport(ExportModule):
-    """Graph contract of a classifier."""
+    """Graph contract of a classifier. A ViT's position embeddings are those of the spec's canvas, as constants."""
+
+    def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
+        super().__init__(resize_positions(model, spec.preprocess.size) if isinstance(model, ViT) else model, spec)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """image: (batch, height, width, 3) uint8 RGB
@@ -78,6 +84,18 @@ class DetectionExport(ExportModule):
         # The probability is over all classes, the choice among all but the last ("no object").
         scores, labels = logits.softmax(dim=-1)[..., :-1].max(dim=-1)
         return logits, self.to_corners(output.boxes_cxcywh[-1]), scores, labels
+
+
+def resize_positions(model: ViT, image_size: tuple[int, int]) -> ViT:
+    """The same ViT, tensors shared, as if learned at (height, width): its graph needs no bicubic resize.
+
+    Runtimes differ in bicubic `Resize` from PyTorch and from each other.
+    """
+    state = model.state_dict() | {"positions": model.position_embeddings(image_size).detach()}
+    with torch.device("meta"):
+        resized = ViT(replace(model.config, image_size=image_size))
+    resized.load_state_dict(state, assign=True)
+    return resized
 
 
 EXPORT_MODULES: dict[str, type[ExportModule]] = {

@@ -1,4 +1,4 @@
-"""Ferryman carries ViT, DINOv2 and DETR checkpoints from PyTorch to where they run, and proves nothing was lost.
+"""Ferryman carries ViT and DETR checkpoints from PyTorch to where they run, and proves nothing was lost.
 
 The public face; everything is imported when it is first used, so that `import ferryman` costs next to nothing.
 """

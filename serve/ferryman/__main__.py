@@ -1,5 +1,77 @@
-"""`python -m ferryman` is the `ferryman` command."""
+"""The `ferryman` command as a process: signals, exit status, and one line for whatever goes wrong.
 
-from ferryman.cli import main
+Exit status: 0 fine, 1 failed, 2 bad usage, 3 parity out of tolerance, 130 on Ctrl-C, 143 on SIGTERM.
+"""
 
-main()
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any, cast
+
+from ferryman.errors import FerrymanError, UsageError
+
+
+class _Stopped(SystemExit):
+    """Told to stop by a signal. Unwinds everything, so that temporary files and child processes are cleaned up."""
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise _Stopped(128 + number)
+
+
+def main() -> None:
+    """Runs the command line; always ends in SystemExit."""
+    # Before anything that takes long to import. Typer would turn a KeyboardInterrupt into a silent exit.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    try:
+        _run()
+    except FerrymanError as error:
+        _complain(str(error), type(error).__name__)
+        raise SystemExit(error.exit_status) from error
+    except _Stopped as stop:
+        sys.stderr.write(f"ferryman: {'interrupted' if stop.code == 128 + signal.SIGINT else 'terminated'}\n")
+        raise
+    except OSError as error:  # such as a full disk under stdout; files that a command names raise FileAccessError
+        _complain(f"the operating system refused: {error.strerror or error}", "FileAccessError")
+        raise SystemExit(FerrymanError.exit_status) from error
+
+
+def _run() -> None:
+    import io
+
+    import typer
+
+    from ferryman.cli import app
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
+    # Typer's own click stays private to it; what it shows is this one of click's usage errors.
+    usage_error = cast("type[Exception]", typer.BadParameter.__mro__[1])
+    try:
+        app(sys.argv[1:] or ["--help"], prog_name="ferryman", standalone_mode=False)
+    except usage_error as error:
+        problem = cast("Any", error)
+        command = problem.ctx.command_path if problem.ctx else "ferryman"
+        raise UsageError(f"{problem.format_message().rstrip('.')}; `{command} --help` says what it takes") from error
+    sys.stdout.flush()
+    raise SystemExit(0)
+
+
+def _complain(text: str, kind: str) -> None:
+    """One line on stderr and, where JSON was asked for, one document on stdout."""
+    import json
+
+    message = " ".join(text.split())
+    sys.stderr.write(f"ferryman: {message}\n")
+    try:
+        if "--json" in sys.argv:
+            sys.stdout.write(json.dumps({"error": {"type": kind, "message": message}}) + "\n")
+        sys.stdout.flush()
+    except OSError:  # the reader of our output went away: else Python fails once more when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

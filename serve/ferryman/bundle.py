@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Self
 
@@ -14,11 +15,12 @@ from ferryman.errors import (
     BundleCorruptError,
     BundleNotFoundError,
     BundlePathError,
+    BundleSchemaError,
     FileAccessError,
     UsageError,
 )
 from ferryman.files import replace_file, sha256_file, temporary_folder
-from ferryman.manifest import FILE_NAME, FileFacts, Manifest, VariantFacts, read_manifest
+from ferryman.manifest import FILE_NAME, FileFacts, Manifest, Tolerance, VariantFacts, read_manifest
 from ferryman.specs import ModelSpec
 
 CERTIFICATES = "certificates"
@@ -110,6 +112,15 @@ class Bundle:
         have = ", ".join(str(variant.target) for variant in self.manifest.variants)
         raise UsageError(f"{self.path} has no variant {target}; it has {have}")
 
+    def tolerance(self, variant: VariantFacts) -> Tolerance:
+        """How far a variant's answers may be from PyTorch's. Raises BundleSchemaError when the manifest doesn't say."""
+        tolerance = self.manifest.tolerances.get(variant.target.precision)
+        if tolerance is None:
+            raise BundleSchemaError(
+                f"{self.path}: the manifest has no tolerance for {variant.target.precision}; export it again"
+            )
+        return tolerance
+
     def write_certificate(self, name: str, text: str) -> Path:
         """Puts a certificate beside the bundle's files; an older one of the same name is replaced."""
         path = self.path / CERTIFICATES / f"{name}.json"
@@ -141,22 +152,30 @@ def find_bundles(repository: Path) -> dict[str, list[int]]:
     return {name: versions for name, versions in found.items() if versions}
 
 
+@dataclass
+class NewVersion:
+    """folder: where the bundle is put together; path: where it is, once it is there."""
+
+    folder: Path
+    path: Path | None = None
+
+
 @contextmanager
-def new_version(repository: Path, name: str) -> Generator[Path, None, None]:
+def new_version(repository: Path, name: str) -> Generator[NewVersion, None, None]:
     """Gives an empty temporary folder that becomes `repository/name/VERSION` when the block ends without an error.
 
     VERSION is one above the highest there is when the block ends; nothing is ever overwritten.
     """
     final = repository / name
     with temporary_folder(repository, name) as staging:
-        folder = staging / "bundle"
-        folder.mkdir()
-        yield folder
+        new = NewVersion(staging / "bundle")
+        new.folder.mkdir()
+        yield new
         final.mkdir(exist_ok=True)
         version = _highest_number(final) + 1
         while True:
             try:
-                folder.rename(final / str(version))
+                new.path = new.folder.rename(final / str(version))
                 return
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):

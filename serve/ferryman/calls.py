@@ -33,7 +33,7 @@ from ferryman.v1 import vision_pb2 as pb
 from ferryman.v1 import vision_pb2_grpc
 
 T = TypeVar("T")
-Image = bytes | Path
+Image = bytes | str | Path
 DEFAULT_ADDRESS = "127.0.0.1:8001"
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -223,10 +223,10 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
 
 
 def read_image(image: Image) -> bytes:
-    """The encoded picture. Raises FileAccessError for a file that can't be read, UsageError for another type."""
-    if isinstance(image, Path):
+    """The encoded picture, or that in a file. Raises FileAccessError when it can't be read, UsageError for others."""
+    if isinstance(image, str | Path):
         try:
-            return image.read_bytes()
+            return Path(image).read_bytes()
         except OSError as error:
             raise FileAccessError(f"can't read {image}: {error.strerror}") from error
     return _check_bytes(image)
@@ -234,7 +234,7 @@ def read_image(image: Image) -> bytes:
 
 def _check_bytes(image: object) -> bytes:
     if not isinstance(image, bytes | bytearray | memoryview):
-        raise UsageError(f"an image is bytes or a Path, got {type(image).__name__}")
+        raise UsageError(f"an image is bytes or the path of a file, got {type(image).__name__}")
     return bytes(image)
 
 

@@ -1,21 +1,16 @@
 """The `ferryman` command: what each subcommand takes. What it does stands in `commands/`, imported when called."""
 
-import io
-import json
-import os
-import signal
-import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 
-from ferryman.errors import FerrymanError, MissingExtraError, UsageError
+from ferryman.errors import MissingExtraError, UsageError
 
 app = typer.Typer(
     help="Carries ViT and DETR checkpoints from PyTorch to where they run, serves them, and proves nothing was lost.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -43,10 +38,8 @@ def demo(
     json_output: Json = False,
 ) -> None:
     """The whole crossing, offline: export both embedded models, verify, serve, classify, detect, compare speed."""
-    try:
+    with _exporting("the demo"):
         from ferryman_export.demo import run_demo
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"the demo ({error.name} is missing)", "export") from error
     run_demo(output, json_output)
 
 
@@ -62,10 +55,8 @@ def export(
     json_output: Json = False,
 ) -> None:
     """Export a checkpoint to REPOSITORY/NAME/VERSION, proved against PyTorch; exit status 3 when out of tolerance."""
-    try:
+    with _exporting("the export"):
         from ferryman_export.command import run_export
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"the export ({error.name} is missing)", "export") from error
     run_export(source, output, name, parse_size(size), target or [], samples, tolerance, json_output)
 
 
@@ -171,6 +162,19 @@ def doctor(json_output: Json = False) -> None:
     run_doctor(json_output)
 
 
+@contextmanager
+def _exporting(what: str) -> Generator[None, None, None]:
+    """Around the import of the export, which takes seconds. Raises MissingExtraError when a part of it is missing."""
+    from ferryman.commands.console import show_stages
+
+    try:
+        with show_stages() as show:
+            show("load PyTorch", 0, 1)
+            yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"{what} ({error.name} is missing)", "export") from error
+
+
 def parse_size(text: str | None) -> tuple[int, int] | None:
     """HxW -> (height, width). Raises UsageError."""
     if text is None:
@@ -179,52 +183,3 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise UsageError(f"--size must be HxW in pixels, such as 480x640, got {text!r}")
     return int(height), int(width)
-
-
-class _Stopped(SystemExit):
-    """Told to stop by a signal. Unwinds everything, so that temporary files and child processes are cleaned up."""
-
-
-def _stop(number: int, _frame: FrameType | None) -> None:
-    raise _Stopped(128 + number)
-
-
-def main() -> None:
-    """Runs the command line.
-
-    Exit status: 0 fine, 1 failed, 2 bad usage, 3 parity out of tolerance, 130 on Ctrl-C, 143 on SIGTERM.
-    """
-    # Typer would turn a KeyboardInterrupt into a silent exit.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
-    try:
-        app()
-    except FerrymanError as error:
-        _complain(str(error), type(error).__name__)
-        raise SystemExit(error.exit_status) from error
-    except _Stopped as stop:
-        sys.stderr.write(f"ferryman: {'interrupted' if stop.code == 128 + signal.SIGINT else 'terminated'}\n")
-        raise
-    except OSError as error:  # such as a full disk under stdout; files that a command names raise FileAccessError
-        _drop_stdout()
-        _complain(f"the operating system refused: {error.strerror or error}", "FileAccessError")
-        raise SystemExit(FerrymanError.exit_status) from error
-
-
-def _complain(text: str, kind: str) -> None:
-    """One line on stderr and, where JSON was asked for, one document on stdout."""
-    message = " ".join(text.split())
-    sys.stderr.write(f"ferryman: {message}\n")
-    if "--json" in sys.argv:
-        try:
-            sys.stdout.write(json.dumps({"error": {"type": kind, "message": message}}) + "\n")
-            sys.stdout.flush()
-        except OSError:  # the reader of our output went away
-            _drop_stdout()
-
-
-def _drop_stdout() -> None:
-    """What stdout still holds goes nowhere; else Python fails once more when it flushes at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -114,7 +114,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         # Pillow's own conversion clips 16-bit values at 255.
         levels = np.asarray(image).astype(np.uint32)
+        transparent = image.info.get("transparency")  # one of the levels
         image = Image.fromarray(((np.minimum(levels, 65535) + 128) // 257).astype(np.uint8))
+        if isinstance(transparent, int):
+            image.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

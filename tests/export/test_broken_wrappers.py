@@ -1,5 +1,6 @@
 """A wrapper with a mistake in it fails the export: with exit status 3, a message that points at it, and no bundle."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,3 +142,14 @@ def test_fails_and_points_at_the_mistake(
     assert caught.value.exit_status == 3
     assert not list((tmp_path / "repository").rglob("*"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_dropped_mask_is_named_where_every_picture_is_wide(
+    checkpoints: dict[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    """One sample without padding tells this mistake from others, and comes from the export itself."""
+    (tmp_path / "wide").mkdir()
+    shutil.copy(pictures / "40x90.png", tmp_path / "wide")
+    request = ExportRequest(str(checkpoints["detr"]), tmp_path / "r", samples=tmp_path / "wide", module=DroppedMask)
+    with pytest.raises(ParityError, match="padded ones are wrong: the padding mask is dropped"):
+        export(request)

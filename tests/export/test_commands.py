@@ -48,6 +48,7 @@ def test_export_prints_one_document(checkpoints: dict[str, Path], pictures: Path
         (["vit-digits", "--name", "a/b"], 2, "can't be a model's name"),
         (["vit-digits", "--tolerance", "1e-12"], 3, "is above 1e-12"),
         (["vit-digits", "--tolerance", "nan"], 2, "tolerance must be above 0"),
+        (["vit-digits", "--tolerance", "inf"], 2, "tolerance must be above 0 and finite"),
     ],
     ids=[
         "unknown source",
@@ -57,6 +58,7 @@ def test_export_prints_one_document(checkpoints: dict[str, Path], pictures: Path
         "name",
         "tolerance",
         "tolerance NaN",
+        "tolerance infinite",
     ],
 )
 def test_export_fails_with_one_line(arguments: list[str], status: int, message: str, tmp_path: Path) -> None:
@@ -154,17 +156,18 @@ def test_demo_answers_are_right(demo: tuple[Path, "subprocess.CompletedProcess[s
 
 
 @pytest.mark.slow
-def test_interrupted_demo_stops_its_server(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stage", "whom"), [("start a server", "parent"), ("ask the server", "group")])
+def test_interrupted_demo_stops_its_server(tmp_path: Path, stage: str, whom: str) -> None:
+    """Ctrl-C reaches the whole process group from a terminal; `kill` reaches the demo alone."""
     folder = tmp_path / "out"
     command = [*FERRYMAN, "demo", "-o", str(folder)]
-    # Ctrl-C reaches the whole process group, as it does from a terminal.
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if "ask the server" in line:
-                os.killpg(process.pid, signal.SIGINT)
+            if stage in line:
+                (os.killpg if whom == "group" else os.kill)(process.pid, signal.SIGINT)
                 break
         rest = process.stderr.read()
         assert process.wait() == 130

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,12 @@ from ferryman.errors import CheckpointError, FerrymanError, ImageError, ParityEr
 from ferryman.golden import load_golden
 from ferryman.parity import ParityReports
 from ferryman.predictor import Predictor
+from ferryman.specs import PreprocessSpec, classification_spec
 from ferryman_export.pipeline import ExportRequest, export
-from ferryman_models.checkpoints.native import load_native
+from ferryman_models.checkpoints.native import load_native, save_native
+from ferryman_models.vit import ViT
+
+from .tiny import VIT
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +138,19 @@ def test_other_sizes(
 ) -> None:
     bundle = export(ExportRequest(str(checkpoints[kind]), tmp_path, samples=pictures, size=size))
     assert bundle.spec.inputs[0].shape == ("batch", *size, 3)
+
+
+def test_position_embeddings_are_constants(pictures: Path, tmp_path: Path) -> None:
+    """However many: the exporter itself folds small ones alone, and runtimes differ in bicubic Resize."""
+    torch.manual_seed(4)
+    model = ViT(replace(VIT, image_size=(96, 96), dim=64, depth=1))
+    preprocess = PreprocessSpec(size=(96, 96), fit="stretch")
+    save_native(tmp_path / "many.safetensors", model, classification_spec(preprocess, tuple("abcdefg")))
+    source = str(tmp_path / "many.safetensors")
+    bundle = export(ExportRequest(source, tmp_path / "r", samples=pictures, size=(64, 112)))
+    operators = bundle.manifest.variants[0].operators
+    assert "Resize" not in operators
+    assert operators["MatMul"] + operators.get("Gemm", 0) >= 6
 
 
 def test_one_picture_is_enough(checkpoints: dict[str, Path], pictures: Path, tmp_path: Path) -> None:

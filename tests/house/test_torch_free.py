@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ferryman.client import Client
+
 from ..serve.toy import make_picture, make_toy_repository
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +49,7 @@ import json, sys
 absent = json.loads(sys.argv[1])
 sys.modules.update(dict.fromkeys(absent))  # None: importing it raises ModuleNotFoundError
 sys.argv = ["ferryman", "--help"]
-from ferryman.cli import main
+from ferryman.__main__ import main
 
 sys.exit(main())
 """
@@ -93,7 +95,7 @@ import json, sys
 absent, arguments = (json.loads(argument) for argument in sys.argv[1:])
 sys.modules.update(dict.fromkeys(absent))
 sys.argv = ["ferryman", *arguments]
-from ferryman.cli import main
+from ferryman.__main__ import main
 
 main()
 """
@@ -121,6 +123,39 @@ def test_commands_of_the_device_work_without_torch(command: list[str], found: st
     places = [str(toys / argument) if (toys / argument).exists() else argument for argument in command]
     answer = _run(RUN_COMMAND, [*LEARNING, *TRAINING, "ferryman_models", "ferryman_export"], places)
     assert found in answer
+
+
+def test_serving_works_without_torch(toys: Path) -> None:
+    arguments = ["serve", str(toys), "--address", "127.0.0.1:0", "--json"]
+    code = [
+        json.dumps(argument) for argument in ([*LEARNING, *TRAINING, "ferryman_models", "ferryman_export"], arguments)
+    ]
+    process = subprocess.Popen([sys.executable, "-c", RUN_COMMAND, *code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        head = ""
+        while not head.endswith("}\n"):
+            line = process.stdout.readline()
+            assert line, "the server ended"
+            head += line
+        with Client(json.loads(head)["address"]) as client:
+            answer = client.classify([make_picture((200, 30, 30))], model="toy-classifier")
+        assert answer.results[0].predictions[0].label == "red"
+        process.terminate()
+        assert process.wait(timeout=240) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("command", [["demo"], ["export", "vit-digits", "-o", "models"]], ids=["demo", "export"])
+def test_what_needs_torch_names_the_command_that_installs_it(command: list[str], tmp_path: Path) -> None:
+    line = [sys.executable, "-c", RUN_COMMAND, json.dumps([*LEARNING, *TRAINING]), json.dumps(command)]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("install it with: pip install 'ferryman[export]'")
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_exporting_needs_nothing_of_the_training() -> None:

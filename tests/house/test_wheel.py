@@ -75,7 +75,7 @@ def test_every_package_says_that_it_is_typed(wheel: zipfile.ZipFile) -> None:
 def test_the_wheel_declares_the_command_and_no_training_library(wheel: zipfile.ZipFile) -> None:
     scripts = configparser.ConfigParser()
     scripts.read_string(_metadata(wheel, "entry_points.txt"))
-    assert dict(scripts["console_scripts"]) == {"ferryman": "ferryman.cli:main"}
+    assert dict(scripts["console_scripts"]) == {"ferryman": "ferryman.__main__:main"}
     core = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", _metadata(wheel, "METADATA"), re.MULTILINE)
     assert {"numpy", "onnxruntime", "grpcio"} <= set(core)
     assert not {"torch", "onnx", "onnxscript", "safetensors", "transformers", "scipy"} & set(core)

@@ -1,6 +1,5 @@
 """Benchmark figures: only percentiles that the requests carry, and stages that add up."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -96,14 +95,17 @@ def test_every_picture_is_asked_for_once_however_short_the_time(clock: Clock) ->
 
 
 def test_an_error_ends_the_measurement() -> None:
-    calls: list[Callable[[], None]] = []
+    asked: list[bytes] = []
 
     def ask(image: bytes) -> Timings:
-        raise ValueError("broken")
+        asked.append(image)
+        if image == b"b":
+            raise ValueError("broken")
+        return make_sample(0).stages
 
     with pytest.raises(ValueError, match="broken"):
-        run_single_stream(ask, [b"a"], seconds=1.0)
-    assert calls == []
+        run_single_stream(ask, [b"a", b"b", b"c"], seconds=1.0)
+    assert asked == [b"a", b"b"]
 
 
 @pytest.mark.parametrize("name", ["toy-classifier", "toy-detector"])

@@ -96,7 +96,8 @@ PICTURE = make_picture((1, 2, 3))
 WRONG: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], type[FerrymanError], str]] = {
     "no image": ("classify", ([],), {"model": "toy-classifier"}, UsageError, "holds no image"),
     "an image, not a list": ("classify", (PICTURE,), {"model": "toy-classifier"}, UsageError, "write [image]"),
-    "a word": ("classify", (["cat.png"],), {"model": "toy-classifier"}, UsageError, "bytes or a Path, got str"),
+    "a number": ("classify", ([7],), {"model": "toy-classifier"}, UsageError, "bytes or the path of a file, got int"),
+    "a name": ("classify", (["cat.png"],), {"model": "toy-classifier"}, FileAccessError, "can't read cat.png: No such"),
     "no such file": (
         "classify", ([Path("/no/such/file")],), {"model": "toy-classifier"}, FileAccessError, "can't read /no/such/"),
     "a folder": ("classify", ([Path("/")],), {"model": "toy-classifier"}, FileAccessError, "can't read /: "),

@@ -17,6 +17,8 @@ from PIL import Image, ImageFile, PngImagePlugin
 from ferryman.errors import ImageError
 from ferryman.preprocess import decode_image
 
+from .toy import make_bomb, make_png, png_chunk
+
 Pixels = NDArray[np.uint8]
 _RNG = np.random.default_rng(7)
 NOISE = _RNG.integers(0, 256, (9, 12, 3), dtype=np.uint8)
@@ -34,16 +36,6 @@ def decode(data: bytes) -> Pixels:
     image = decode_image(data)
     assert image.mode == "RGB"
     return np.asarray(image)
-
-
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width: int, height: int, *chunks: bytes) -> bytes:
-    """A PNG file that claims to be that large."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + b"".join(chunks) + png_chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(
@@ -131,6 +123,11 @@ MODES = {
     ),
     "black and white": (encode(Image.fromarray(GREY > 99), "PNG"), np.where(GREY_RGB > 99, 255, 0)),
     "16-bit grey": (encode(Image.fromarray(WIDE), "PNG"), LEVELS),
+    # Two levels that are one at 8 bits: only one of them is transparent.
+    "one transparent 16-bit grey": (
+        encode(Image.fromarray(np.array([[32000, 32001, 0]], dtype=np.uint16)), "PNG", transparency=32000),
+        np.array([[[255] * 3, [125] * 3, [0] * 3]]),
+    ),
     "grey BMP": (encode(Image.fromarray(GREY), "BMP"), GREY_RGB),
     "black and white BMP": (encode(Image.fromarray(GREY > 99), "BMP"), np.where(GREY_RGB > 99, 255, 0)),
 }
@@ -171,9 +168,9 @@ REFUSED = {
     "GIF": (encode(Image.fromarray(GREY), "GIF"), "are not a JPEG"),
     "TIFF": (encode(Image.fromarray(GREY), "TIFF"), "are not a JPEG"),
     "PPM": (encode(Image.fromarray(NOISE), "PPM"), "are not a JPEG"),
-    "PNG without data": (png(4, 4), "damaged"),
-    "PNG of no width": (png(0, 4), "are not a JPEG"),
-    "PNG of no size": (png(0, 0, png_chunk(b"IDAT", zlib.compress(b""))), "are not a JPEG"),
+    "PNG without data": (make_png(4, 4), "damaged"),
+    "PNG of no width": (make_png(0, 4), "are not a JPEG"),
+    "PNG of no size": (make_png(0, 0, png_chunk(b"IDAT", zlib.compress(b""))), "are not a JPEG"),
     "BMP of no width": (
         b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 0, 8, 1, 24, 0, 0, 0, 0, 0, 0),
         "are not a JPEG",
@@ -187,7 +184,7 @@ REFUSED = {
         "the image",
     ),
     "text that unpacks to megabytes": (
-        png(
+        make_png(
             4,
             4,
             png_chunk(b"zTXt", b"k\0\0" + zlib.compress(b"a" * (PngImagePlugin.MAX_TEXT_CHUNK + 1))),
@@ -217,9 +214,9 @@ def _webp_canvas(width: int, height: int) -> bytes:
 
 
 BOMBS = {
-    "30,000 x 30,000 PNG": png(30_000, 30_000, png_chunk(b"IDAT", zlib.compress(bytes(1000)))),
-    "10,000 x 10,000 PNG": png(10_000, 10_000, png_chunk(b"IDAT", zlib.compress(bytes(1000)))),
-    "PNG as large as its header can say": png(2**31 - 1, 2**31 - 1),
+    "30,000 x 30,000 PNG": make_bomb(30_000, 30_000),
+    "10,000 x 10,000 PNG": make_bomb(10_000, 10_000),
+    "PNG as large as its header can say": make_png(2**31 - 1, 2**31 - 1),
     "WebP": _webp_canvas(12_000, 12_000),
     "BMP": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 9_000, 9_000, 1, 24, 0, 0, 0, 0, 0, 0),
 }
@@ -230,7 +227,7 @@ def test_bombs_are_refused_before_decoding(data: bytes) -> None:
     start = time.process_time()
     tracemalloc.start()
     try:
-        with pytest.raises(ImageError, match=r"limit (of|is) 64,000,000|damaged"):
+        with pytest.raises(ImageError, match=r"limit (of|is) 64,000,000"):
             decode_image(data)
         peak = tracemalloc.get_traced_memory()[1]
     finally:

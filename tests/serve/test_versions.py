@@ -24,25 +24,26 @@ from .toy import list_tree
 def test_new_versions_count_up(tmp_path: Path) -> None:
     repository = tmp_path / "deep" / "repository"
     for _ in range(2):
-        with new_version(repository, "vit") as folder:
-            (folder / "file").write_text("x", encoding="utf-8")
+        with new_version(repository, "vit") as new:
+            (new.folder / "file").write_text("x", encoding="utf-8")
     (repository / "vit" / "7").mkdir()
-    with new_version(repository, "vit") as folder:
-        assert folder.name != "8"
+    with new_version(repository, "vit") as new:
+        assert new.path is None
+    assert new.path == repository / "vit" / "8"
     assert list_tree(repository) == ["vit", "vit/1", "vit/1/file", "vit/2", "vit/2/file", "vit/7", "vit/8"]
 
 
 def _fail_half_way(repository: Path, error: type[BaseException]) -> None:
-    with new_version(repository, "vit") as folder:
-        (folder / "file").write_text("half", encoding="utf-8")
-        (folder / "sub").mkdir()
+    with new_version(repository, "vit") as new:
+        (new.folder / "file").write_text("half", encoding="utf-8")
+        (new.folder / "sub").mkdir()
         raise error
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit], ids=lambda error: error.__name__)
 def test_a_failed_version_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
-    with new_version(tmp_path, "vit") as folder:
-        (folder / "file").touch()
+    with new_version(tmp_path, "vit") as new:
+        (new.folder / "file").touch()
     before = list_tree(tmp_path)
     for repository in (tmp_path, tmp_path / "new" / "models"):
         with pytest.raises(error):
@@ -57,8 +58,8 @@ def test_a_failure_of_ours_keeps_its_name(tmp_path: Path) -> None:
 
 def _add_versions(repository: Path, number: int) -> None:
     for turn in range(5):
-        with new_version(repository, "vit") as folder:
-            (folder / "who").write_text(f"{number}.{turn}", encoding="utf-8")
+        with new_version(repository, "vit") as new:
+            (new.folder / "who").write_text(f"{number}.{turn}", encoding="utf-8")
 
 
 def test_exports_at_once_never_overwrite_each_other(tmp_path: Path) -> None:
@@ -78,9 +79,10 @@ def test_exports_at_once_never_overwrite_each_other(tmp_path: Path) -> None:
 def test_a_taken_number_is_passed_over(tmp_path: Path) -> None:
     """Two exports saw the same highest number; the second one to end takes the next."""
     with new_version(tmp_path, "vit") as slow:
-        (slow / "who").write_text("slow", encoding="utf-8")
+        (slow.folder / "who").write_text("slow", encoding="utf-8")
         with new_version(tmp_path, "vit") as fast:
-            (fast / "who").write_text("fast", encoding="utf-8")
+            (fast.folder / "who").write_text("fast", encoding="utf-8")
+    assert (slow.path, fast.path) == (tmp_path / "vit" / "2", tmp_path / "vit" / "1")
     assert (tmp_path / "vit" / "1" / "who").read_text(encoding="utf-8") == "fast"
     assert (tmp_path / "vit" / "2" / "who").read_text(encoding="utf-8") == "slow"
 

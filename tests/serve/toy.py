@@ -7,6 +7,8 @@ toy-embedder:   the mean colour as `cls`, and the mean colours of a grid as `pat
 
 import io
 import json
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +96,8 @@ def add_toy_bundle(repository: Path, name: str, samples: int = 6) -> Bundle:
     inputs = stack_inputs([canvas for canvas, _ in fitted], [geometry for _, geometry in fitted], spec.input_names)
     golden = GoldenSamples(tuple(f"picture-{i}" for i in range(samples)), inputs, toy_reference(name, inputs))
     tolerance = TOLERANCES[TARGET.precision]
-    with new_version(repository, name) as staging:
+    with new_version(repository, name) as new:
+        staging = new.folder
         graph = staging / "model.onnx"
         onnx.save(toy_graph(name), graph)
         save_golden(staging / GOLDEN, golden)
@@ -276,3 +279,18 @@ def change_golden(folder: Path, change: Callable[[GoldenSamples], GoldenSamples]
     spec = Bundle.open(folder).spec
     save_golden(folder / GOLDEN, change(load_golden(folder / GOLDEN, spec)))
     reseal(folder)
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def make_png(width: int, height: int, *chunks: bytes) -> bytes:
+    """A PNG file that claims to be that large."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + b"".join(chunks) + png_chunk(b"IEND", b"")
+
+
+def make_bomb(width: int, height: int) -> bytes:
+    """A PNG file of a few hundred bytes that would fill the memory."""
+    return make_png(width, height, png_chunk(b"IDAT", zlib.compress(bytes(1000))))

@@ -1,6 +1,7 @@
 """The embedded checkpoints and their material: what the cards say is what the weights do."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,12 +35,18 @@ def test_checkpoints_are_small_and_carded() -> None:
     assert sum(p.numel() for p in load_native(EMBEDDED["detr-digits"], "").module.parameters()) <= 2_500_000
 
 
-def test_splits_are_apart() -> None:
+def test_the_last_300_digits_are_held_out() -> None:
     pytest.importorskip("sklearn")
+    from sklearn.datasets import load_digits as sklearn_digits
+
     from ferryman_models.zoo.digits import load_digits
 
+    data: Any = sklearn_digits()
     train, validation, test = (load_digits(split) for split in ("train", "validation", "test"))
     assert [len(part.labels) for part in (train, validation, test)] == [1497, 100, 200]
+    images = np.concatenate((train.images, validation.images, test.images))
+    assert np.abs(images / 255 * 16 - data.images).max() < 0.05
+    assert (np.concatenate((train.labels, validation.labels, test.labels)) == data.target).all()
 
 
 @pytest.mark.parametrize("size", [(160, 160), (97, 161), (200, 100)])

@@ -42,9 +42,10 @@ set, in a colour that differs from the background by at least 70 of 255 levels o
 _TEXTS = {
     "vit-digits": (
         "A small ViT (Dosovitskiy et al. 2021) that names one handwritten digit on any background.",
-        "Every picture shows one digit, 45 to 90 % of the picture high, with random turn, stretch, shear and stroke "
-        "width, in any colour on a plain, graded, noisy or photographic background; the photographs are the two "
-        "that ship with scikit-learn, their left two thirds for training and their right third for the other splits.",
+        "Every picture shows one digit about in its middle, 55 to 90 % of the picture high, with random turn, stretch, "
+        "shear and stroke width, in any colour on a plain, graded, noisy or photographic background; the photographs "
+        "are the two that ship with scikit-learn, their left two thirds for training and their right third for the "
+        "other splits.",
     ),
     "detr-digits": (
         "A small DETR (Carion et al. 2020) that finds none to six handwritten digits on any background.",

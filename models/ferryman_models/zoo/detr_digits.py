@@ -50,7 +50,7 @@ CONFIG = DETRConfig(
     dropout=0.0,
 )
 DENSE = Schedule(steps=1000, peak=1e-3)
-SCHEDULE = Schedule(steps=3200, peak=6e-4)
+SCHEDULE = Schedule(steps=3600, peak=6e-4)
 BATCH = 32
 REUSE = 3  # pictures are drawn once and shown this often, in other colours each time
 SEED = 20

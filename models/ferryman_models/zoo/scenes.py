@@ -51,17 +51,17 @@ def make_digit_picture(
     photographs: list[NDArray[np.uint8]],
     side: int = 64,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Digit `index` of `digits`, 45 to 90 % of the picture high, anywhere that it fits.
+    """Digit `index` of `digits`, 55 to 90 % of the picture high, about in the middle.
 
     Returns the picture (side, side, 3) uint8 and where its ink is, (side, side) float32 in [0, 1].
     """
     canvas = make_background(random, side, side, photographs)
     while True:
-        coverage = _random_coverage(random, digits.images[index], random.uniform(0.45, 0.9) * side)
+        coverage = _random_coverage(random, digits.images[index], random.uniform(0.55, 0.9) * side)
         if max(coverage.shape) < side:
             break
-    y = int(random.integers(side - coverage.shape[0] + 1))
-    x = int(random.integers(side - coverage.shape[1] + 1))
+    # The middle third of the places where it fits.
+    y, x = (round((side - length) * random.uniform(1 / 3, 2 / 3)) for length in coverage.shape)
     _paint(random, canvas, coverage, y, x)
     ink = np.zeros((side, side), dtype=np.float32)
     ink[y : y + coverage.shape[0], x : x + coverage.shape[1]] = coverage

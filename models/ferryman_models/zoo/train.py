@@ -74,7 +74,7 @@ def draw_pictures() -> None:
         Image.fromarray(picture).save(folder / f"digit-{digits.labels[index]}.png", optimize=True)
     folder = pictures_folder("detection")
     folder.mkdir(parents=True, exist_ok=True)
-    scenes = [scene for scene in detr_digits.held_out_scenes("test", 60, seed=12) if max(scene.image.shape) <= 400]
+    scenes = [scene for scene in detr_digits.held_out_scenes("test", 60, seed=13) if max(scene.image.shape) <= 320]
     for number, scene in enumerate(scenes[:6], start=1):
         Image.fromarray(scene.image).save(folder / f"scene-{number}.png", optimize=True)
 

@@ -32,7 +32,7 @@ PREPROCESS = PreprocessSpec(
     std=(0.229, 0.224, 0.225),
 )
 CONFIG = ViTConfig(image_size=(24, 24), patch=4, dim=96, depth=5, heads=4, hidden=288, classes=10, pooling="mean")
-SCHEDULE = Schedule(steps=5000, peak=1e-3, weight_decay=0.05)
+SCHEDULE = Schedule(steps=6000, peak=1e-3, weight_decay=0.05)
 BATCH = 64
 SEED = 20
 

@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from PIL import Image
 
-from ferryman.commands.console import err, make_table, out, print_json, print_table
+from ferryman.commands.console import err, make_table, out, print_json, print_table, show_stages
 from ferryman.drawing import draw_classification, draw_detections
 from ferryman.errors import EngineError, FerrymanError, FileAccessError, ImageError, UsageError
 from ferryman.files import replace_file
@@ -154,24 +154,27 @@ def _run(
     documents: list[dict[str, object]] = []
     table = make_table(*columns, numbers=(2,))
     failed = 0
-    for path, target in zip(images, targets, strict=True):
-        document: dict[str, object] = {"image": str(path), "model": model}
-        try:
-            data = read_image(path)
-            answer = task.ask(data)
-            document |= {"size": list(answer.size), **task.to_json(answer)}
-            for number, row in enumerate(task.to_rows(answer)):
-                table.add_row(str(path) if number == 0 else "", *row)
-            if target is not None:
-                with replace_file(target) as temporary:
-                    task.draw(decode_image(data), answer).save(temporary, format="PNG")
-        except (ImageError, FileAccessError, EngineError) as error:
-            failed += 1
-            document["error"] = str(error)
-            # A FileAccessError names its file itself.
-            where = "" if isinstance(error, FileAccessError) else f"{path}: "
-            err.print(f"ferryman: {where}{error}")
-        documents.append(document)
+    # Elsewhere than on a terminal stderr is for what went wrong.
+    with show_stages() if err.is_terminal else nullcontext(_silent) as show:
+        for done, (path, target) in enumerate(zip(images, targets, strict=True)):
+            show(f"ask {model}", done, len(images))
+            document: dict[str, object] = {"image": str(path), "model": model}
+            try:
+                data = read_image(path)
+                answer = task.ask(data)
+                document |= {"size": list(answer.size), **task.to_json(answer)}
+                for number, row in enumerate(task.to_rows(answer)):
+                    table.add_row(str(path) if number == 0 else "", *row)
+                if target is not None:
+                    with replace_file(target) as temporary:
+                        task.draw(decode_image(data), answer).save(temporary, format="PNG")
+            except (ImageError, FileAccessError, EngineError) as error:
+                failed += 1
+                document["error"] = str(error)
+                # A FileAccessError names its file itself.
+                where = "" if isinstance(error, FileAccessError) else f"{path}: "
+                err.print(f"ferryman: {where}{error}")
+            documents.append(document)
     if json_output:
         print_json(documents)
     elif table.row_count:
@@ -180,6 +183,9 @@ def _run(
         raise SystemExit(FerrymanError.exit_status)
     if draw is not None and not json_output:
         out.print(f"drawn: {draw}")
+
+
+def _silent(_stage: str, _done: int, _total: int) -> None: ...
 
 
 def _draw_targets(draw: Path | None, images: list[Path]) -> list[Path] | list[None]:

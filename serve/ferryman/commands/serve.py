@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import os
+import sys
+import threading
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 from ferryman.commands.console import err, out, print_json
 from ferryman.errors import FileAccessError, UsageError
 from ferryman.server.app import ServerConfig, serve
+from ferryman.server.repository import LOADING
 
 
 def run_serve(repository: Path, file: Path | None, options: Mapping[str, object], json_output: bool) -> None:
@@ -30,6 +34,11 @@ def run_serve(repository: Path, file: Path | None, options: Mapping[str, object]
     asyncio.run(serve(config, announce))
     if not json_output:
         err.print("stopped")
+    if any(thread.name.startswith(LOADING) for thread in threading.enumerate()):
+        # A model that still loads can't be interrupted, and Python would wait for it, deaf to Ctrl-C.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def read_settings(file: Path) -> dict[str, object]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from ferryman.bundle import Bundle
 from ferryman.commands.console import make_table, out, print_json, print_table, show_stages
 from ferryman.device import DeviceFacts, read_device
-from ferryman.errors import ParityError
+from ferryman.errors import FileAccessError
 from ferryman.files import replace_file
 from ferryman.golden import FILE_NAME, load_golden
 from ferryman.parity import ParityReport, check_parity, count_runs
@@ -30,9 +30,7 @@ def verify_bundle(bundle: Bundle, target: str | None, threads: int | None) -> Ce
     """Runs the variant on every golden sample, alone and in batches, against PyTorch's stored answers."""
     variant = bundle.variant(target)
     golden = load_golden(bundle.file(FILE_NAME), bundle.spec)
-    tolerance = bundle.manifest.tolerances.get(variant.target.precision)
-    if tolerance is None:
-        raise ParityError(f"{bundle.path} states no tolerance for {variant.target.precision}; export it again")
+    tolerance = bundle.tolerance(variant)
     total, done = count_runs(len(golden)), 0
     with show_stages() as show, open_session(bundle, target, threads) as session:
 
@@ -63,15 +61,23 @@ def verify_bundle(bundle: Bundle, target: str | None, threads: int | None) -> Ce
 
 
 def run_verify(path: Path, target: str | None, where: Path | None, threads: int | None, json_output: bool) -> None:
-    """Raises ParityError (exit status 3) when out of tolerance; the certificate is written either way."""
+    """Raises ParityError (exit status 3) when out of tolerance; the certificate is written either way.
+
+    Raises FileAccessError when it can't be written and all else is fine.
+    """
     bundle = Bundle.open(path)
     certificate = verify_bundle(bundle, target, threads)
     text = certificate.model_dump_json(indent=2) + "\n"
-    if where is None:
-        where = bundle.write_certificate(certificate.report.target, text)
-    else:
-        with replace_file(where) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    try:
+        if where is None:
+            where = bundle.write_certificate(certificate.report.target, text)
+        else:
+            with replace_file(where) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    except FileAccessError as error:
+        certificate.report.raise_for_failures()
+        message = f"within tolerance, but without a certificate: {error}, or name a file with --certificate"
+        raise FileAccessError(message) from error
     certificate.report.raise_for_failures()
     if json_output:
         print_json(certificate.model_dump(mode="json"))

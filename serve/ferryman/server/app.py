@@ -193,7 +193,8 @@ async def serve(
         (hurry if stop.is_set() else stop).set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
         loop.add_signal_handler(number, interrupt)
     starting, stopping = asyncio.create_task(server.start()), asyncio.create_task(stop.wait())
     try:
@@ -205,8 +206,9 @@ async def serve(
         starting.cancel()
         stopping.cancel()
         await server.stop(hurry)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 def _bind(server: grpc.aio.Server, address: str) -> str:
@@ -222,6 +224,6 @@ def _bind(server: grpc.aio.Server, address: str) -> str:
         bound = server.add_insecure_port(address)
     except OSError as error:
         raise AddressError(f"can't listen on {address}: {error.strerror}; choose another address") from error
-    except RuntimeError as error:  # taken in between, or not for gRPC
+    except (RuntimeError, UnicodeError) as error:  # taken in between, or not for gRPC; no name of a host
         raise AddressError(f"can't listen on {address}: {error}; choose another address") from error
     return f"{address.rpartition(':')[0]}:{bound}"

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from ferryman.answers import ModelFacts, OutputParity
 from ferryman.bundle import Bundle
-from ferryman.errors import BundleCorruptError, BundleSchemaError, FerrymanError
+from ferryman.errors import BundleCorruptError, FerrymanError
 from ferryman.golden import FILE_NAME as GOLDEN
 from ferryman.golden import GoldenSamples, load_golden
 from ferryman.parity import ParityReport, ParityReports, check_parity
@@ -62,9 +62,7 @@ def load_model(folder: Path, target: str | None = None, threads: int | None = No
     """
     bundle = Bundle.open(folder)
     variant = bundle.variant(target)
-    tolerance = bundle.manifest.tolerances.get(variant.target.precision)
-    if tolerance is None:
-        raise BundleSchemaError(f"{folder}: the manifest has no tolerance for {variant.target.precision}")
+    tolerance = bundle.tolerance(variant)
     golden = load_golden(bundle.file(GOLDEN), bundle.spec)
     measured = _read_parity(bundle, str(variant.target))
     session = open_session(bundle, target, threads)

@@ -20,6 +20,7 @@ from ferryman.errors import (
 from ferryman.server.loading import LoadedModel
 
 log = logging.getLogger(__name__)
+LOADING = "load"  # what the names of the threads that load models begin with
 
 
 class Closable(Protocol):
@@ -60,7 +61,7 @@ class ModelRepository(Generic[Served]):
         self._versions = {name: versions for name, versions in found.items() if not only or name in only}
         self._load = load
         self._serve = serve
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=LOADING)
         self._tasks: dict[tuple[str, int], asyncio.Task[Served]] = {}
         self._closed = False
 
@@ -105,6 +106,7 @@ class ModelRepository(Generic[Served]):
     async def _open(self, name: str, version: int) -> Served:
         start = time.monotonic()
         folder = self._folder / name / str(version)
+        log.info("model loading: name=%s version=%d", name, version)
         try:
             model = await asyncio.get_running_loop().run_in_executor(self._thread, self._load, folder)
         except FerrymanError as error:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ferryman.cli import main
+from ferryman.__main__ import main
 
-from ..toy import make_picture
+from ..toy import make_bomb, make_picture
 from .outcome import Cli, Outcome
 
 
@@ -52,6 +52,7 @@ def pictures(tmp_path: Path) -> dict[str, Path]:
         "empty.png": b"",
         "text.png": b"I am text\n" * 10,
         "half.jpg": whole[: len(whole) // 2],
+        "bomb.png": make_bomb(30_000, 30_000),
     }
     for name, data in files.items():
         (folder / name).write_bytes(data)

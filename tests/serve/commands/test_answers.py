@@ -157,6 +157,18 @@ def test_verify_writes_the_certificate_elsewhere(cli: Cli, copy: Path, tmp_path:
     assert not (copy / "toy-classifier" / "1" / "certificates").exists()
 
 
+def test_a_certificate_that_can_not_be_written(cli: Cli, copy: Path) -> None:
+    """It does not hide the verdict."""
+    folder = copy / "toy-detector" / "1"
+    (folder / "certificates").touch()
+    outcome = cli("verify", folder)
+    assert outcome.status == 1
+    assert outcome.complaint.startswith("ferryman: within tolerance, but without a certificate: can't write ")
+    assert outcome.complaint.endswith("or name a file with --certificate")
+    change_golden(folder, shift_boxes)
+    assert cli("verify", folder).status == 3
+
+
 def test_out_of_tolerance_is_status_3(cli: Cli, copy: Path) -> None:
     folder = copy / "toy-detector" / "1"
     change_golden(folder, shift_boxes)
@@ -213,30 +225,31 @@ def test_bench(cli: Cli, toy_repository: Path, toy_server: str, pictures: dict[s
 
 
 def test_bad_pictures_do_not_stop_the_good(cli: Cli, toy_repository: Path, pictures: dict[str, Path]) -> None:
-    names = ["red.png", "empty.png", "text.png", "half.jpg", "nowhere.png", "folder.png", "blue.jpg"]
+    names = ["red.png", "empty.png", "text.png", "half.jpg", "bomb.png", "nowhere.png", "folder.png", "blue.jpg"]
     bundle = toy_repository / "toy-classifier"
     outcome = cli("classify", *(pictures[name] for name in names), "--bundle", bundle, "--json")
     assert outcome.status == 1
     documents = outcome.document
     assert [document["image"] for document in documents] == [str(pictures[name]) for name in names]
-    assert ["predictions" in document for document in documents] == [True, *[False] * 5, True]
+    assert ["predictions" in document for document in documents] == [True, *[False] * 6, True]
     reasons = [
         "the image is empty (0 bytes)",
         "the 100 bytes are not a JPEG, PNG, WEBP or BMP image",
         "the image is damaged",
+        "the image has too many pixels, the limit is 64,000,000; shrink it first",
         "No such file or directory",
         "Is a directory",
     ]
     lines = outcome.stderr.splitlines()
-    assert len(lines) == 5
-    for name, reason, line, document in zip(names[1:6], reasons, lines, documents[1:6], strict=True):
+    assert len(lines) == 6
+    for name, reason, line, document in zip(names[1:7], reasons, lines, documents[1:7], strict=True):
         assert line.startswith("ferryman: ")
         assert line.count(str(pictures[name])) == 1
         assert reason in line
         assert reason in document["error"]
     table = cli("classify", *(pictures[name] for name in names), "--bundle", bundle)
     assert table.status == 1
-    assert [f"{pictures[name]} " in table.stdout for name in names] == [True, *[False] * 5, True]
+    assert [f"{pictures[name]} " in table.stdout for name in names] == [True, *[False] * 6, True]
 
 
 def test_drawing(cli: Cli, toy_repository: Path, pictures: dict[str, Path], tmp_path: Path) -> None:

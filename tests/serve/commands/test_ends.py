@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,6 +88,52 @@ def test_serving_stops_gracefully(toy_repository: Path, tmp_path: Path, number: 
     assert outcome.status == 0
     assert outcome.stdout == ""
     assert "\x1b" not in outcome.stderr
+
+
+SLOW_LOAD = """
+import sys, time
+
+import ferryman.server.app
+
+ferryman.server.app.load_model = lambda *args, **kwargs: time.sleep(3600)
+sys.argv = ["ferryman", "serve", sys.argv[1], "--address", "127.0.0.1:0"]
+from ferryman.__main__ import main
+
+main()
+"""
+
+
+def test_a_model_that_still_loads_does_not_hold_up_the_end(toy_repository: Path) -> None:
+    command = [sys.executable, "-c", SLOW_LOAD, str(toy_repository)]
+    with _killed(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)) as process:
+        _read_until(process, "model loading")
+        process.send_signal(signal.SIGINT)
+        outcome = finish(process)
+    assert outcome.status == 0
+    assert "stopped" in outcome.stderr
+
+
+IMPORTING = """
+import os, signal, sys
+
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["ferryman", "--help"]
+from ferryman.__main__ import main
+
+main()
+"""
+
+
+def test_stopping_while_the_command_line_is_imported() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "ferryman: interrupted\n")
 
 
 # --- where the output goes -------------------------------------------------------------------------------------------

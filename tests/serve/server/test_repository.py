@@ -171,8 +171,9 @@ async def test_a_broken_bundle_is_refused_beside_a_good_one(
                 assert str(caught.value).startswith("toy-classifier version 1 can't be served: ")
             assert (await repository.get("toy-detector")).model.version == 1
     lines = [record.getMessage() for record in caplog.records]
-    assert [line.split(":")[0] for line in lines] == ["model failed", "model loaded"]
-    assert message in lines[0]
+    events = ["model loading", "model failed", "model loading", "model loaded"]
+    assert [line.split(":")[0] for line in lines] == events
+    assert message in lines[1]
 
 
 async def test_a_broken_newest_version_is_not_replaced_by_an_older_one(copy: Path) -> None:
