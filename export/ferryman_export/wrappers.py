@@ -91,6 +91,8 @@ def resize_positions(model: ViT, image_size: tuple[int, int]) -> ViT:
 
     Runtimes differ in bicubic `Resize` from PyTorch and from each other.
     """
+    if image_size == model.config.image_size:
+        return model
     state = model.state_dict() | {"positions": model.position_embeddings(image_size).detach()}
     with torch.device("meta"):
         resized = ViT(replace(model.config, image_size=image_size))
