@@ -99,13 +99,13 @@ def test_detr_figures() -> None:
     pytest.importorskip("pycocotools")
     from ferryman_models.zoo.detr_digits import evaluate_map, held_out_scenes
 
-    model = load_native(EMBEDDED["detr-digits"], "detr-digits").module
-    assert isinstance(model, DETR)
+    checkpoint = load_native(EMBEDDED["detr-digits"], "detr-digits")
+    assert isinstance(checkpoint.module, DETR)
     _, figures = read_card("detr-digits")
     coco, coco_50 = figures["COCO mAP, 600 test scenes"], figures["COCO mAP@0.5, 600 test scenes"]
     assert coco >= LEAST_MAP
     assert coco_50 >= LEAST_MAP_50
-    measured = evaluate_map(model, held_out_scenes("test", 600))
+    measured = evaluate_map(checkpoint.module, held_out_scenes("test", 600), checkpoint.spec.preprocess)
     assert measured == pytest.approx((coco, coco_50), abs=0.003)
 
 

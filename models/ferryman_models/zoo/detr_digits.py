@@ -29,7 +29,7 @@ from ferryman_models.zoo.scenes import Scene, make_scene, random_size
 from ferryman_models.zoo.training import Schedule, fit
 
 NAME = "detr-digits"
-SIDE = 128
+SIDE = 160
 PREPROCESS = PreprocessSpec(
     size=(SIDE, SIDE),
     fit="pad",
@@ -49,8 +49,8 @@ CONFIG = DETRConfig(
     query_groups=4,
     dropout=0.0,
 )
-DENSE = Schedule(steps=1000, peak=1e-3)
-SCHEDULE = Schedule(steps=3600, peak=6e-4)
+DENSE = Schedule(steps=1600, peak=1e-3)
+SCHEDULE = Schedule(steps=8000, peak=6e-4)
 BATCH = 32
 REUSE = 3  # pictures are drawn once and shown this often, in other colours each time
 SEED = 20
@@ -103,9 +103,9 @@ def dense_loss(logits: Tensor, boxes_cxcywh: Tensor, owners: Tensor, objects: li
 
 
 def to_inputs(canvases_u8: np.ndarray, valid_size: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(batch, SIDE, SIDE, 3) uint8 and (batch, 2) -> normalised image (batch, 3, SIDE, SIDE), valid pixels bool."""
+    """(batch, side, side, 3) uint8 and (batch, 2) -> normalised image (batch, 3, side, side), valid pixels bool."""
     mean, std = torch.tensor(PREPROCESS.mean), torch.tensor(PREPROCESS.std)
-    pixels = torch.arange(SIDE)
+    pixels = torch.arange(canvases_u8.shape[1])
     sizes = torch.from_numpy(valid_size)
     valid = (pixels[:, None] < sizes[:, 0, None, None]) & (pixels < sizes[:, 1, None, None])
     image = (torch.from_numpy(canvases_u8).to(torch.float32) / 255 - mean) / std * valid[..., None]
@@ -172,12 +172,14 @@ def held_out_scenes(split: Split, count: int, seed: int = 7) -> list[Scene]:
     return [make_scene(random, digits, photographs, random_size(random, 160, 640)) for _ in range(count)]
 
 
-def evaluate_map(model: DETR, scenes: list[Scene], batch: int = 50) -> tuple[float, float]:
+def evaluate_map(
+    model: DETR, scenes: list[Scene], preprocess: PreprocessSpec = PREPROCESS, batch: int = 50
+) -> tuple[float, float]:
     """COCO mAP (IoU 0.50 to 0.95) and mAP at IoU 0.50; every query's best class but "no object" is an answer."""
     answers: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for start in range(0, len(scenes), batch):
         fitted: list[tuple[np.ndarray, Geometry]] = [
-            fit_image(Image.fromarray(scene.image), PREPROCESS) for scene in scenes[start : start + batch]
+            fit_image(Image.fromarray(scene.image), preprocess) for scene in scenes[start : start + batch]
         ]
         sizes = np.array([geometry.valid_size for _, geometry in fitted])
         with torch.inference_mode():

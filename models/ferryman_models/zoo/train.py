@@ -24,14 +24,14 @@ TEST_SCENES = 600
 
 @app.command("vit-digits")
 def train_vit(work: Work = Path("build/zoo")) -> None:
-    """About 25 minutes on 2 cores."""
+    """About 35 minutes on one core."""
     vit_digits.train(work, EMBEDDED[vit_digits.NAME])
     evaluate_vit()
 
 
 @app.command("detr-digits")
 def train_detr(work: Work = Path("build/zoo")) -> None:
-    """About 80 minutes on 2 cores."""
+    """Some hours on 2 cores."""
     _keep_memory()
     detr_digits.train(work, EMBEDDED[detr_digits.NAME])
     evaluate_detr()
@@ -58,7 +58,7 @@ def evaluate_detr() -> None:
     checkpoint = load_native(EMBEDDED[detr_digits.NAME], detr_digits.NAME)
     assert isinstance(checkpoint.module, DETR)
     scenes = detr_digits.held_out_scenes("test", TEST_SCENES)
-    coco, coco_50 = detr_digits.evaluate_map(checkpoint.module, scenes)
+    coco, coco_50 = detr_digits.evaluate_map(checkpoint.module, scenes, checkpoint.spec.preprocess)
     cards.write_card(checkpoint, {"COCO mAP, 600 test scenes": coco, "COCO mAP@0.5, 600 test scenes": coco_50})
 
 
