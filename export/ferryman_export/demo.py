@@ -32,7 +32,7 @@ from ferryman_export.wrappers import EXPORT_MODULES
 from ferryman_models.attention import attend_fused, set_attend
 from ferryman_models.zoo import EMBEDDED, pictures_folder
 
-ROUNDS = 25  # of every picture through every way, interleaved: what disturbs one disturbs all
+ROUNDS = 17  # of every picture through every way, interleaved: what disturbs one disturbs all
 _START_SECONDS = 60.0
 
 
