@@ -15,8 +15,11 @@ from ferryman.errors import FerrymanError, UsageError
 class _Stopped(SystemExit):
     """Told to stop by a signal. Unwinds everything, so that temporary files and child processes are cleaned up."""
 
+    told: int | None = None  # the exit status, as soon as a signal came
+
 
 def _stop(number: int, _frame: FrameType | None) -> None:
+    _Stopped.told = 128 + number
     raise _Stopped(128 + number)
 
 
@@ -25,17 +28,27 @@ def main() -> None:
     # Before anything that takes long to import. Typer would turn a KeyboardInterrupt into a silent exit.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    _Stopped.told = None
     try:
         _run()
-    except FerrymanError as error:
-        _complain(str(error), type(error).__name__)
-        raise SystemExit(error.exit_status) from error
-    except _Stopped as stop:
-        sys.stderr.write(f"ferryman: {'interrupted' if stop.code == 128 + signal.SIGINT else 'terminated'}\n")
+    except _Stopped:
+        _say_stopped()
         raise
-    except OSError as error:  # such as a full disk under stdout; files that a command names raise FileAccessError
-        _complain(f"the operating system refused: {error.strerror or error}", "FileAccessError")
-        raise SystemExit(FerrymanError.exit_status) from error
+    except Exception as error:
+        if _Stopped.told is not None:  # a library swallowed it, as PyTorch's exporter does, and failed otherwise
+            _say_stopped()
+            raise SystemExit(_Stopped.told) from error
+        if isinstance(error, FerrymanError):
+            _complain(str(error), type(error).__name__)
+            raise SystemExit(error.exit_status) from error
+        if isinstance(error, OSError):  # such as a full disk under stdout; files that are named raise FileAccessError
+            _complain(f"the operating system refused: {error.strerror or error}", "FileAccessError")
+            raise SystemExit(FerrymanError.exit_status) from error
+        raise
+
+
+def _say_stopped() -> None:
+    sys.stderr.write(f"ferryman: {'interrupted' if _Stopped.told == 128 + signal.SIGINT else 'terminated'}\n")
 
 
 def _run() -> None:

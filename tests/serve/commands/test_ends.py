@@ -136,6 +136,33 @@ def test_stopping_while_the_command_line_is_imported() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "ferryman: interrupted\n")
 
 
+SWALLOWING = """
+import os, signal, sys
+
+import ferryman.commands.doctor
+from ferryman.errors import ExportError
+
+
+def run(json_output):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except BaseException as error:
+        raise ExportError("something else") from error
+
+
+ferryman.commands.doctor.run_doctor = run
+sys.argv = ["ferryman", "doctor"]
+from ferryman.__main__ import main
+
+main()
+"""
+
+
+def test_a_library_that_swallows_the_signal() -> None:
+    done = subprocess.run([sys.executable, "-c", SWALLOWING], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "ferryman: terminated\n")
+
+
 # --- where the output goes -------------------------------------------------------------------------------------------
 
 OUTPUTS = {
