@@ -151,9 +151,12 @@ class DETR(nn.Module):
             if parameter.ndim == 2 and name.startswith(("encoder", "decoder")):
                 nn.init.xavier_uniform_(parameter)
 
-    def encode(self, image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, image: Tensor) -> Tensor:
+        """The backbone's map at the transformer's width: (batch, dim, rows, columns)."""
+        return self.projection(self.backbone(image))
+
+    def encode(self, features: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Memory, its positions, both (batch, cells, dim), and which cells are real, (batch, rows, columns) bool."""
-        features = self.projection(self.backbone(image))  # (batch, dim, rows, columns)
         # Nearest cell of the pixel mask, as the paper's code does.
         valid_cells = F.interpolate(valid[:, None].to(torch.float32), size=features.shape[-2:])[:, 0] > 0.5
         # (batch, rows, columns, dim) -> (batch, cells, dim)
@@ -185,6 +188,6 @@ class DETR(nn.Module):
 
     def forward(self, image: Tensor, valid: Tensor) -> DetrOutput:
         """image: (batch, 3, height, width) float, normalised; valid: (batch, height, width) bool, True on pixels."""
-        memory, positions, valid_cells = self.encode(image, valid)
+        memory, positions, valid_cells = self.encode(self.project(image), valid)
         answers = self.decode(memory, positions, valid_cells)
         return DetrOutput(self.class_head(answers), self.box_head(answers), memory)

@@ -163,8 +163,8 @@ def test_boxes_are_of_the_valid_area() -> None:
     valid_large = torch.zeros(1, 160, 224, dtype=torch.bool)
     valid_large[:, :96, :128] = valid_small
 
-    _, positions_small, cells_small = model.encode(small, valid_small)
-    _, positions_large, cells_large = model.encode(large, valid_large)
+    _, positions_small, cells_small = model.encode(model.project(small), valid_small)
+    _, positions_large, cells_large = model.encode(model.project(large), valid_large)
 
     assert positions_large[cells_large.flatten(1)].equal(positions_small[cells_small.flatten(1)])
 

@@ -1,10 +1,11 @@
 """Trains `detr-digits`: a small DETR that finds none to six handwritten digits on any background.
 
 Two stages, since a DETR from scratch hardly learns in the time that there is:
-1. backbone and encoder alone as a dense detector: every cell of the memory answers through DETR's own heads, as if it
-   were a query. Attention's values carry no positions, so this also teaches the memory to say where it is, which the
-   decoder then only has to fetch.
-2. the whole DETR with groups of queries, losses after every decoder layer, and the dense loss kept beside them.
+1. the backbone alone as a dense detector: every cell of its map answers for the digit that it lies in, with a box
+   relative to the cell.
+2. the whole DETR with groups of queries and losses after every decoder layer, and two losses beside them that teach
+   the memory: every cell answers through DETR's own heads, as if it were a query, and says where it is itself.
+   Attention's values carry no positions, so without them the memory hardly knows.
 """
 
 from dataclasses import dataclass, replace
@@ -49,9 +50,10 @@ CONFIG = DETRConfig(
     query_groups=4,
     dropout=0.0,
 )
-DENSE = Schedule(steps=1600, peak=1e-3)
-SCHEDULE = Schedule(steps=8000, peak=6e-4)
-BATCH = 32
+BACKBONE = Schedule(steps=2000, peak=1e-3)
+SCHEDULE = Schedule(steps=12000, peak=4e-4)
+BATCH = 16
+MOST = 9  # digits of a training scene: more than the six at most of the others, for more to learn from each
 REUSE = 3  # pictures are drawn once and shown this often, in other colours each time
 SEED = 20
 
@@ -129,6 +131,13 @@ class Batch:
         )
 
 
+    def cell_centres(self, grid: int) -> Tensor:
+        """(x, y) of every cell's centre in [0, 1] of the valid area, above 1 in the padding: (batch, cells, 2)."""
+        centre = (torch.arange(grid) + 0.5) * (SIDE / grid)
+        y, x = (centre / torch.from_numpy(self.sizes[:, axis, None]) for axis in (0, 1))
+        return torch.stack((x[:, None].expand(-1, grid, -1), y[..., None].expand(-1, -1, grid)), dim=-1).flatten(1, 2)
+
+
 class Stream:
     """Scenes of one split without end; scene number i is the same in every run."""
 
@@ -140,7 +149,7 @@ class Stream:
         if number not in self.drawn:
             random = np.random.default_rng((SEED, number))
             size = random_size(random, SIDE, SIDE)
-            self.drawn[number] = make_scene(random, self.digits, self.photographs, size)
+            self.drawn[number] = make_scene(random, self.digits, self.photographs, size, MOST)
         return self.drawn[number]
 
     def batch(self, step: int) -> Batch:
@@ -191,62 +200,105 @@ def evaluate_map(
     return coco_map(scenes, answers)
 
 
-def train(folder: Path, out: Path, dense_steps: int = DENSE.steps, steps: int = SCHEDULE.steps) -> DETR:
-    """Trains from scratch or resumes from `folder`; writes the checkpoint to `out`."""
+class Trainee(nn.Module):
+    """The DETR, and the heads that teach its backbone and its memory and are dropped afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.detr = DETR(CONFIG, nn.BatchNorm2d)
+        set_attend(self.detr, attend_fused)
+        for parameter in self.detr.parameters():
+            if parameter.ndim == 4:  # convolutions run faster on channels-last weights
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self.cell_head = nn.Linear(CONFIG.dim, CONFIG.classes + 1 + 4)
+        self.place_head = nn.Linear(CONFIG.dim, 2)
+
+    def project(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The backbone's map (batch, dim, grid, grid) and the valid pixels."""
+        image, valid = to_inputs(batch.canvases, batch.sizes)
+        return self.detr.project(image.contiguous(memory_format=torch.channels_last)), valid
+
+    def backbone_loss(self, batch: Batch) -> Tensor:
+        """Of stage 1; a scalar."""
+        features, _ = self.project(batch)
+        logits, boxes = self.cell_head(features.flatten(2).transpose(1, 2)).split((CONFIG.classes + 1, 4), dim=-1)
+        # Shifts in cells from the cell's own centre, sizes in cells on a logarithmic scale; then both in [0, 1] of the
+        # valid area, as the boxes of the objects are.
+        cell = SIDE / features.shape[-1] / torch.from_numpy(batch.sizes).flip(-1)[:, None]
+        centres = batch.cell_centres(features.shape[-1]) + boxes[..., :2] * cell
+        sizes = boxes[..., 2:].clamp(-4, 4).exp() * cell
+        return dense_loss(logits, torch.cat((centres, sizes), dim=-1), batch.owners(), batch.objects)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Of stage 2; a scalar."""
+        features, valid = self.project(batch)
+        memory, positions, valid_cells = self.detr.encode(features, valid)
+        dense = dense_loss(self.detr.class_head(memory), self.detr.box_head(memory), batch.owners(), batch.objects)
+        place = (self.place_head(memory) - batch.cell_centres(features.shape[-1])).abs()[valid_cells.flatten(1)].mean()
+        answers = self.detr.decode(memory, positions, valid_cells)
+        logits, boxes = self.detr.class_head(answers), self.detr.box_head(answers)
+        whole = deep_set_loss(
+            logits, boxes, batch.objects, CONFIG.query_groups, no_object_weight=0.2, class_weight=2
+        )
+        return whole + dense + 10 * place
+
+
+def train(folder: Path, out: Path, start: DETR | None = None, steps: int = SCHEDULE.steps) -> DETR:
+    """Trains from scratch, or goes on with `start` in stage 2, or resumes from `folder`; writes the checkpoint to `out`."""
     torch.manual_seed(SEED)
-    detr = DETR(CONFIG, nn.BatchNorm2d)
-    set_attend(detr, attend_fused)
-    for parameter in detr.parameters():
-        if parameter.ndim == 4:  # convolutions run faster on channels-last weights
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    trainee = Trainee()
+    detr = trainee.detr
     stream, validation_stream = Stream("train"), Stream("validation")
     validation = held_out_scenes("validation", 200)
 
-    def losses(batch: Batch, whole: bool) -> Tensor:
-        image, valid = to_inputs(batch.canvases, batch.sizes)
-        memory, positions, valid_cells = detr.encode(image.contiguous(memory_format=torch.channels_last), valid)
-        dense = dense_loss(detr.class_head(memory), detr.box_head(memory), batch.owners(), batch.objects)
-        if not whole:
-            return dense
-        answers = detr.decode(memory, positions, valid_cells)
-        logits, boxes = detr.class_head(answers), detr.box_head(answers)
-        return dense + deep_set_loss(
-            logits, boxes, batch.objects, CONFIG.query_groups, no_object_weight=0.2, class_weight=2
-        )
-
-    def evaluate_dense() -> str:
+    def evaluate_backbone() -> str:
         with torch.inference_mode():
-            loss = sum(losses(validation_stream.batch(step), whole=False).item() for step in range(4)) / 4
+            loss = sum(trainee.backbone_loss(validation_stream.batch(step)).item() for step in range(8)) / 8
         return f"validation loss {loss:.3f}"
 
     def evaluate() -> str:
         figures = evaluate_map(detr, validation)
         return f"validation mAP {figures[0]:.3f}, mAP@0.5 {figures[1]:.3f}"
 
-    backbone = [*detr.backbone.parameters()]
+    backbone_steps = 0
+    if start is None:
+        backbone_steps = BACKBONE.steps
+        fit(
+            f"{NAME}-backbone",
+            trainee,
+            [{"params": list(trainee.parameters())}],
+            BACKBONE,
+            lambda step: trainee.backbone_loss(stream.batch(step)),
+            evaluate_backbone,
+            folder,
+        )
+    else:
+        thaw(start, detr)
+    backbone = list(detr.backbone.parameters())
     inside = {id(parameter) for parameter in backbone}
-    rest = [parameter for parameter in detr.parameters() if id(parameter) not in inside]
-    fit(
-        f"{NAME}-dense",
-        detr,
-        [{"params": [*backbone, *rest]}],
-        Schedule(dense_steps, DENSE.peak),
-        lambda step: losses(stream.batch(step), whole=False),
-        evaluate_dense,
-        folder,
-    )
+    rest = [parameter for parameter in trainee.parameters() if id(parameter) not in inside]
     fit(
         NAME,
-        detr,
+        trainee,
         [{"params": backbone, "scale": 1 / 3}, {"params": rest}],
         Schedule(steps, SCHEDULE.peak),
-        lambda step: losses(stream.batch(dense_steps + step), whole=True),
+        lambda step: trainee.loss(stream.batch(backbone_steps + step)),
         evaluate,
         folder,
     )
     model = freeze(detr)
     save_native(out, model, detection_spec(PREPROCESS, LABELS, CONFIG.queries))
     return model
+
+
+def thaw(frozen: DETR, model: DETR) -> None:
+    """Gives `model` the weights of `frozen`; its groups of queries start as scattered copies of the only one."""
+    state = frozen.state_dict()
+    groups = torch.cat([state["query_embeddings"]] * CONFIG.query_groups)
+    groups[CONFIG.queries :] += 0.3 * torch.randn_like(groups[CONFIG.queries :])
+    missing, unexpected = model.load_state_dict(state | {"query_embeddings": groups}, strict=False)
+    if unexpected or not all(name.endswith("num_batches_tracked") for name in missing):
+        raise ValueError(f"the weights to go on with are of another model: {missing}, {unexpected}")
 
 
 def freeze(trained: DETR) -> DETR:

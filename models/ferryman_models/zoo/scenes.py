@@ -73,8 +73,9 @@ def make_scene(
     digits: Digits,
     photographs: list[NDArray[np.uint8]],
     size: tuple[int, int],
+    most: int = 6,
 ) -> Scene:
-    """None to six digits, each 12 to 45 % of the shorter side high, apart from each other.
+    """None to `most` digits, each 12 to 45 % of the shorter side high, apart from each other.
 
     size: (height, width) in pixels. Boxes touch the strokes. A digit that finds no free place in 20 tries is
     left out.
@@ -83,7 +84,7 @@ def make_scene(
     canvas = make_background(random, height, width, photographs)
     boxes: list[tuple[int, int, int, int]] = []
     labels: list[int] = []
-    for _ in range(int(random.integers(7))):
+    for _ in range(int(random.integers(most + 1))):
         index = int(random.integers(len(digits.labels)))
         fraction = random.uniform(0.12, 0.45)
         coverage = _random_coverage(random, digits.images[index], fraction * min(height, width))

@@ -30,10 +30,17 @@ def train_vit(work: Work = Path("build/zoo")) -> None:
 
 
 @app.command("detr-digits")
-def train_detr(work: Work = Path("build/zoo")) -> None:
+def train_detr(
+    work: Work = Path("build/zoo"),
+    go_on: Annotated[bool, typer.Option("--go-on", help="From the embedded weights, not from scratch.")] = False,
+    steps: Annotated[int, typer.Option(help="Of the whole DETR.")] = detr_digits.SCHEDULE.steps,
+) -> None:
     """Some hours on 2 cores."""
     _keep_memory()
-    detr_digits.train(work, EMBEDDED[detr_digits.NAME])
+    embedded = EMBEDDED[detr_digits.NAME]
+    start = load_native(embedded, detr_digits.NAME).module if go_on else None
+    assert start is None or isinstance(start, DETR)
+    detr_digits.train(work, embedded, start, steps)
     evaluate_detr()
 
 

@@ -1,15 +1,21 @@
 """Trains `vit-digits`: one handwritten digit on any background, ten classes.
 
-From labels alone a small ViT hardly finds the digits among backgrounds and colours: the loss stays at chance for
-thousands of steps. So in training every patch also says which of its pixels are ink, through a head that is dropped
-afterwards.
+From labels alone a small ViT hardly finds the digits among backgrounds and colours, and 1,497 digits are too few for
+it to read other writers. So it has a teacher (Touvron et al. 2021, "DeiT"): a small convolutional network, which sees
+the ink alone, white on black, and learns to read it in minutes. The ViT sees the same ink in any colour on any
+background. Its answers learn the teacher's, and every patch learns what the teacher sees there and which pixels are
+ink, through heads that are dropped afterwards. The teacher names shapes between the digits too (Beyer et al. 2022, "A
+good teacher is patient and consistent"), so there are more of them than writers.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from scipy.ndimage import map_coordinates, zoom
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,9 +38,11 @@ PREPROCESS = PreprocessSpec(
     std=(0.229, 0.224, 0.225),
 )
 CONFIG = ViTConfig(image_size=(24, 24), patch=4, dim=96, depth=5, heads=4, hidden=288, classes=10, pooling="mean")
-SCHEDULE = Schedule(steps=6000, peak=1e-3, weight_decay=0.05)
+TEACHER_SCHEDULE = Schedule(steps=1500, peak=2e-3, weight_decay=0.05)
+SCHEDULE = Schedule(steps=9000, peak=1e-3, weight_decay=0.05)
 BATCH = 64
 SEED = 20
+TEACHER_DIM = 128
 
 
 def to_input(images_u8: np.ndarray) -> Tensor:
@@ -58,6 +66,24 @@ def make_batch(
         pictures.append(fit_image(Image.fromarray(picture), PREPROCESS)[0])
         inks.append(fit_image(Image.fromarray((ink * 255).astype(np.uint8)), PREPROCESS)[0])
     return np.stack(pictures), np.stack(inks)
+
+
+def vary(random: np.random.Generator, digits: Digits, indices: np.ndarray) -> Digits:
+    """The digits with these indices, half of them blended with another digit, half of them warped."""
+    shapes: list[np.ndarray] = []
+    for index in indices:
+        shape = digits.images[index].astype(np.float32)
+        if random.random() < 0.5:
+            share = random.uniform(0.2, 0.5)
+            shape = (1 - share) * shape + share * digits.images[random.integers(len(digits.labels))]
+            shape *= 255 / shape.max()
+        if random.random() < 0.5:
+            # A shift of about half a pixel, given on 3 x 3 points and linear between them.
+            shifts = zoom(random.normal(0, 0.5, (2, 3, 3)), (1, 8 / 3, 8 / 3), order=1)
+            shape = map_coordinates(shape, np.mgrid[0:8, 0:8] + shifts, order=3)
+        shape = np.clip(shape, 0, 255).astype(np.uint8)
+        shapes.append(shape if (shape > 128).any() else digits.images[index])
+    return Digits(np.stack(shapes), digits.labels[indices])
 
 
 def top1(model: ViT, split: Split, repeats: int = 1, seed: int = 7) -> float:
@@ -87,48 +113,99 @@ def plain_top1(model: ViT, split: Split) -> float:
     return float((answers == digits.labels).mean())
 
 
+class Teacher(nn.Module):
+    """Three convolutions and a linear layer, from ink to classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def convolution(inputs: int, outputs: int) -> nn.Module:
+            return nn.Sequential(
+                nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+            )
+
+        # Two halvings: a cell of the map is a patch of the ViT.
+        self.see = nn.Sequential(
+            convolution(1, 32), nn.MaxPool2d(2), convolution(32, 64), nn.MaxPool2d(2), convolution(64, TEACHER_DIM)
+        )
+        self.read = nn.Sequential(
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(4 * TEACHER_DIM, CONFIG.classes)
+        )
+
+    def forward(self, ink: Tensor) -> tuple[Tensor, Tensor]:
+        """ink: (batch, height, width) in [0, 1]. Returns logits (batch, classes), map (batch, patches, TEACHER_DIM)."""
+        seen = self.see(ink[:, None])
+        return self.read(seen), seen.flatten(2).transpose(1, 2)
+
+
 class Trainee(nn.Module):
-    """The ViT, and the head that says where the ink is."""
+    """The ViT, and the heads that say where the ink is and what the teacher sees."""
 
     def __init__(self) -> None:
         super().__init__()
         self.vit = ViT(CONFIG)
         self.ink_head = nn.Linear(CONFIG.dim, CONFIG.patch**2)
+        self.teacher_head = nn.Linear(CONFIG.dim, TEACHER_DIM)
         set_attend(self, attend_fused)
 
-    def loss(self, image: Tensor, labels: Tensor, ink: Tensor) -> Tensor:
-        """Cross-entropy of the digit, and binary cross-entropy of every pixel of every patch; a scalar.
+    def loss(self, image: Tensor, ink: Tensor, answer: Tensor, seen: Tensor) -> Tensor:
+        """Cross-entropy with the teacher's answer, of every patch with its ink, and distance to what is seen; a scalar.
 
-        image: (batch, 3, height, width); labels: (batch,) int64; ink: (batch, height, width) in [0, 1]
+        image: (batch, 3, height, width); ink: (batch, height, width) in [0, 1]; answer: (batch, classes) logits; seen:
+        (batch, patches, TEACHER_DIM)
         """
         tokens = self.vit.forward_features(image)
         # (batch, 1, height, width) -> (batch, patch*patch, patches) -> (batch, patches, patch*patch)
         wanted = F.unfold(ink[:, None], CONFIG.patch, stride=CONFIG.patch).transpose(1, 2)
         found = F.binary_cross_entropy_with_logits(self.ink_head(tokens[:, 1:]), wanted)
-        return F.cross_entropy(self.vit.classify(tokens), labels) + found
+        # Every patch counts alike, however strongly the teacher reacts to it.
+        sight = F.mse_loss(self.teacher_head(tokens[:, 1:]), F.layer_norm(seen, seen.shape[-1:]))
+        return F.cross_entropy(self.vit.classify(tokens), answer.softmax(-1)) + found + sight
 
 
 def train(folder: Path, out: Path, steps: int = SCHEDULE.steps) -> ViT:
     """Trains from scratch or resumes from `folder`; writes the checkpoint to `out`."""
     torch.manual_seed(SEED)
-    trainee = Trainee()
+    teacher, trainee = Teacher(), Trainee()
     model = trainee.vit
     digits, photographs = load_digits("train"), load_photographs("train")
+    validation = load_digits("validation")
+
+    def inks(random: np.random.Generator, shapes: Digits, indices: np.ndarray) -> Tensor:
+        found = make_batch(random, shapes, indices, photographs)[1]
+        return torch.from_numpy(found).float() / 255
+
+    def teacher_loss(step: int) -> Tensor:
+        random = np.random.default_rng((SEED, step, 1))
+        indices = random.integers(len(digits.labels), size=2 * BATCH)
+        answer, _ = teacher(inks(random, digits, indices))
+        return F.cross_entropy(answer, torch.from_numpy(digits.labels[indices]))
+
+    def evaluate_teacher() -> str:
+        indices = np.tile(np.arange(len(validation.labels)), 3)
+        with torch.inference_mode():
+            answer, _ = teacher(inks(np.random.default_rng(7), validation, indices))
+        return f"validation top-1 {float((answer.argmax(-1).numpy() == validation.labels[indices]).mean()):.3f}"
 
     def step_loss(step: int) -> Tensor:
         random = np.random.default_rng((SEED, step))
-        indices = random.integers(len(digits.labels), size=BATCH // 2)
-        pictures, inks = make_batch(random, digits, indices, photographs)
+        shapes = vary(random, digits, random.integers(len(digits.labels), size=BATCH // 2))
+        pictures, covered = make_batch(random, shapes, np.arange(BATCH // 2), photographs)
         # Each is shown a second time in other colours: its channels permuted and inverted.
         images = to_input(np.concatenate((pictures, 255 - pictures[..., random.permutation(3)])))
-        labels, ink = torch.from_numpy(digits.labels[indices]), torch.from_numpy(inks).float() / 255
-        return trainee.loss(images, labels.repeat(2), ink.repeat(2, 1, 1))
+        ink = torch.from_numpy(covered).float() / 255
+        with torch.no_grad():
+            answer, seen = teacher.eval()(ink)
+        return trainee.loss(images, ink.repeat(2, 1, 1), answer.repeat(2, 1), seen.repeat(2, 1, 1))
 
     def evaluate() -> str:
         return f"validation top-1 {top1(model, 'validation', repeats=3):.3f}"
 
-    schedule = Schedule(steps, SCHEDULE.peak, weight_decay=SCHEDULE.weight_decay)
-    fit(NAME, trainee, [{"params": list(trainee.parameters())}], schedule, step_loss, evaluate, folder)
+    def run(name: str, module: nn.Module, schedule: Schedule, loss: Callable[[int], Tensor], figure: Callable[[], str]) -> None:
+        fit(name, module, [{"params": list(module.parameters())}], schedule, loss, figure, folder)
+
+    run(f"{NAME}-teacher", teacher, TEACHER_SCHEDULE, teacher_loss, evaluate_teacher)
+    run(NAME, trainee, replace(SCHEDULE, steps=steps), step_loss, evaluate)
     model.eval()
     save_native(out, model, classification_spec(PREPROCESS, LABELS))
     return model
