@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
-from ferryman.drawing import draw_classification, draw_detections
+from ferryman.drawing import Components, draw_classification, draw_detections, draw_embedding
 from ferryman.golden import GoldenSamples, Tensors
 from ferryman.parity import ParityReport, SampleErrors
 from ferryman.preprocess import Geometry
@@ -91,7 +91,9 @@ def _draw_pair(index: int, golden: GoldenSamples, answers: Tensors, spec: ModelS
         height, width = (int(side) for side in golden.inputs["valid_size"][index])
     picture = Image.fromarray(image[:height, :width].astype(np.uint8))
     geometry = Geometry((height, width), (height, width), (0.0, 0.0, float(width), float(height)))
-    drawn = [_draw(picture, outputs, index, geometry, spec) for outputs in (golden.outputs, answers)]
+    # Both sides in the reference's colours, or they could differ by a sign alone.
+    components = Components.of(golden.outputs["patches"][index]) if spec.task == "embedding" else None
+    drawn = [_draw(picture, outputs, index, geometry, spec, components) for outputs in (golden.outputs, answers)]
     return Pair(golden.names[index], drawn[0], drawn[1])
 
 
@@ -101,8 +103,11 @@ def _draw(
     index: int,
     geometry: Geometry,
     spec: ModelSpec,
+    components: Components | None,
 ) -> str:
-    if spec.task == "detection":
+    if spec.task == "embedding":
+        drawn = draw_embedding(picture, outputs["patches"][index], components)
+    elif spec.task == "detection":
         drawn = draw_detections(picture, detections_from_outputs(outputs, index, geometry, spec).detections)
     else:
         drawn = draw_classification(picture, classification_from_outputs(outputs, index, geometry, spec))

@@ -165,8 +165,8 @@ def _tolerance(limit: float | None) -> Tolerance:
         return standard
     if not 0 < limit < float("inf"):
         raise UsageError(f"the tolerance must be above 0 and finite, got {limit}")
-    limits = dict.fromkeys(standard.max_abs, limit)
-    return standard.model_copy(update={"max_abs": limits, "reason": "set by whoever exported the model"})
+    limits = {"max_abs": dict.fromkeys(standard.max_abs, limit), "max_rel": dict.fromkeys(standard.max_rel, limit)}
+    return standard.model_copy(update=limits | {"reason": "set by whoever exported the model"})
 
 
 def _check_name(name: str) -> str:

@@ -4,7 +4,7 @@ Nothing is shared with `wrappers`, so a mistake in there can't hide in the golde
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 
 from ferryman.golden import Tensors
 from ferryman.specs import ModelSpec, PreprocessSpec
+from ferryman_models.vit import ViT
 
 
 def normalize_reference(image_u8: NDArray[Any], spec: PreprocessSpec) -> NDArray[np.float32]:
@@ -52,9 +53,18 @@ def _detection(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> Tensors:
     }
 
 
+def _embedding(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> Tensors:
+    image = normalize_reference(inputs["image"], spec.preprocess)
+    tokens = cast("ViT", model).forward_features(torch.from_numpy(image)[None])[0].numpy()
+    rows, columns, dim = (int(size) for size in spec.outputs[1].shape[1:])
+    # The patches are the last tokens, whatever stands before them.
+    return {"cls": tokens[0], "patches": tokens[-rows * columns :].reshape(rows, columns, dim)}
+
+
 _REFERENCES: dict[str, Callable[[nn.Module, Tensors, ModelSpec], Tensors]] = {
     "classification": _classification,
     "detection": _detection,
+    "embedding": _embedding,
 }
 
 

@@ -3,25 +3,26 @@
 from pathlib import Path
 
 from ferryman.errors import CheckpointError, UsageError
-from ferryman.specs import ModelSpec, PreprocessSpec, classification_spec, detection_spec
-from ferryman_models.checkpoints.native import Checkpoint, load_native
+from ferryman.specs import ModelSpec, PreprocessSpec, classification_spec, detection_spec, embedding_spec
+from ferryman_models.checkpoints.base import Checkpoint
+from ferryman_models.checkpoints.huggingface import load_huggingface
+from ferryman_models.checkpoints.native import load_native
 from ferryman_models.detr import DETR
 from ferryman_models.vit import ViT
 from ferryman_models.zoo import EMBEDDED
 
 
 def open_source(source: str) -> Checkpoint:
-    """Loads an embedded checkpoint by name or one of Ferryman's own files by path. Raises CheckpointError."""
+    """Loads an embedded checkpoint by name, one of Ferryman's own files, or a folder. Raises CheckpointError."""
     if source in EMBEDDED:
         return load_native(EMBEDDED[source], source)
     path = Path(source)
     if not path.exists():
         raise CheckpointError(
-            f"there is no checkpoint {source!r}: give {', '.join(EMBEDDED)}, or the path of a Ferryman checkpoint"
+            f"there is no checkpoint {source!r}: give {', '.join(EMBEDDED)}, the path of a Ferryman checkpoint, or a "
+            "folder in Hugging Face layout"
         )
-    if path.is_dir():
-        raise CheckpointError(f"{source} is a folder; give the path of a Ferryman checkpoint (.safetensors)")
-    return load_native(path, source)
+    return load_huggingface(path, source) if path.is_dir() else load_native(path, source)
 
 
 def resize_spec(checkpoint: Checkpoint, size: tuple[int, int] | None) -> ModelSpec:
@@ -34,6 +35,9 @@ def resize_spec(checkpoint: Checkpoint, size: tuple[int, int] | None) -> ModelSp
     if spec.preprocess.shortest_edge is not None:
         # The same margin around the crop as before.
         facts["shortest_edge"] = round(spec.preprocess.shortest_edge * max(size) / max(spec.preprocess.size))
+    if spec.preprocess.stretch_to is not None:
+        sides = zip(spec.preprocess.stretch_to, size, spec.preprocess.size, strict=True)
+        facts["stretch_to"] = tuple(round(side * new / old) for side, new, old in sides)
     try:
         if isinstance(checkpoint.module, ViT):
             checkpoint.module.config.grid(size)
@@ -42,4 +46,7 @@ def resize_spec(checkpoint: Checkpoint, size: tuple[int, int] | None) -> ModelSp
         raise UsageError(f"{checkpoint.source} can't be exported at {size[0]}x{size[1]}: {error}") from error
     if isinstance(checkpoint.module, DETR):
         return detection_spec(preprocess, spec.labels, checkpoint.module.config.queries)
+    if isinstance(checkpoint.module, ViT) and spec.task == "embedding":
+        config = checkpoint.module.config
+        return embedding_spec(preprocess, config.dim, config.grid(size))
     return classification_spec(preprocess, spec.labels)

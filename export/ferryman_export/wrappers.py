@@ -5,10 +5,12 @@ implementation and parity covers it.
 """
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from ferryman.errors import ExportError
 from ferryman.specs import ModelSpec
 from ferryman_models.attention import attend_plain, set_attend
 from ferryman_models.vit import ViT
@@ -50,6 +52,25 @@ class ClassificationExport(ExportModule):
         """
         logits = self.model(self.normalize(image))
         return logits, logits.softmax(dim=-1)
+
+
+class EmbeddingExport(ExportModule):
+    """Graph contract of an encoder. Position embeddings are those of the spec's canvas, as constants."""
+
+    def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
+        if not isinstance(model, ViT) or not model.config.class_token:
+            raise ExportError("an embedding needs a model with patches and a class token")
+        super().__init__(resize_positions(model, spec.preprocess.size), spec)
+        self.prefix, self.grid = model.config.prefix, model.config.grid(spec.preprocess.size)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """image: (batch, height, width, 3) uint8 RGB
+
+        Returns the class token (batch, dim) and the patches (batch, rows, columns, dim), both float32.
+        """
+        tokens = cast("ViT", self.model).forward_features(self.normalize(image))
+        # (batch, rows*columns, dim) -> (batch, rows, columns, dim)
+        return tokens[:, 0], tokens[:, self.prefix :].unflatten(1, self.grid)
 
 
 class DetectionExport(ExportModule):
@@ -103,4 +124,5 @@ def resize_positions(model: ViT, image_size: tuple[int, int]) -> ViT:
 EXPORT_MODULES: dict[str, type[ExportModule]] = {
     "classification": ClassificationExport,
     "detection": DetectionExport,
+    "embedding": EmbeddingExport,
 }

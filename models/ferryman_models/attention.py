@@ -31,23 +31,24 @@ def attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None)
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head self- and cross-attention with a bias on every projection.
+    """Multi-head self- and cross-attention.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.2.
 
-    dim: width of queries, keys, values and the answer; a multiple of `heads`.
+    dim: width of queries, keys, values and the answer; a multiple of `heads`
+    bias: of the projections to queries, keys and values; the last one always has its own
     Raises ValueError when `dim` is not a multiple of `heads`.
     """
 
-    def __init__(self, dim: int, heads: int, *, attend: Attend = attend_plain) -> None:
+    def __init__(self, dim: int, heads: int, *, bias: bool = True, attend: Attend = attend_plain) -> None:
         super().__init__()
         if heads < 1 or dim % heads:
             raise ValueError(f"dim must be a multiple of heads, got dim={dim}, heads={heads}")
         self.heads = heads
         self.attend = attend
-        self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim)
-        self.value = nn.Linear(dim, dim)
+        self.query = nn.Linear(dim, dim, bias)
+        self.key = nn.Linear(dim, dim, bias)
+        self.value = nn.Linear(dim, dim, bias)
         self.out = nn.Linear(dim, dim)
 
     def split_heads(self, x: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """Parts that more than one architecture is built of."""
 
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,22 +23,55 @@ class FeedForward(nn.Module):
         return self.down(self.dropout(F.gelu(self.up(x))))
 
 
-class PreNormBlock(nn.Module):
-    """Transformer encoder block with the layer norms before attention and before the feed-forward part.
+class SwiGLU(nn.Module):
+    """Feed-forward part whose hidden values are gated by SiLU (Shazeer 2020, "GLU Variants", equation 6)."""
 
-    Source: Dosovitskiy et al. 2021, equations 2 and 3.
-    """
-
-    def __init__(self, dim: int, heads: int, hidden: int, *, dropout: float = 0.0, epsilon: float = 1e-6) -> None:
+    def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.norm_attention = nn.LayerNorm(dim, eps=epsilon)
-        self.attention = MultiHeadAttention(dim, heads)
-        self.norm_feed_forward = nn.LayerNorm(dim, eps=epsilon)
-        self.feed_forward = FeedForward(dim, hidden, dropout)
+        self.gate = nn.Linear(dim, hidden)
+        self.up = nn.Linear(dim, hidden)
+        self.down = nn.Linear(hidden, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, tokens, dim). Returns (batch, tokens, dim)."""
+        return self.down(self.dropout(F.silu(self.gate(x)) * self.up(x)))
+
+
+class PreNormBlock(nn.Module):
+    """Transformer encoder block with the layer norms before attention and before the feed-forward part.
+
+    Source: Dosovitskiy et al. 2021, equations 2 and 3; layer scale: Touvron et al. 2021, "Going deeper with Image
+    Transformers", equation 4.
+
+    layer_scale: each branch is multiplied by a learned weight per channel before it is added
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        hidden: int,
+        *,
+        dropout: float = 0.0,
+        epsilon: float = 1e-6,
+        qkv_bias: bool = True,
+        layer_scale: bool = False,
+        feed_forward: Literal["gelu", "swiglu"] = "gelu",
+    ) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(dim, eps=epsilon)
+        self.attention = MultiHeadAttention(dim, heads, bias=qkv_bias)
+        self.norm_feed_forward = nn.LayerNorm(dim, eps=epsilon)
+        self.feed_forward = (SwiGLU if feed_forward == "swiglu" else FeedForward)(dim, hidden, dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.scale_attention = nn.Parameter(torch.ones(dim)) if layer_scale else None
+        self.scale_feed_forward = nn.Parameter(torch.ones(dim)) if layer_scale else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (batch, tokens, dim). Returns (batch, tokens, dim)."""
         normed = self.norm_attention(x)
-        x = x + self.dropout(self.attention(normed, normed, normed))
-        return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))
+        attended = self.dropout(self.attention(normed, normed, normed))
+        x = x + (attended if self.scale_attention is None else attended * self.scale_attention)
+        fed = self.dropout(self.feed_forward(self.norm_feed_forward(x)))
+        return x + (fed if self.scale_feed_forward is None else fed * self.scale_feed_forward)

@@ -1,16 +1,24 @@
 """Position information: learned embeddings at other sizes, and the two-dimensional sine encoding."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# How a model's authors resample the learned positions; the wrong one moves every answer a little.
+# "offset": as if the grid were a tenth of a cell larger (DINOv2, to keep floor(size * scale) from losing a cell).
+Interpolation = Literal["plain", "antialias", "offset"]
 
-def interpolate_grid(embeddings: Tensor, grid: tuple[int, int], to_grid: tuple[int, int]) -> Tensor:
-    """Learned embeddings of a grid of patches, resampled to another grid (bicubic, not antialiased).
 
-    Source: Dosovitskiy et al. 2021, section 3.2 (fine-tuning at higher resolution).
+def interpolate_grid(
+    embeddings: Tensor, grid: tuple[int, int], to_grid: tuple[int, int], interpolation: Interpolation = "plain"
+) -> Tensor:
+    """Learned embeddings of a grid of patches, bicubically resampled to another grid.
+
+    Source: Dosovitskiy et al. 2021, section 3.2 (fine-tuning at higher resolution); "offset" and "antialias":
+    facebookresearch/dinov2, `DinoVisionTransformer.interpolate_pos_encoding`, without and with registers.
 
     embeddings: (1, rows * columns, dim) for grid = (rows, columns)
     Returns (1, to_rows * to_columns, dim).
@@ -19,7 +27,12 @@ def interpolate_grid(embeddings: Tensor, grid: tuple[int, int], to_grid: tuple[i
         return embeddings
     # (1, rows*columns, dim) -> (1, dim, rows, columns)
     image = embeddings.unflatten(1, grid).permute(0, 3, 1, 2)
-    image = F.interpolate(image, size=to_grid, mode="bicubic", align_corners=False)
+    if interpolation == "offset":
+        scale = [(to + 0.1) / learned for to, learned in zip(to_grid, grid, strict=True)]
+        image = F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False)
+    else:
+        antialias = interpolation == "antialias"
+        image = F.interpolate(image, size=to_grid, mode="bicubic", align_corners=False, antialias=antialias)
     # (1, dim, to_rows, to_columns) -> (1, to_rows*to_columns, dim)
     return image.flatten(2).transpose(1, 2)
 

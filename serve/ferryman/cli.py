@@ -45,7 +45,9 @@ def demo(
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(help="vit-digits, detr-digits, or a Ferryman checkpoint file.")],
+    source: Annotated[
+        str, typer.Argument(help="An embedded name, a Ferryman checkpoint, or a folder in Hugging Face layout.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="REPOSITORY", help="Model repository.")],
     name: Annotated[str | None, typer.Option(help="The model's name, by default the source's.")] = None,
     size: Annotated[str | None, typer.Option(metavar="HxW", help="Canvas, by default the checkpoint's.")] = None,
@@ -134,6 +136,25 @@ def detect(
     from ferryman.commands.predict import Asker, run_detect
 
     run_detect(Asker(bundle, address, model, target), images, score, draw, json_output)
+
+
+@app.command()
+def embed(
+    images: Images,
+    bundle: OptionalBundle = None,
+    address: Address = None,
+    model: Model = None,
+    target: TargetName = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE.npz", help="Write class tokens and patches there.")
+    ] = None,
+    draw: Draw = None,
+    json_output: Json = False,
+) -> None:
+    """Turn pictures into vectors: one for the whole, one for each patch."""
+    from ferryman.commands.predict import Asker, run_embed
+
+    run_embed(Asker(bundle, address, model, target), images, output, draw, json_output)
 
 
 @app.command()

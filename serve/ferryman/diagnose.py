@@ -19,10 +19,11 @@ def explain_failure(answers: list[Placed], golden: GoldenSamples, spec: ModelSpe
     answers: sample, batch size, slot and outputs of every run
     """
     alone = [answer for answer in answers if answer[1] == 1]
-    limited = [name for name in spec.output_names if name in tolerance.max_abs]
+    limited = [name for name in spec.output_names if name in tolerance.max_abs or name in tolerance.max_rel]
 
     def is_right(answer: Placed, name: str) -> bool:
-        return _error(answer[3][name], golden.outputs[name][answer[0]]) <= tolerance.max_abs[name]
+        reference = golden.outputs[name][answer[0]]
+        return _error(answer[3][name], reference) <= (tolerance.limit(name, reference) or 0)
 
     def all_right(some: list[Placed]) -> bool:
         return all(is_right(answer, name) for answer in some for name in limited)

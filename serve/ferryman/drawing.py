@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from ferryman.results import Classification, Detection
@@ -81,6 +83,49 @@ def draw_detections(image: Image.Image, detections: Sequence[Detection], colour:
         draw.rectangle((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), outline=shade, width=line)
         _write(canvas, x1, y1, tag, shade)
     return canvas
+
+
+@dataclass(frozen=True)
+class Components:
+    """The three directions in which a picture's patches differ most, and the range that becomes 0 to 255.
+
+    mean: (dim,); axes: (dim, 3); low, high: (3,); all float64
+    """
+
+    mean: NDArray[np.float64]
+    axes: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, patches: NDArray[np.float32]) -> "Components":
+        """patches: (rows, columns, dim)"""
+        flat = patches.reshape(-1, patches.shape[-1]).astype(np.float64)
+        mean = flat.mean(axis=0)
+        axes = np.linalg.svd(flat - mean, full_matrices=False)[2][:3].T
+        # A picture of fewer than three patches has fewer directions.
+        axes = np.pad(axes, ((0, 0), (0, 3 - axes.shape[1])))
+        projected = (flat - mean) @ axes
+        return cls(mean, axes, projected.min(axis=0), projected.max(axis=0))
+
+
+def draw_embedding(
+    image: Image.Image, patches: NDArray[np.float32], components: Components | None = None
+) -> Image.Image:
+    """The picture, and beside it its patches in the colours of their three principal components.
+
+    image: what the patches cover; patches: (rows, columns, dim) float32
+    components: by default the patches' own; give the same ones to compare two answers
+    """
+    canvas, _ = _enlarge(image)
+    found = components or Components.of(patches)
+    projected = (patches.astype(np.float64) - found.mean) @ found.axes
+    levels = (projected - found.low) / np.maximum(found.high - found.low, 1e-12) * 255
+    colours = Image.fromarray(np.clip(np.round(levels), 0, 255).astype(np.uint8))
+    both = Image.new("RGB", (2 * canvas.width, canvas.height))
+    both.paste(canvas)
+    both.paste(colours.resize(canvas.size, Image.Resampling.NEAREST), (canvas.width, 0))
+    return both
 
 
 def draw_classification(image: Image.Image, answer: Classification) -> Image.Image:

@@ -3,8 +3,10 @@
 import json
 import stat
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from ferryman.errors import BundleCorruptError, BundleNotFoundError, BundlePathError, BundleSchemaError
@@ -39,17 +41,25 @@ class VariantFacts(Facts):
 class Tolerance(Facts):
     """How far a variant's answers may be from the PyTorch reference's, and why so far.
 
-    max_abs: limit per output name; an output without one is recorded and not limited
+    max_abs: limit per output name; max_rel: likewise, relative to the largest magnitude in the sample's reference, for
+    outputs without a scale of their own; an output in neither is recorded and not limited
     score_threshold, min_iou: every reference detection above the score must be matched one to one by class and IoU
     top1_agreement, matched_detections: share of golden samples, of detections, that must agree
     """
 
     max_abs: dict[str, Annotated[float, Field(ge=0)]]
+    max_rel: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     top1_agreement: Fraction
     matched_detections: Fraction
     score_threshold: Fraction
     min_iou: Fraction
     reason: str
+
+    def limit(self, output: str, reference: NDArray[Any]) -> float | None:
+        """The largest absolute error that this output of a sample may have; None when it is not limited."""
+        if output in self.max_rel:
+            return self.max_rel[output] * float(np.abs(reference).max(initial=0.0))
+        return self.max_abs.get(output)
 
 
 class Manifest(Facts):

@@ -15,10 +15,12 @@ from ferryman.specs import Facts, ModelSpec
 
 BATCHES = (1, 2, 5)
 
-# Limits on float answers of each precision. They are absolute, since probabilities and normalised boxes lie in [0, 1].
+# Limits on float answers of each precision. They are absolute for probabilities and normalised boxes, which lie in
+# [0, 1], and relative for embeddings, whose scale is the model's own.
 TOLERANCES: dict[str, Tolerance] = {
     "fp32": Tolerance(
         max_abs={"probabilities": 1e-4, "boxes": 1e-4, "scores": 1e-4},
+        max_rel={"cls": 1e-4, "patches": 1e-4},
         top1_agreement=1.0,
         matched_detections=1.0,
         score_threshold=0.3,
@@ -228,7 +230,7 @@ def _sample_errors(
         cosine=cosine,
         worst_case=worst_case,
         # Integers are class numbers: their distance means nothing, and equal scores may swap them.
-        limit=tolerance.max_abs.get(name),
+        limit=tolerance.limit(name, reference),
     )
 
 

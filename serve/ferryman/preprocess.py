@@ -134,8 +134,13 @@ def fit_image(image: Image.Image, spec: PreprocessSpec) -> tuple[NDArray[np.uint
     kernel = _KERNELS[spec.interpolation]
     width, height = image.size
     if spec.fit == "stretch":
-        canvas = np.asarray(image.resize((canvas_width, canvas_height), kernel))
-        return canvas, Geometry((height, width), spec.size, (0.0, 0.0, float(width), float(height)))
+        to_height, to_width = spec.stretch_to or spec.size
+        stretched = image.resize((to_width, to_height), kernel)
+        left, top = (to_width - canvas_width) // 2, (to_height - canvas_height) // 2
+        box = (left, top, left + canvas_width, top + canvas_height)
+        x_scale, y_scale = width / to_width, height / to_height
+        region = (box[0] * x_scale, box[1] * y_scale, box[2] * x_scale, box[3] * y_scale)
+        return np.asarray(stretched.crop(box)), Geometry((height, width), spec.size, region)
     if spec.fit == "crop":
         assert spec.shortest_edge is not None  # PreprocessSpec checks it
         # The longer side rounds down, as torchvision's and transformers' resize do.

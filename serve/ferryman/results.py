@@ -117,4 +117,6 @@ def detections_from_outputs(
 def embedding_from_outputs(outputs: Outputs, index: int, geometry: Geometry) -> Embedding:
     """Answer for image `index` of a batch."""
     cls, patches = outputs["cls"][index], outputs["patches"][index]
+    _check_finite(cls, "class token")
+    _check_finite(patches, "patches")
     return Embedding(_size(geometry), cls.astype(np.float32), patches.astype(np.float32))

@@ -31,10 +31,11 @@ class PreprocessSpec(Facts):
 
     size: (height, width) of the canvas in pixels
     fit: what the resize does to a picture of another aspect ratio
-        stretch  both sides to the canvas's, the aspect ratio changes
+        stretch  both sides to the canvas's, or to `stretch_to` and the centre is cut out; the aspect ratio changes
         crop     the shorter side to `shortest_edge`, then the centre is cut out
         pad      the largest size that fits, at the top left; `pad_value` fills the rest
     shortest_edge: in pixels, for `crop` alone; at least the canvas's longer side
+    stretch_to: (height, width) in pixels, for `stretch` alone; each at least the canvas's
     interpolation: Pillow's kernel of that name; shrinking is antialiased
     mean, std: per RGB channel, of pixel values scaled to [0, 1]; applied inside the graph
     """
@@ -42,6 +43,7 @@ class PreprocessSpec(Facts):
     size: tuple[Side, Side]
     fit: Literal["stretch", "crop", "pad"]
     shortest_edge: Side | None = None
+    stretch_to: tuple[Side, Side] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -53,6 +55,11 @@ class PreprocessSpec(Facts):
             raise ValueError("shortest_edge belongs to fit='crop' and to nothing else")
         if self.shortest_edge is not None and self.shortest_edge < max(self.size):
             raise ValueError(f"shortest_edge {self.shortest_edge} is below the canvas of {self.size}")
+        if self.stretch_to is not None:
+            if self.fit != "stretch":
+                raise ValueError("stretch_to belongs to fit='stretch' and to nothing else")
+            if self.stretch_to[0] < self.size[0] or self.stretch_to[1] < self.size[1]:
+                raise ValueError(f"stretch_to {self.stretch_to} is below the canvas of {self.size}")
         if min(self.std) <= 0:
             raise ValueError(f"std must be above 0, got {self.std}")
         if not all(0 <= value <= 255 for value in self.pad_value):
@@ -168,6 +175,20 @@ def detection_spec(preprocess: PreprocessSpec, labels: tuple[str, ...], queries:
             TensorSpec(name="boxes", dtype="float32", shape=("batch", queries, 4)),
             TensorSpec(name="scores", dtype="float32", shape=("batch", queries)),
             TensorSpec(name="labels", dtype="int64", shape=("batch", queries)),
+        ),
+    )
+
+
+def embedding_spec(preprocess: PreprocessSpec, dim: int, grid: tuple[int, int]) -> ModelSpec:
+    """The graph contract of an encoder of that width and grid of patches, (rows, columns)."""
+    return ModelSpec(
+        task="embedding",
+        preprocess=preprocess,
+        labels=(),
+        inputs=(_image(preprocess),),
+        outputs=(
+            TensorSpec(name="cls", dtype="float32", shape=("batch", dim)),
+            TensorSpec(name="patches", dtype="float32", shape=("batch", *grid, dim)),
         ),
     )
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -14,24 +14,11 @@ from torch import nn
 from ferryman.errors import CheckpointError
 from ferryman.files import replace_file, sha256_file
 from ferryman.specs import ModelSpec
+from ferryman_models.checkpoints.base import Checkpoint
 from ferryman_models.detr import DETR, DETRConfig
 from ferryman_models.vit import ViT, ViTConfig
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model in `eval()` mode with its facts.
-
-    source: what was asked for, as the user wrote it; sha256: of the weights file; architecture: "vit" or "detr"
-    """
-
-    source: str
-    sha256: str
-    architecture: str
-    module: nn.Module
-    spec: ModelSpec
 
 
 def _vit(config: object) -> nn.Module:

@@ -4,7 +4,7 @@ import sys
 from importlib.metadata import version
 
 from ferryman.files import replace_file
-from ferryman_models.checkpoints.native import Checkpoint
+from ferryman_models.checkpoints.base import Checkpoint
 from ferryman_models.zoo import EMBEDDED
 
 _CARD = """\

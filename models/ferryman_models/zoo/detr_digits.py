@@ -130,7 +130,6 @@ class Batch:
             [dense_targets(found.boxes_cxcywh, (height, width), grid) for found, (height, width) in pictures]
         )
 
-
     def cell_centres(self, grid: int) -> Tensor:
         """(x, y) of every cell's centre in [0, 1] of the valid area, above 1 in the padding: (batch, cells, 2)."""
         centre = (torch.arange(grid) + 0.5) * (SIDE / grid)
@@ -237,14 +236,12 @@ class Trainee(nn.Module):
         place = (self.place_head(memory) - batch.cell_centres(features.shape[-1])).abs()[valid_cells.flatten(1)].mean()
         answers = self.detr.decode(memory, positions, valid_cells)
         logits, boxes = self.detr.class_head(answers), self.detr.box_head(answers)
-        whole = deep_set_loss(
-            logits, boxes, batch.objects, CONFIG.query_groups, no_object_weight=0.2, class_weight=2
-        )
+        whole = deep_set_loss(logits, boxes, batch.objects, CONFIG.query_groups, no_object_weight=0.2, class_weight=2)
         return whole + dense + 10 * place
 
 
 def train(folder: Path, out: Path, start: DETR | None = None, steps: int = SCHEDULE.steps) -> DETR:
-    """Trains from scratch, or goes on with `start` in stage 2, or resumes from `folder`; writes the checkpoint to `out`."""
+    """Trains from scratch, or in stage 2 on from `start`, or resumes from `folder`; writes the checkpoint to `out`."""
     torch.manual_seed(SEED)
     trainee = Trainee()
     detr = trainee.detr

@@ -8,7 +8,6 @@ ink, through heads that are dropped afterwards. The teacher names shapes between
 good teacher is patient and consistent"), so there are more of them than writers.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -201,11 +200,12 @@ def train(folder: Path, out: Path, steps: int = SCHEDULE.steps) -> ViT:
     def evaluate() -> str:
         return f"validation top-1 {top1(model, 'validation', repeats=3):.3f}"
 
-    def run(name: str, module: nn.Module, schedule: Schedule, loss: Callable[[int], Tensor], figure: Callable[[], str]) -> None:
-        fit(name, module, [{"params": list(module.parameters())}], schedule, loss, figure, folder)
+    def parameters(module: nn.Module) -> list[dict[str, object]]:
+        return [{"params": list(module.parameters())}]
 
-    run(f"{NAME}-teacher", teacher, TEACHER_SCHEDULE, teacher_loss, evaluate_teacher)
-    run(NAME, trainee, replace(SCHEDULE, steps=steps), step_loss, evaluate)
+    name = f"{NAME}-teacher"
+    fit(name, teacher, parameters(teacher), TEACHER_SCHEDULE, teacher_loss, evaluate_teacher, folder)
+    fit(NAME, trainee, parameters(trainee), replace(SCHEDULE, steps=steps), step_loss, evaluate, folder)
     model.eval()
     save_native(out, model, classification_spec(PREPROCESS, LABELS))
     return model

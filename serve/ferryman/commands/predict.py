@@ -1,4 +1,4 @@
-"""`ferryman classify` and `ferryman detect`: a few pictures, in this process or through a server."""
+"""`ferryman classify`, `detect` and `embed`: a few pictures, in this process or through a server."""
 
 import os
 from collections.abc import Callable, Generator, Sequence
@@ -7,20 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from ferryman.commands.console import err, make_table, out, print_json, print_table, show_stages
-from ferryman.drawing import draw_classification, draw_detections
+from ferryman.drawing import draw_classification, draw_detections, draw_embedding
 from ferryman.errors import EngineError, FerrymanError, FileAccessError, ImageError, UsageError
 from ferryman.files import replace_file
 from ferryman.predictor import Predictor, Timings
 from ferryman.preprocess import decode_image
-from ferryman.results import Classification, Detections
+from ferryman.results import Classification, Detections, Embedding
 
 if TYPE_CHECKING:
     from ferryman.client import Client
 
-T = TypeVar("T", Classification, Detections)
+T = TypeVar("T", Classification, Detections, Embedding)
 
 
 class Answers(Protocol):
@@ -32,12 +33,15 @@ class Answers(Protocol):
 
     def detect(self, images: Sequence[bytes], score_threshold: float) -> tuple[list[Detections], Timings]: ...
 
+    def embed(self, images: Sequence[bytes]) -> tuple[list[Embedding], Timings]: ...
+
 
 class _Local:
     def __init__(self, predictor: Predictor) -> None:
         self.name = predictor.bundle.name
         self.classify = predictor.classify
         self.detect = predictor.detect
+        self.embed = predictor.embed
 
 
 class _Remote:
@@ -51,6 +55,10 @@ class _Remote:
 
     def detect(self, images: Sequence[bytes], score_threshold: float) -> tuple[list[Detections], Timings]:
         answer = self._client.detect(images, model=self.name, version=self._version, score_threshold=score_threshold)
+        return list(answer.results), answer.timings
+
+    def embed(self, images: Sequence[bytes]) -> tuple[list[Embedding], Timings]:
+        answer = self._client.embed(images, model=self.name, version=self._version)
         return list(answer.results), answer.timings
 
 
@@ -134,12 +142,49 @@ def run_detect(asker: Asker, images: list[Path], score: float, draw: Path | None
         _run(task, answers.name, images, draw, json_output, ("image", "label", "score", "box (x1, y1, x2, y2)"))
 
 
+def run_embed(asker: Asker, images: list[Path], output: Path | None, draw: Path | None, json_output: bool) -> None:
+    """Prints the class token of every picture, and writes both outputs of all to one file.
+
+    output: a NumPy archive with `images` (count,) paths, `cls` (count, dim) and `patches` (count, rows, columns, dim)
+    """
+    found: dict[str, Embedding] = {}
+
+    def to_json(answer: Embedding) -> dict[str, object]:
+        return {"cls": [round(float(value), 6) for value in answer.cls], "patches": list(answer.patches.shape)}
+
+    def to_rows(answer: Embedding) -> list[tuple[str, ...]]:
+        first = ", ".join(f"{value:.3f}" for value in answer.cls[:4])
+        return [("x".join(map(str, answer.patches.shape)), f"{np.linalg.norm(answer.cls):.3f}", f"{first}, …")]
+
+    def draw_answer(image: Image.Image, answer: Embedding) -> Image.Image:
+        return draw_embedding(image, answer.patches)
+
+    with asker.open() as answers:
+
+        def ask(data: bytes) -> Embedding:
+            return answers.embed([data])[0][0]
+
+        task = _Task(ask, draw_answer, to_json, to_rows, found)
+        try:
+            _run(task, answers.name, images, draw, json_output, ("image", "patches", "norm", "class token"))
+        finally:
+            if output is not None and found:
+                arrays = {
+                    "images": np.array(list(found)),
+                    "cls": np.stack([answer.cls for answer in found.values()]),
+                    "patches": np.stack([answer.patches for answer in found.values()]),
+                }
+                with replace_file(output) as temporary, temporary.open("wb") as file:
+                    np.savez(file, allow_pickle=False, **arrays)
+
+
 @dataclass(frozen=True)
 class _Task(Generic[T]):
     ask: Callable[[bytes], T]
     draw: Callable[[Image.Image, T], Image.Image]
     to_json: Callable[[T], dict[str, object]]
     to_rows: Callable[[T], list[tuple[str, ...]]]
+    found: dict[str, T] | None = None  # is given every answer, by its picture's path
 
 
 def _run(
@@ -162,6 +207,8 @@ def _run(
             try:
                 data = read_image(path)
                 answer = task.ask(data)
+                if task.found is not None:
+                    task.found[str(path)] = answer
                 document |= {"size": list(answer.size), **task.to_json(answer)}
                 for number, row in enumerate(task.to_rows(answer)):
                     table.add_row(str(path) if number == 0 else "", *row)

@@ -1,0 +1,151 @@
+"""Checkpoints that `save_pretrained` of `transformers` wrote: config.json, weights, preprocessor_config.json.
+
+The tensors' names are those of the published files, which `save_pretrained` still writes, and those that the modules
+of transformers 5 have.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from ferryman.errors import CheckpointError
+from ferryman.specs import ModelSpec, PreprocessSpec, Task, classification_spec, detection_spec, embedding_spec
+from ferryman_models.checkpoints import hf_detr, hf_vit
+from ferryman_models.checkpoints.base import Checkpoint, build_model
+from ferryman_models.checkpoints.hf_config import HFConfig
+from ferryman_models.checkpoints.processors import load_processor
+from ferryman_models.checkpoints.renames import Renames, drop_tensors, rename_tensors
+from ferryman_models.checkpoints.tensors import find_shards, read_json, read_state
+from ferryman_models.detr import DETR, DETRConfig
+from ferryman_models.vit import ViT, ViTConfig
+
+CONFIG_NAME = "config.json"
+# In the order in which they are looked for.
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How a class of transformers becomes ours.
+
+    facts: what is read of its configuration; config: makes ours of them and the number of classes
+    head: the tensor whose rows are the classes, and how many of those are "no object"; none for an encoder
+    dropped: patterns of tensors that answer nothing here, each with the reason
+    """
+
+    task: Task
+    facts: type[HFConfig]
+    config: Callable[[Any, int], ViTConfig | DETRConfig]
+    renames: Renames = hf_vit.RENAMES
+    head: tuple[str, int] | None = None
+    dropped: Sequence[tuple[str, str]] = field(default=(hf_vit.MASK_TOKEN, hf_vit.POOLER))
+
+
+_classifier = partial(_Family, "classification", head=("head.weight", 0))
+_encoder = partial(_Family, "embedding")
+FAMILIES: dict[str, _Family] = {
+    "ViTForImageClassification": _classifier(hf_vit.ViTFacts, hf_vit.vit_config_from_hf),
+    "ViTModel": _encoder(hf_vit.ViTFacts, hf_vit.vit_config_from_hf),
+    "DeiTForImageClassification": _classifier(hf_vit.ViTFacts, hf_vit.deit_config_from_hf),
+    "DeiTModel": _encoder(hf_vit.ViTFacts, hf_vit.deit_config_from_hf),
+    "Dinov2ForImageClassification": _classifier(hf_vit.DINOv2Facts, hf_vit.dinov2_config_from_hf),
+    "Dinov2Model": _encoder(hf_vit.DINOv2Facts, hf_vit.dinov2_config_from_hf),
+    "Dinov2WithRegistersForImageClassification": _classifier(hf_vit.RegistersFacts, hf_vit.dinov2_config_from_hf),
+    "Dinov2WithRegistersModel": _encoder(hf_vit.RegistersFacts, hf_vit.dinov2_config_from_hf),
+    "DetrForObjectDetection": _Family(
+        "detection",
+        hf_detr.DETRFacts,
+        hf_detr.detr_config_from_hf,
+        hf_detr.RENAMES,
+        head=("class_head.weight", 1),
+        dropped=(hf_detr.COUNTER,),
+    ),
+}
+
+
+def load_huggingface(folder: Path, source: str) -> Checkpoint:
+    """The checkpoint in `folder`, fp32, in `eval()` mode. Raises CheckpointError that says what is wrong with it."""
+    path = folder / CONFIG_NAME
+    document = read_json(path)
+    name, family = _family(document, path)
+    try:
+        facts = family.facts.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{path}: {where}: {first['msg']}, got {first['input']!r}") from error
+    preprocess = load_processor(folder)
+    file = read_state(_find_weights(folder))
+    tensors, notes = drop_tensors(file.tensors, family.dropped)
+    state = rename_tensors(hf_vit.split_swiglu(tensors), family.renames, str(folder))
+    labels = _labels(facts, state, family, path)
+    try:
+        config = family.config(facts, len(labels))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    model = build_model(lambda: _module(config), state, str(folder))
+    return Checkpoint(
+        source=source,
+        sha256=file.sha256,
+        architecture=name,
+        module=model,
+        spec=_spec(config, preprocess, labels, path),
+        format="Hugging Face",
+        notes=notes,
+    )
+
+
+def _family(document: dict[str, object], path: Path) -> tuple[str, _Family]:
+    names = document.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else ""
+    if name not in FAMILIES:
+        what = f"the architecture {name!r} is not known" if name else "it names no architecture"
+        raise CheckpointError(f"{path}: {what}; known are {', '.join(FAMILIES)}")
+    return name, FAMILIES[name]
+
+
+def _find_weights(folder: Path) -> list[Path]:
+    for name in _WEIGHTS:
+        path = folder / name
+        if path.exists():
+            return find_shards(path) if name.endswith(".index.json") else [path]
+    raise CheckpointError(f"{folder} has no weights; looked for {', '.join(_WEIGHTS)}")
+
+
+def _labels(facts: HFConfig, state: dict[str, Tensor], family: _Family, path: Path) -> tuple[str, ...]:
+    """One label a class; `LABEL_0` and so on where the configuration has none, as transformers names them."""
+    if family.head is None:
+        return ()
+    tensor, no_object = family.head
+    if tensor not in state:
+        raise CheckpointError(f"{path.parent}: the head is missing ({tensor}); is this an encoder without one?")
+    classes = len(state[tensor]) - no_object
+    if facts.id2label is None:
+        return tuple(f"LABEL_{index}" for index in range(classes))
+    if sorted(facts.id2label) != list(range(classes)):
+        raise CheckpointError(f"{path}: id2label names {len(facts.id2label)} classes, the head has {classes}")
+    return tuple(facts.id2label[index] for index in range(classes))
+
+
+def _module(config: ViTConfig | DETRConfig) -> nn.Module:
+    return ViT(config) if isinstance(config, ViTConfig) else DETR(config)
+
+
+def _spec(config: ViTConfig | DETRConfig, preprocess: PreprocessSpec, labels: tuple[str, ...], path: Path) -> ModelSpec:
+    try:
+        if isinstance(config, DETRConfig):
+            return detection_spec(preprocess, labels, config.queries)
+        grid = config.grid(preprocess.size)
+        return classification_spec(preprocess, labels) if labels else embedding_spec(preprocess, config.dim, grid)
+    except ValueError as error:
+        raise CheckpointError(f"{path.parent}: the preprocessing does not suit the model: {error}") from error
