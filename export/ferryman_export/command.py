@@ -17,6 +17,8 @@ def run_export(
     targets: list[str],
     samples: Path | None,
     tolerance: float | None,
+    arch: str | None,
+    labels: Path | None,
     json_output: bool,
 ) -> None:
     """Raises what `pipeline.export` raises; nothing is left in the repository then."""
@@ -24,7 +26,8 @@ def run_export(
         if target != str(TARGET):
             raise UsageError(f"target {target} can't be built by this version; it builds {TARGET}")
     with show_stages() as progress:
-        bundle = export(ExportRequest(source, repository, name, samples, size, tolerance), progress)
+        request = ExportRequest(source, repository, name, samples, size, tolerance, arch, labels)
+        bundle = export(request, progress)
     reports = read_parity(bundle).reports
     if json_output:
         document = {

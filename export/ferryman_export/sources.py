@@ -2,27 +2,54 @@
 
 from pathlib import Path
 
-from ferryman.errors import CheckpointError, UsageError
+from ferryman.errors import CheckpointError, FileAccessError, UsageError
 from ferryman.specs import ModelSpec, PreprocessSpec, classification_spec, detection_spec, embedding_spec
 from ferryman_models.checkpoints.base import Checkpoint
 from ferryman_models.checkpoints.huggingface import load_huggingface
 from ferryman_models.checkpoints.native import load_native
+from ferryman_models.checkpoints.tensors import read_json
+from ferryman_models.checkpoints.timm import is_timm, load_timm
+from ferryman_models.checkpoints.weights_file import ARCHITECTURES, load_weights_file
 from ferryman_models.detr import DETR
 from ferryman_models.vit import ViT
 from ferryman_models.zoo import EMBEDDED
 
 
-def open_source(source: str) -> Checkpoint:
-    """Loads an embedded checkpoint by name, one of Ferryman's own files, or a folder. Raises CheckpointError."""
+def open_source(source: str, arch: str | None = None, labels: Path | None = None) -> Checkpoint:
+    """Loads an embedded checkpoint by name, a folder, one of Ferryman's own files, or a bare weights file.
+
+    arch, labels: of a bare weights file; see `weights_file`; labels: a text file, one a line
+    Raises CheckpointError, and UsageError for an option that does not belong to this source.
+    """
+    path = Path(source)
+    if arch is not None and not path.is_dir() and source not in EMBEDDED:
+        return load_weights_file(path, arch, source, read_labels(labels))
+    if arch is not None or labels is not None:
+        raise UsageError("--arch and --labels belong to a weights file; this source names its own")
     if source in EMBEDDED:
         return load_native(EMBEDDED[source], source)
-    path = Path(source)
     if not path.exists():
         raise CheckpointError(
             f"there is no checkpoint {source!r}: give {', '.join(EMBEDDED)}, the path of a Ferryman checkpoint, or a "
-            "folder in Hugging Face layout"
+            "folder in Hugging Face or timm layout"
         )
-    return load_huggingface(path, source) if path.is_dir() else load_native(path, source)
+    if not path.is_dir():
+        if path.suffix in (".pth", ".pt", ".bin"):
+            raise UsageError(f"{source} does not say what it holds; add --arch: {', '.join(ARCHITECTURES)}")
+        return load_native(path, source)
+    return load_timm(path, source) if is_timm(read_json(path / "config.json")) else load_huggingface(path, source)
+
+
+def read_labels(path: Path | None) -> tuple[str, ...] | None:
+    """One label a line. Raises FileAccessError when the file can't be read as UTF-8."""
+    if path is None:
+        return None
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except OSError as error:
+        raise FileAccessError(f"can't read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise FileAccessError(f"can't read {path}: it is not UTF-8") from error
 
 
 def resize_spec(checkpoint: Checkpoint, size: tuple[int, int] | None) -> ModelSpec:

@@ -54,12 +54,18 @@ def export(
     target: Annotated[list[str] | None, typer.Option(help="Variant to build; may be repeated.")] = None,
     samples: Annotated[Path | None, typer.Option(help="Folder of real pictures to compare on.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="Largest absolute error of every limited output.")] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="What a bare weights file holds, such as dinov2_vits14 or detr_resnet50.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Text file with its labels, one a line.")
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Export a checkpoint to REPOSITORY/NAME/VERSION, proved against PyTorch; exit status 3 when out of tolerance."""
     with _exporting("the export"):
         from ferryman_export.command import run_export
-    run_export(source, output, name, parse_size(size), target or [], samples, tolerance, json_output)
+    run_export(source, output, name, parse_size(size), target or [], samples, tolerance, arch, labels, json_output)
 
 
 @app.command()

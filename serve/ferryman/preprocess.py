@@ -136,7 +136,7 @@ def fit_image(image: Image.Image, spec: PreprocessSpec) -> tuple[NDArray[np.uint
     if spec.fit == "stretch":
         to_height, to_width = spec.stretch_to or spec.size
         stretched = image.resize((to_width, to_height), kernel)
-        left, top = (to_width - canvas_width) // 2, (to_height - canvas_height) // 2
+        left, top = _halve(to_width - canvas_width, spec), _halve(to_height - canvas_height, spec)
         box = (left, top, left + canvas_width, top + canvas_height)
         x_scale, y_scale = width / to_width, height / to_height
         region = (box[0] * x_scale, box[1] * y_scale, box[2] * x_scale, box[3] * y_scale)
@@ -149,8 +149,7 @@ def fit_image(image: Image.Image, spec: PreprocessSpec) -> tuple[NDArray[np.uint
             if width <= height
             else (int(spec.shortest_edge * width / height), spec.shortest_edge)
         )
-        # As transformers' centre crop does; torchvision's rounds half to even.
-        left, top = (scaled_width - canvas_width) // 2, (scaled_height - canvas_height) // 2
+        left, top = _halve(scaled_width - canvas_width, spec), _halve(scaled_height - canvas_height, spec)
         x_scale, y_scale = width / scaled_width, height / scaled_height
         region = (
             left * x_scale,
@@ -173,6 +172,11 @@ def fit_image(image: Image.Image, spec: PreprocessSpec) -> tuple[NDArray[np.uint
     canvas[:valid_height, :valid_width] = np.asarray(image.resize((valid_width, valid_height), kernel))
     valid_size = (valid_height, valid_width)
     return canvas, Geometry((height, width), valid_size, (0.0, 0.0, float(width), float(height)))
+
+
+def _halve(margin: int, spec: PreprocessSpec) -> int:
+    """Pixels of the margin that lie before a centre crop."""
+    return margin // 2 if spec.crop_rounding == "down" else round(margin / 2)
 
 
 def preprocess_image(

@@ -36,6 +36,7 @@ class PreprocessSpec(Facts):
         pad      the largest size that fits, at the top left; `pad_value` fills the rest
     shortest_edge: in pixels, for `crop` alone; at least the canvas's longer side
     stretch_to: (height, width) in pixels, for `stretch` alone; each at least the canvas's
+    crop_rounding: of half a pixel at the crop's top left, down as transformers does, or to even as torchvision does
     interpolation: Pillow's kernel of that name; shrinking is antialiased
     mean, std: per RGB channel, of pixel values scaled to [0, 1]; applied inside the graph
     """
@@ -44,6 +45,7 @@ class PreprocessSpec(Facts):
     fit: Literal["stretch", "crop", "pad"]
     shortest_edge: Side | None = None
     stretch_to: tuple[Side, Side] | None = None
+    crop_rounding: Literal["down", "even"] = "down"
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)

@@ -43,7 +43,7 @@ class DETRFacts(HFConfig):
 
 
 # A backbone as timm names its tensors, and as transformers names its own.
-_RESNET: Renames = (
+RESNET: Renames = (
     (r"^model\.backbone\.(conv_encoder\.)?model\.", "backbone."),
     (r"^backbone\.(_backbone\.)?conv1\.", "backbone.conv1."),
     (r"^backbone\.(_backbone\.)?bn1\.", "backbone.norm1."),
@@ -59,7 +59,7 @@ _RESNET: Renames = (
     (r"\.layer\.(\d)\.normalization\.", lambda m: f".norm{int(m[1]) + 1}."),
 )
 RENAMES: Renames = (
-    *_RESNET,
+    *RESNET,
     (r"^model\.input_projection\.", "projection."),
     (r"^model\.query_position_embeddings\.weight$", "query_embeddings"),
     (r"^model\.(encoder|decoder)\.layers\.(\d+)\.", r"\1.\2."),

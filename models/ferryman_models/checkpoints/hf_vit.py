@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from ferryman_models.checkpoints.hf_config import HFConfig, Positive
 from ferryman_models.checkpoints.renames import Renames
@@ -112,19 +111,6 @@ def dinov2_config_from_hf(facts: DINOv2Facts, classes: int) -> ViTConfig:
         # transformers leaves out the offset of the original.
         interpolation="antialias" if isinstance(facts, RegistersFacts) else "plain",
     )
-
-
-def split_swiglu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Parts every `mlp.weights_in` into the gate, its first half, and the values."""
-    parted: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if ".mlp.weights_in." in name:
-            gate, up = tensor.chunk(2)
-            parted[name.replace("weights_in", "gate_proj")] = gate
-            parted[name.replace("weights_in", "up_proj")] = up
-        else:
-            parted[name] = tensor
-    return parted
 
 
 def _sides(size: int | tuple[int, int]) -> tuple[int, int]:

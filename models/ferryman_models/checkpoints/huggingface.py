@@ -17,21 +17,15 @@ from ferryman.errors import CheckpointError
 from ferryman.specs import ModelSpec, PreprocessSpec, Task, classification_spec, detection_spec, embedding_spec
 from ferryman_models.checkpoints import hf_detr, hf_vit
 from ferryman_models.checkpoints.base import Checkpoint, build_model
+from ferryman_models.checkpoints.fused import split_gate
 from ferryman_models.checkpoints.hf_config import HFConfig
 from ferryman_models.checkpoints.processors import load_processor
 from ferryman_models.checkpoints.renames import Renames, drop_tensors, rename_tensors
-from ferryman_models.checkpoints.tensors import find_shards, read_json, read_state
+from ferryman_models.checkpoints.tensors import find_weights, read_json, read_state
 from ferryman_models.detr import DETR, DETRConfig
 from ferryman_models.vit import ViT, ViTConfig
 
 CONFIG_NAME = "config.json"
-# In the order in which they are looked for.
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 
 
 @dataclass(frozen=True)
@@ -85,9 +79,10 @@ def load_huggingface(folder: Path, source: str) -> Checkpoint:
         where = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(f"{path}: {where}: {first['msg']}, got {first['input']!r}") from error
     preprocess = load_processor(folder)
-    file = read_state(_find_weights(folder))
+    file = read_state(find_weights(folder))
     tensors, notes = drop_tensors(file.tensors, family.dropped)
-    state = rename_tensors(hf_vit.split_swiglu(tensors), family.renames, str(folder))
+    tensors = split_gate(tensors, "weights_in", "gate_proj", "up_proj")
+    state = rename_tensors(tensors, family.renames, str(folder))
     labels = _labels(facts, state, family, path)
     try:
         config = family.config(facts, len(labels))
@@ -112,14 +107,6 @@ def _family(document: dict[str, object], path: Path) -> tuple[str, _Family]:
         what = f"the architecture {name!r} is not known" if name else "it names no architecture"
         raise CheckpointError(f"{path}: {what}; known are {', '.join(FAMILIES)}")
     return name, FAMILIES[name]
-
-
-def _find_weights(folder: Path) -> list[Path]:
-    for name in _WEIGHTS:
-        path = folder / name
-        if path.exists():
-            return find_shards(path) if name.endswith(".index.json") else [path]
-    raise CheckpointError(f"{folder} has no weights; looked for {', '.join(_WEIGHTS)}")
 
 
 def _labels(facts: HFConfig, state: dict[str, Tensor], family: _Family, path: Path) -> tuple[str, ...]:

@@ -20,6 +20,15 @@ _WRAPPERS = ("state_dict", "model")
 _GLOBAL = re.compile(r"GLOBAL (\S+)|class '?([\w.]+)'?|Unsupported (?:operand|class|global)[^\w]*([\w.]+)")
 
 
+# In the order in which they are looked for.
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
 @dataclass(frozen=True)
 class StateFile:
     """Tensors by name, floating point ones as fp32.
@@ -51,6 +60,15 @@ def read_state(paths: list[Path]) -> StateFile:
     together = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
     sha256 = digests[paths[0].name] if len(paths) == 1 else hashlib.sha256(together.encode()).hexdigest()
     return StateFile(tensors, sha256, sum(path.stat().st_size for path in paths), tuple(sorted(dtypes)))
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """The weights files of a folder in Hugging Face's or timm's layout. Raises CheckpointError when there are none."""
+    for name in _WEIGHTS:
+        path = folder / name
+        if path.exists():
+            return find_shards(path) if name.endswith(".index.json") else [path]
+    raise CheckpointError(f"{folder} has no weights; looked for {', '.join(_WEIGHTS)}")
 
 
 def find_shards(index: Path) -> list[Path]:
