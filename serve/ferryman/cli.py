@@ -57,9 +57,7 @@ def export(
     arch: Annotated[
         str | None, typer.Option(help="What a bare weights file holds, such as dinov2_vits14 or detr_resnet50.")
     ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="Text file with its labels, one a line.")
-    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="Text file with its labels, one a line.")] = None,
     json_output: Json = False,
 ) -> None:
     """Export a checkpoint to REPOSITORY/NAME/VERSION, proved against PyTorch; exit status 3 when out of tolerance."""

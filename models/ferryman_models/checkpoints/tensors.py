@@ -17,7 +17,7 @@ from ferryman.files import sha256_file
 
 # What a training script may have put the weights under.
 _WRAPPERS = ("state_dict", "model")
-_GLOBAL = re.compile(r"GLOBAL (\S+)|class '?([\w.]+)'?|Unsupported (?:operand|class|global)[^\w]*([\w.]+)")
+_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
 # In the order in which they are looked for.
@@ -121,8 +121,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         content: object = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = _GLOBAL.search(str(error))
-        name = next((group for group in asked.groups() if group), None) if asked else None
-        what = f"it asks to run {name}" if name else "it is no plain pickle of tensors"
+        what = f"it asks to run {asked[1]}" if asked else "it is no plain pickle of tensors"
         raise CheckpointError(
             f"{path} is refused, {what}: only tensors are loaded, never code. "
             "Save the model's state_dict, best as safetensors"
