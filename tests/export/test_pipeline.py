@@ -194,7 +194,7 @@ def make_source(case: str, good: Path, folder: Path) -> str:
         ("text", "can't be read as safetensors"),
         ("truncated", "can't be read as safetensors"),
         ("pickle", "can't be read as safetensors"),
-        ("folder", "is a folder"),
+        ("folder", "config.json is missing"),
         ("foreign", "is not a Ferryman checkpoint"),
     ],
 )
