@@ -1,6 +1,10 @@
 """`ferryman export`: the pipeline behind the command line."""
 
+import resource
+import sys
+import time
 from pathlib import Path
+from typing import Literal
 
 from ferryman.commands.console import out, print_json, show_stages
 from ferryman.commands.inspect import read_parity
@@ -13,7 +17,7 @@ def run_export(
     source: str,
     repository: Path,
     name: str | None,
-    size: tuple[int, int] | None,
+    sizes: tuple[tuple[int, int], ...] | Literal["auto"],
     targets: list[str],
     samples: Path | None,
     tolerance: float | None,
@@ -25,9 +29,11 @@ def run_export(
     for target in targets:
         if target != str(TARGET):
             raise UsageError(f"target {target} can't be built by this version; it builds {TARGET}")
+    start = time.monotonic()
     with show_stages() as progress:
-        request = ExportRequest(source, repository, name, samples, size, tolerance, arch, labels)
+        request = ExportRequest(source, repository, name, samples, sizes, tolerance, arch, labels)
         bundle = export(request, progress)
+    seconds, peak_bytes = time.monotonic() - start, peak_memory_bytes()
     reports = read_parity(bundle).reports
     if json_output:
         document = {
@@ -35,9 +41,18 @@ def run_export(
             "name": bundle.name,
             "version": bundle.version,
             "digest": bundle.digest,
+            "seconds": round(seconds, 3),
+            "peak_memory_bytes": peak_bytes,
         }
         print_json(document | {"parity": [report.model_dump(mode="json") for report in reports]})
         return
     for report in reports:
         print_report(report)
-    out.print(f"{bundle.path}: written; the comparison is shown in {bundle.path / 'parity.html'}", markup=False)
+    out.print(f"{bundle.path}: written in {seconds:.0f} s with at most {peak_bytes / 1e9:.1f} GB of memory")
+    out.print(f"the comparison is shown in {bundle.path / 'parity.html'}")
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size that this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts in bytes

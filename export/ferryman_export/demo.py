@@ -61,9 +61,10 @@ def run_demo(folder: Path, json_output: bool) -> None:
             bundles[name] = export(ExportRequest(name, repository), show)
     for name, bundle in bundles.items():
         certificate = verify_bundle(bundle, None, None)
-        certificate.report.raise_for_failures()
-        bundle.write_certificate(certificate.report.target, certificate.model_dump_json(indent=2) + "\n")
-        reports[name] = certificate.report
+        certificate.raise_for_failures()
+        (report,) = certificate.reports
+        bundle.write_certificate(report.target, certificate.model_dump_json(indent=2) + "\n")
+        reports[name] = report
     with show_stages() as progress, start_server(repository, progress) as address, Client(address) as client:
         progress(f"ask the server on {address}", 0, 1)
         sections = [

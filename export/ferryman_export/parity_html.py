@@ -90,7 +90,8 @@ def _draw_pair(index: int, golden: GoldenSamples, answers: Tensors, spec: ModelS
     if "valid_size" in golden.inputs:
         height, width = (int(side) for side in golden.inputs["valid_size"][index])
     picture = Image.fromarray(image[:height, :width].astype(np.uint8))
-    geometry = Geometry((height, width), (height, width), (0.0, 0.0, float(width), float(height)))
+    size = (height, width)
+    geometry = Geometry(size, size, (0.0, 0.0, float(width), float(height)), size)
     # Both sides in the reference's colours, or they could differ by a sign alone.
     components = Components.of(golden.outputs["patches"][index]) if spec.task == "embedding" else None
     drawn = [_draw(picture, outputs, index, geometry, spec, components) for outputs in (golden.outputs, answers)]

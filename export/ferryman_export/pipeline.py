@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -16,20 +16,24 @@ from ferryman.bundle import Bundle, new_version, seal
 from ferryman.errors import ParityError, UsageError
 from ferryman.golden import FILE_NAME as GOLDEN
 from ferryman.golden import GoldenSamples, Tensors, save_golden
-from ferryman.manifest import SCHEMA_VERSION, SourceFacts, Tolerance, VariantFacts
+from ferryman.manifest import SCHEMA_VERSION, SourceFacts, Tolerance, VariantFacts, sized_name
 from ferryman.parity import TOLERANCES, ParityReport, ParityReports, check_parity, count_runs
 from ferryman.runtimes import RUNTIMES
 from ferryman.specs import ModelSpec, Target
 from ferryman_export.onnx import count_operators, export_onnx
 from ferryman_export.parity_html import render_parity
 from ferryman_export.reference import normalize_reference, reference_outputs
-from ferryman_export.samples import MIN_SAMPLES, add_crops, make_inputs, read_pictures
-from ferryman_export.sources import open_source, resize_spec
+from ferryman_export.samples import MIN_SAMPLES, add_crops, choose_count, make_inputs, read_pictures
+from ferryman_export.sizes import propose_sizes
+from ferryman_export.sources import open_source, resize_spec, size_multiple
 from ferryman_export.wrappers import EXPORT_MODULES, ExportModule
+from ferryman_models.checkpoints.base import Checkpoint
 from ferryman_models.zoo import pictures_folder
 
 GRAPH = "model.onnx"
 TARGET = Target.parse("onnxruntime-cpu-fp32")
+# Alone and among others: enough to see what a wrapper mixes up, where the graph runs at all of parity's batches.
+WRAPPER_BATCHES = (1, 2)
 Progress = Callable[[str, int, int], None]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -40,7 +44,8 @@ class ExportRequest:
 
     source: an embedded name or a checkpoint file; repository: the model repository that gets NAME/VERSION
     name: of the model, by default the source's; samples: a folder of real pictures for the golden samples, by
-    default the embedded ones; size: (height, width) of the canvas, by default the checkpoint's
+    default the embedded ones
+    sizes: (height, width) of each canvas, by default the checkpoint's alone; "auto": those that the samples waste least
     tolerance: largest absolute error of every limited output, by default the precision's own
     arch, labels: of a bare weights file; see `sources.open_source`
     module: wraps the model into the graph contract, by default the task's own (`wrappers.EXPORT_MODULES`)
@@ -50,11 +55,21 @@ class ExportRequest:
     repository: Path
     name: str | None = None
     samples: Path | None = None
-    size: tuple[int, int] | None = None
+    sizes: tuple[tuple[int, int], ...] | Literal["auto"] = ()
     tolerance: float | None = None
     arch: str | None = None
     labels: Path | None = None
     module: Callable[[torch.nn.Module, ModelSpec], ExportModule] | None = None
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """One canvas size on its way: what the graph must be, what it must answer, and the module that becomes it."""
+
+    spec: ModelSpec
+    golden: GoldenSamples
+    module: ExportModule
+    progress: Progress
 
 
 def export(request: ExportRequest, progress: Progress = lambda stage, done, total: None) -> Bundle:
@@ -67,54 +82,91 @@ def export(request: ExportRequest, progress: Progress = lambda stage, done, tota
     progress("load the checkpoint", 0, 1)
     checkpoint = open_source(request.source, request.arch, request.labels)
     name = _check_name(request.name or Path(checkpoint.source).stem)
-    spec = resize_spec(checkpoint, request.size)
-    pictures = read_pictures(request.samples or pictures_folder(spec.task))
-    pictures = add_crops(pictures, MIN_SAMPLES, spec.preprocess.size if spec.task == "detection" else None)
-
-    progress("answer the golden samples with PyTorch", 0, 1)
-    names, inputs = make_inputs(pictures, spec)
-    golden = GoldenSamples(names, inputs, reference_outputs(checkpoint.module, inputs, spec))
-    wrap = request.module or EXPORT_MODULES[spec.task]
-    module = wrap(checkpoint.module, spec)
-    check_wrapper(module, golden, spec, tolerance)
-
+    source = SourceFacts(source=checkpoint.source, architecture=checkpoint.architecture, sha256=checkpoint.sha256)
+    crossings = [
+        prepare(checkpoint, spec, request, tolerance, _name_stages(progress, spec))
+        for spec in choose_specs(checkpoint, request)
+    ]
     with new_version(request.repository, name) as new:
-        folder = new.folder
-        progress("write the ONNX graph", 0, 1)
-        source = SourceFacts(source=checkpoint.source, architecture=checkpoint.architecture, sha256=checkpoint.sha256)
         tools = tool_versions()
         metadata = {"ferryman.source_sha256": source.sha256} | {f"ferryman.tool.{key}": v for key, v in tools.items()}
-        graph = export_onnx(module, golden.batch([0, 1]), folder / GRAPH, metadata)
-
-        report = prove(folder / GRAPH, golden, spec, tolerance, progress)
-        report.raise_for_failures()
-
+        crossed = [
+            cross(crossing, index, new.folder, metadata, name, tolerance) for index, crossing in enumerate(crossings)
+        ]
         progress("write the bundle", 0, 1)
-        save_golden(folder / GOLDEN, golden)
-        (folder / "labels.txt").write_text("".join(f"{label}\n" for label in spec.labels), encoding="utf-8")
-        (folder / "parity.json").write_text(
-            ParityReports(reports=(report,)).model_dump_json(indent=1), encoding="utf-8"
-        )
-        answers = answer_alone(folder / GRAPH, golden, spec)
-        (folder / "parity.html").write_text(render_parity(name, report, golden, answers, spec), encoding="utf-8")
-        variant = VariantFacts(target=TARGET, path=GRAPH, operators=count_operators(graph))
+        labels = crossings[0].spec.labels
+        (new.folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+        reports = ParityReports(reports=tuple(report for report, _ in crossed))
+        (new.folder / "parity.json").write_text(reports.model_dump_json(indent=1), encoding="utf-8")
         facts = {
             "schema_version": SCHEMA_VERSION,
             "name": name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "source": source,
-            "spec": spec,
-            "variants": (variant,),
+            "specs": tuple(crossing.spec for crossing in crossings),
+            "variants": tuple(variant for _, variant in crossed),
             "tolerances": {TARGET.precision: tolerance},
             "tools": tools,
         }
-        seal(folder, facts)
+        seal(new.folder, facts)
     assert new.path is not None
     return Bundle.open(new.path)
 
 
-def check_wrapper(module: ExportModule, golden: GoldenSamples, spec: ModelSpec, tolerance: Tolerance) -> None:
+def choose_specs(checkpoint: Checkpoint, request: ExportRequest) -> list[ModelSpec]:
+    """What the graph of each wanted size must be. Raises UsageError for sizes that the model can't take."""
+    sizes = request.sizes
+    if sizes == "auto":
+        if request.samples is None:
+            raise UsageError("--size auto looks at your pictures: name their folder with --samples")
+        sizes = propose_sizes(request.samples, checkpoint.spec.preprocess.size, size_multiple(checkpoint.module))
+    if len(set(sizes)) < len(sizes):
+        raise UsageError("a size is given twice")
+    return [resize_spec(checkpoint, size) for size in sizes or (None,)]
+
+
+def _name_stages(progress: Progress, spec: ModelSpec) -> Progress:
+    height, width = spec.preprocess.size
+    return lambda stage, done, total: progress(f"{height}x{width}: {stage}", done, total)
+
+
+def prepare(
+    checkpoint: Checkpoint, spec: ModelSpec, request: ExportRequest, tolerance: Tolerance, progress: Progress
+) -> Crossing:
+    """The golden samples, and the wrapper proved on them in PyTorch."""
+    pictures = read_pictures(
+        request.samples or pictures_folder(spec.task), choose_count(checkpoint.module, spec.preprocess.size)
+    )
+    pictures = add_crops(pictures, MIN_SAMPLES, spec.preprocess.size if spec.task == "detection" else None)
+    names, inputs = make_inputs(pictures, spec)
+    advance = _counter(progress, "answer the golden samples with PyTorch", len(names))
+    golden = GoldenSamples(names, inputs, reference_outputs(checkpoint.module, inputs, spec, advance))
+    wrap = request.module or EXPORT_MODULES[spec.task]
+    crossing = Crossing(spec, golden, wrap(checkpoint.module, spec), progress)
+    check_wrapper(crossing, tolerance)
+    return crossing
+
+
+def cross(
+    crossing: Crossing, index: int, folder: Path, metadata: dict[str, str], name: str, tolerance: Tolerance
+) -> tuple[ParityReport, VariantFacts]:
+    """Writes one size's graph, proof and golden samples into `folder`. Raises ParityError, ExportError."""
+    spec, golden = crossing.spec, crossing.golden
+    crossing.progress("write the ONNX graph", 0, 1)
+    path = folder / sized_name(GRAPH, index, spec)
+    graph = export_onnx(crossing.module, golden.batch([0, 1]), path, metadata)
+    report, answers = prove(path, crossing, tolerance)
+    report.raise_for_failures()
+    save_golden(folder / sized_name(GOLDEN, index, spec), golden)
+    page = render_parity(name, report, golden, answers, spec)
+    (folder / sized_name("parity.html", index, spec)).write_text(page, encoding="utf-8")
+    variant = VariantFacts(target=TARGET, size=spec.preprocess.size, path=path.name, operators=count_operators(graph))
+    return report, variant
+
+
+def check_wrapper(crossing: Crossing, tolerance: Tolerance) -> None:
     """The wrapper in PyTorch against the reference, before anything is exported. Raises ParityError."""
+    module, spec, golden = crossing.module, crossing.spec, crossing.golden
     image = golden.inputs["image"]
     with torch.inference_mode():
         normalised = module.normalize(torch.from_numpy(image)).numpy()
@@ -131,29 +183,34 @@ def check_wrapper(module: ExportModule, golden: GoldenSamples, spec: ModelSpec, 
             answers = cast("tuple[torch.Tensor, ...]", module(*tensors))
             return {name: answer.numpy() for name, answer in zip(spec.output_names, answers, strict=True)}
 
-        report = check_parity(run, golden, spec, tolerance, "the wrapper in PyTorch", torch.__version__)
+        advance = _counter(crossing.progress, "check the wrapper", count_runs(len(golden), WRAPPER_BATCHES))
+        what = "the wrapper in PyTorch"
+        report = check_parity(run, golden, spec, tolerance, what, torch.__version__, WRAPPER_BATCHES, advance)
     report.raise_for_failures()
 
 
-def prove(path: Path, golden: GoldenSamples, spec: ModelSpec, tolerance: Tolerance, progress: Progress) -> ParityReport:
-    """ONNX Runtime on the exported file against the reference."""
+def prove(path: Path, crossing: Crossing, tolerance: Tolerance) -> tuple[ParityReport, Tensors]:
+    """ONNX Runtime on the exported file against the reference; and its answers to each golden sample alone."""
+    golden, spec = crossing.golden, crossing.spec
     runtime = RUNTIMES[TARGET.runtime]
-    total, done = count_runs(len(golden)), 0
+    advance = _counter(crossing.progress, f"compare {TARGET} with PyTorch", count_runs(len(golden)))
+    with runtime.load(path, TARGET, spec) as session:
+        report = check_parity(session.run, golden, spec, tolerance, str(TARGET), runtime.version(), advance=advance)
+        answers = [session.run(golden.batch([index])) for index in range(len(golden))]
+    return report, {name: np.concatenate([answer[name] for answer in answers]) for name in spec.output_names}
+
+
+def _counter(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
+    """Tells `progress` of a stage of `total` steps; called with the number of steps done since the last call."""
+    done = 0
+    progress(stage, done, total)
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        progress(f"compare {TARGET} with PyTorch", done, total)
+        progress(stage, done, total)
 
-    with runtime.load(path, TARGET, spec) as session:
-        return check_parity(session.run, golden, spec, tolerance, str(TARGET), runtime.version(), advance=advance)
-
-
-def answer_alone(path: Path, golden: GoldenSamples, spec: ModelSpec) -> Tensors:
-    """The variant's answers to each golden sample alone, for the report's pictures."""
-    with RUNTIMES[TARGET.runtime].load(path, TARGET, spec) as session:
-        answers = [session.run(golden.batch([index])) for index in range(len(golden))]
-    return {name: np.concatenate([answer[name] for answer in answers]) for name in spec.output_names}
+    return advance
 
 
 def tool_versions() -> dict[str, str]:

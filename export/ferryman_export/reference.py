@@ -68,15 +68,18 @@ _REFERENCES: dict[str, Callable[[nn.Module, Tensors, ModelSpec], Tensors]] = {
 }
 
 
-def reference_outputs(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> Tensors:
+def reference_outputs(
+    model: nn.Module, inputs: Tensors, spec: ModelSpec, advance: Callable[[int], None] = lambda done: None
+) -> Tensors:
     """The bare model's answers to every sample of `inputs`, each run alone in fp32 eager mode.
 
-    inputs: per input of the spec an array whose first dimension counts samples; likewise the outputs.
+    inputs: per input of the spec an array whose first dimension counts samples; likewise the outputs
+    advance: called with the number of samples done since the last call
     """
     reference = _REFERENCES[spec.task]
+    answers: list[Tensors] = []
     with torch.inference_mode():
-        answers = [
-            reference(model, {name: array[index] for name, array in inputs.items()}, spec)
-            for index in range(len(inputs["image"]))
-        ]
+        for index in range(len(inputs["image"])):
+            answers.append(reference(model, {name: array[index] for name, array in inputs.items()}, spec))
+            advance(1)
     return {name: np.stack([answer[name] for answer in answers]) for name in spec.output_names}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import nn
 
 from ferryman.errors import FileAccessError, ImageError, UsageError
 from ferryman.golden import Tensors
@@ -15,19 +16,35 @@ MAX_SAMPLES = 16
 MIN_SAMPLES = 6  # one more than the largest batch that parity runs, so that every batch has other neighbours
 
 
-def read_pictures(folder: Path, most: int = MAX_SAMPLES) -> dict[str, Image.Image]:
-    """Pictures in a folder and below it by their path in it, evenly chosen when there are more than `most`.
+def choose_count(model: nn.Module, canvas: tuple[int, int]) -> int:
+    """How many pictures to compare on: fewer where a model is large, lest the proof takes longer than anyone waits.
 
-    Raises UsageError when there is none, FileAccessError and ImageError for one that can't be read.
+    A ViT multiplies every parameter with every patch, a convolution with more or less every position: in all about
+    parameters * pixels / 256 multiplications a picture (ViT-B/16 at 224: 17e9; DETR-R50 at 800x1066: 137e9). The
+    pictures together have 6e11, and each of them is answered about twelve times.
     """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    each = parameters * canvas[0] * canvas[1] / 256
+    return int(min(MAX_SAMPLES, max(MIN_SAMPLES, 6e11 / max(each, 1.0))))
+
+
+def find_pictures(folder: Path, most: int) -> list[Path]:
+    """Pictures in a folder and below it, evenly chosen when there are more than `most`. Raises UsageError for none."""
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder; give one with pictures ({', '.join(SUFFIXES)})")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise UsageError(f"{folder} holds no picture ({', '.join(SUFFIXES)})")
-    chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, most).astype(int))]
+    return [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, most).astype(int))]
+
+
+def read_pictures(folder: Path, most: int = MAX_SAMPLES) -> dict[str, Image.Image]:
+    """The decoded pictures that `find_pictures` finds, by their path in the folder.
+
+    Raises UsageError when there is none, FileAccessError and ImageError for one that can't be read.
+    """
     pictures: dict[str, Image.Image] = {}
-    for path in chosen:
+    for path in find_pictures(folder, most):
         try:
             pictures[path.relative_to(folder).as_posix()] = decode_image(path.read_bytes())
         except OSError as error:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from torch import nn
+
 from ferryman.errors import CheckpointError, FileAccessError, UsageError
 from ferryman.specs import ModelSpec, PreprocessSpec, classification_spec, detection_spec, embedding_spec
 from ferryman_models.checkpoints.base import Checkpoint
@@ -50,6 +52,13 @@ def read_labels(path: Path | None) -> tuple[str, ...] | None:
         raise FileAccessError(f"can't read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise FileAccessError(f"can't read {path}: it is not UTF-8") from error
+
+
+def size_multiple(model: nn.Module) -> int:
+    """What a canvas's sides are to be multiples of: a ViT's patch must divide them, a DETR's cell wastes less so."""
+    if isinstance(model, ViT):
+        return model.config.patch
+    return model.config.backbone.stride if isinstance(model, DETR) else 32
 
 
 def resize_spec(checkpoint: Checkpoint, size: tuple[int, int] | None) -> ModelSpec:

@@ -59,7 +59,10 @@ class OutputParity:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A served model. canvas: (width, height) that pictures are fitted to; parity: measured at export."""
+    """A served model.
+
+    canvases: (width, height) of each size that pictures are fitted to; parity: measured at export
+    """
 
     name: str
     version: int
@@ -72,4 +75,4 @@ class ModelFacts:
     checkpoint_digest: str
     parity: tuple[OutputParity, ...]
     created: str
-    canvas: tuple[int, int]
+    canvases: tuple[tuple[int, int], ...]

@@ -20,8 +20,10 @@ from ferryman.errors import (
     UsageError,
 )
 from ferryman.files import replace_file, sha256_file, temporary_folder
-from ferryman.manifest import FILE_NAME, FileFacts, Manifest, Tolerance, VariantFacts, read_manifest
-from ferryman.specs import ModelSpec
+from ferryman.golden import FILE_NAME as GOLDEN
+from ferryman.golden import GoldenSamples, load_golden
+from ferryman.manifest import FILE_NAME, FileFacts, Manifest, Tolerance, VariantFacts, read_manifest, sized_name
+from ferryman.specs import ModelSpec, Target
 
 CERTIFICATES = "certificates"
 _VERSION = re.compile("[1-9][0-9]*")
@@ -96,7 +98,13 @@ class Bundle:
 
     @property
     def spec(self) -> ModelSpec:
-        return self.manifest.spec
+        """Of the first size; the others differ from it in the canvas alone."""
+        return self.manifest.specs[0]
+
+    def golden(self, index: int = 0) -> GoldenSamples:
+        """The golden samples of the size with that index. Raises BundleCorruptError."""
+        spec = self.manifest.specs[index]
+        return load_golden(self.file(sized_name(GOLDEN, index, spec)), spec)
 
     def file(self, name: str) -> Path:
         """Path of a file that the manifest lists. Raises BundleCorruptError for any other."""
@@ -104,20 +112,21 @@ class Bundle:
             raise BundleCorruptError(f"{self.path} holds no {name}")
         return self.path / name
 
-    def variant(self, target: str | None = None) -> VariantFacts:
-        """The variant for a target, by default the first. Raises UsageError when there is none."""
-        for variant in self.manifest.variants:
-            if target in (None, str(variant.target)):
-                return variant
-        have = ", ".join(str(variant.target) for variant in self.manifest.variants)
-        raise UsageError(f"{self.path} has no variant {target}; it has {have}")
+    def variants(self, target: str | None = None) -> tuple[VariantFacts, ...]:
+        """A variant a size, in the order of `specs`, for a target, by default the first. Raises UsageError."""
+        have = list(dict.fromkeys(str(variant.target) for variant in self.manifest.variants))
+        target = target or have[0]
+        if target not in have:
+            raise UsageError(f"{self.path} has no variant {target}; it has {', '.join(have)}")
+        found = {variant.size: variant for variant in self.manifest.variants if str(variant.target) == target}
+        return tuple(found[spec.preprocess.size] for spec in self.manifest.specs)
 
-    def tolerance(self, variant: VariantFacts) -> Tolerance:
+    def tolerance(self, target: Target) -> Tolerance:
         """How far a variant's answers may be from PyTorch's. Raises BundleSchemaError when the manifest doesn't say."""
-        tolerance = self.manifest.tolerances.get(variant.target.precision)
+        tolerance = self.manifest.tolerances.get(target.precision)
         if tolerance is None:
             raise BundleSchemaError(
-                f"{self.path}: the manifest has no tolerance for {variant.target.precision}; export it again"
+                f"{self.path}: the manifest has no tolerance for {target.precision}; export it again"
             )
         return tolerance
 

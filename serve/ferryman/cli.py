@@ -3,7 +3,7 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -50,7 +50,14 @@ def export(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="REPOSITORY", help="Model repository.")],
     name: Annotated[str | None, typer.Option(help="The model's name, by default the source's.")] = None,
-    size: Annotated[str | None, typer.Option(metavar="HxW", help="Canvas, by default the checkpoint's.")] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HxW",
+            help="Canvas, by default the checkpoint's; repeated for a bundle of several, of which each picture goes to "
+            "the one that it wastes the least of; `auto` for those that suit the --samples.",
+        ),
+    ] = None,
     target: Annotated[list[str] | None, typer.Option(help="Variant to build; may be repeated.")] = None,
     samples: Annotated[Path | None, typer.Option(help="Folder of real pictures to compare on.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="Largest absolute error of every limited output.")] = None,
@@ -63,7 +70,7 @@ def export(
     """Export a checkpoint to REPOSITORY/NAME/VERSION, proved against PyTorch; exit status 3 when out of tolerance."""
     with _exporting("the export"):
         from ferryman_export.command import run_export
-    run_export(source, output, name, parse_size(size), target or [], samples, tolerance, arch, labels, json_output)
+    run_export(source, output, name, parse_sizes(size), target or [], samples, tolerance, arch, labels, json_output)
 
 
 @app.command()
@@ -200,11 +207,14 @@ def _exporting(what: str) -> Generator[None, None, None]:
         raise MissingExtraError(f"{what} ({error.name} is missing)", "export") from error
 
 
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """HxW -> (height, width). Raises UsageError."""
-    if text is None:
-        return None
-    height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise UsageError(f"--size must be HxW in pixels, such as 480x640, got {text!r}")
-    return int(height), int(width)
+def parse_sizes(texts: list[str] | None) -> tuple[tuple[int, int], ...] | Literal["auto"]:
+    """Each HxW -> (height, width). Raises UsageError."""
+    if texts == ["auto"]:
+        return "auto"
+    sizes: list[tuple[int, int]] = []
+    for text in texts or ():
+        height, _, width = text.lower().partition("x")
+        if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+            raise UsageError(f"--size must be HxW in pixels, such as 480x640, or auto alone; got {text!r}")
+        sizes.append((int(height), int(width)))
+    return tuple(sizes)

@@ -18,12 +18,13 @@ def message_from_classification(result: Classification) -> pb.Classification:
     return pb.Classification(
         size=_message_from_size(result.size),
         predictions=[pb.Prediction(label=p.label, class_id=p.class_id, score=p.score) for p in result.predictions],
+        canvas=_message_from_size(result.canvas),
     )
 
 
 def classification_from_message(message: pb.Classification) -> Classification:
     predictions = tuple(Prediction(p.label, p.class_id, p.score) for p in message.predictions)
-    return Classification(_size_from_message(message.size), predictions)
+    return Classification(_size_from_message(message.size), _size_from_message(message.canvas), predictions)
 
 
 def message_from_detections(result: Detections) -> pb.Detections:
@@ -38,6 +39,7 @@ def message_from_detections(result: Detections) -> pb.Detections:
             )
             for found in result.detections
         ],
+        canvas=_message_from_size(result.canvas),
     )
 
 
@@ -46,7 +48,7 @@ def detections_from_message(message: pb.Detections) -> Detections:
         Detection(found.label, found.class_id, found.score, (found.box.x1, found.box.y1, found.box.x2, found.box.y2))
         for found in message.detections
     )
-    return Detections(_size_from_message(message.size), detections)
+    return Detections(_size_from_message(message.size), _size_from_message(message.canvas), detections)
 
 
 def message_from_embedding(result: Embedding) -> pb.Embedding:
@@ -57,6 +59,7 @@ def message_from_embedding(result: Embedding) -> pb.Embedding:
         patches=result.patches.ravel().tolist(),  # (rows, columns, dim) -> (rows*columns*dim,)
         rows=rows,
         columns=columns,
+        canvas=_message_from_size(result.canvas),
     )
 
 
@@ -64,7 +67,7 @@ def embedding_from_message(message: pb.Embedding) -> Embedding:
     cls = np.array(message.cls, dtype=np.float32)
     # (rows*columns*dim,) -> (rows, columns, dim)
     patches = np.array(message.patches, dtype=np.float32).reshape(message.rows, message.columns, len(cls))
-    return Embedding(_size_from_message(message.size), cls, patches)
+    return Embedding(_size_from_message(message.size), _size_from_message(message.canvas), cls, patches)
 
 
 def message_from_timings(timings: Timings) -> pb.Timings:
@@ -149,7 +152,7 @@ def message_from_model_facts(facts: ModelFacts) -> pb.ModelInfoResponse:
             for p in facts.parity
         ],
         created=facts.created,
-        canvas=_message_from_size(facts.canvas),
+        canvases=[_message_from_size(canvas) for canvas in facts.canvases],
     )
 
 
@@ -169,7 +172,7 @@ def model_facts_from_message(message: pb.ModelInfoResponse) -> ModelFacts:
             for p in message.parity
         ),
         created=message.created,
-        canvas=_size_from_message(message.canvas),
+        canvases=tuple(_size_from_message(canvas) for canvas in message.canvases),
     )
 
 

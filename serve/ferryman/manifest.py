@@ -3,14 +3,14 @@
 import json
 import stat
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ferryman.errors import BundleCorruptError, BundleNotFoundError, BundlePathError, BundleSchemaError
-from ferryman.specs import Facts, Fraction, ModelSpec, Target
+from ferryman.specs import Facts, Fraction, ModelSpec, Side, Target
 
 FILE_NAME = "manifest.json"
 SCHEMA_VERSION = 1
@@ -31,9 +31,13 @@ class SourceFacts(Facts):
 
 
 class VariantFacts(Facts):
-    """One built artefact. path: of its main file, relative to the bundle; operators: count per operator type."""
+    """One built artefact.
+
+    size: (height, width) of its canvas; path: of its main file, relative to the bundle; operators: count per type
+    """
 
     target: Target
+    size: tuple[Side, Side]
     path: str
     operators: dict[str, int]
 
@@ -63,17 +67,44 @@ class Tolerance(Facts):
 
 
 class Manifest(Facts):
-    """files: every file of the bundle but this manifest and `certificates/`, by its path inside the bundle."""
+    """specs: of each canvas size that the model was exported at; they differ in nothing else
+    files: every file of the bundle but this manifest and `certificates/`, by its path inside the bundle
+    """
 
     schema_version: int
     name: str
     created: str
     source: SourceFacts
-    spec: ModelSpec
+    specs: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
     variants: Annotated[tuple[VariantFacts, ...], Field(min_length=1)]
     tolerances: dict[str, Tolerance]
     tools: dict[str, str]
     files: dict[str, FileFacts]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        sizes = [spec.preprocess.size for spec in self.specs]
+        if len(set(sizes)) < len(sizes):
+            raise ValueError(f"a size stands twice among {sizes}")
+        if len({(spec.task, spec.labels) for spec in self.specs}) > 1:
+            raise ValueError("the sizes differ in task or labels")
+        for target in {str(variant.target) for variant in self.variants}:
+            built = [variant.size for variant in self.variants if str(variant.target) == target]
+            if sorted(built) != sorted(sizes):
+                raise ValueError(f"{target} has variants of the sizes {built}, expected one of each of {sizes}")
+        return self
+
+
+def sized_name(name: str, index: int, spec: ModelSpec) -> str:
+    """Name of a file that there is once a size, `model.onnx` for the first and then `model-800x1066.onnx`.
+
+    index: of `spec` in the manifest's `specs`
+    """
+    if index == 0:
+        return name
+    stem, dot, suffix = name.partition(".")
+    height, width = spec.preprocess.size
+    return f"{stem}-{height}x{width}{dot}{suffix}"
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, bytes]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,18 +58,20 @@ class SampleErrors(Facts):
 class ParityReport(Facts):
     """What was measured for one variant on one device.
 
+    size: (height, width) of the canvas
     top1_agreement, matched_detections: share over all batches; None for the tasks that have none
     detections: reference detections above the tolerance's threshold that were to be matched
     failures: one line each, empty when everything is within tolerance
     """
 
     target: str
+    size: tuple[int, int]
     runtime_version: str
     batches: tuple[int, ...]
-    errors: tuple[SampleErrors, ...]
-    top1_agreement: float | None
-    matched_detections: float | None
-    detections: int
+    errors: tuple[SampleErrors, ...] = ()
+    top1_agreement: float | None = None
+    matched_detections: float | None = None
+    detections: int = 0
     tolerance: Tolerance
     failures: tuple[str, ...]
 
@@ -80,11 +83,14 @@ class ParityReport(Facts):
         """Raises ParityError with the first failures when there are any."""
         if self.failures:
             more = f" (and {len(self.failures) - 3} more)" if len(self.failures) > 3 else ""
-            raise ParityError(f"{self.target} is out of tolerance: {'; '.join(self.failures[:3])}{more}")
+            height, width = self.size
+            raise ParityError(
+                f"{self.target} at {height}x{width} is out of tolerance: {'; '.join(self.failures[:3])}{more}"
+            )
 
 
 class ParityReports(Facts):
-    """parity.json: a report a variant."""
+    """parity.json: a report a variant, sizes in the order of the manifest's specs."""
 
     reports: tuple[ParityReport, ...]
 
@@ -117,6 +123,14 @@ def check_parity(
 
     run: from a batch of inputs to its outputs; advance: called with the number of samples done since the last call
     """
+    report = partial(
+        ParityReport,
+        target=target,
+        size=spec.preprocess.size,
+        runtime_version=runtime_version,
+        batches=tuple(batches),
+        tolerance=tolerance,
+    )
     answers: list[Answer] = []
     # A reference of NaN would be equal to nothing and above no limit.
     problems = [f"the reference: {problem}" for problem in check_contract(golden.outputs, spec, golden.names)]
@@ -130,8 +144,7 @@ def check_parity(
             ]
         advance(len(indices))
     if problems:
-        unique = tuple(dict.fromkeys(problems))
-        return _report(target, runtime_version, batches, (), None, None, 0, tolerance, unique)
+        return report(failures=tuple(dict.fromkeys(problems)))
     errors = tuple(
         _sample_errors(name, sample, golden, answers, tolerance)
         for name in spec.output_names
@@ -160,7 +173,13 @@ def check_parity(
     if failures:
         hint = explain_failure([(a.sample, a.batch, a.slot, a.outputs) for a in answers], golden, spec, tolerance)
         failures = [f"{failures[0]}{f' - {hint}' if hint else ''}", *failures[1:]]
-    return _report(target, runtime_version, batches, errors, top1, matched, wanted, tolerance, tuple(failures))
+    return report(
+        errors=errors,
+        top1_agreement=top1,
+        matched_detections=matched,
+        detections=wanted,
+        failures=tuple(failures),
+    )
 
 
 def check_contract(outputs: Tensors, spec: ModelSpec, samples: Sequence[str]) -> list[str]:
@@ -263,28 +282,4 @@ def _describe(error: SampleErrors) -> str:
     return (
         f"output {error.output}, sample {error.sample} ({error.worst_case}): "
         f"max abs error {error.max_abs:.6g} is above {error.limit:.6g}"
-    )
-
-
-def _report(
-    target: str,
-    runtime_version: str,
-    batches: Sequence[int],
-    errors: tuple[SampleErrors, ...],
-    top1_agreement: float | None,
-    matched_detections: float | None,
-    detections: int,
-    tolerance: Tolerance,
-    failures: tuple[str, ...],
-) -> ParityReport:
-    return ParityReport(
-        target=target,
-        runtime_version=runtime_version,
-        batches=tuple(batches),
-        errors=errors,
-        top1_agreement=top1_agreement,
-        matched_detections=matched_detections,
-        detections=detections,
-        tolerance=tolerance,
-        failures=failures,
     )

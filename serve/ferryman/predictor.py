@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ferryman.bundle import Bundle
 from ferryman.errors import ImageError, TaskError, UsageError
-from ferryman.preprocess import MAX_PIXELS, Geometry, decode_image, fit_image, stack_inputs
+from ferryman.preprocess import MAX_PIXELS, Geometry, choose_canvas, decode_image, fit_image, stack_inputs
 from ferryman.results import (
     DEFAULT_SCORE_THRESHOLD,
     DEFAULT_TOP_K,
@@ -25,7 +25,7 @@ from ferryman.results import (
     detections_from_outputs,
     embedding_from_outputs,
 )
-from ferryman.runtimes import open_session
+from ferryman.runtimes import open_sessions
 from ferryman.specs import PreprocessSpec, Task
 
 T = TypeVar("T")
@@ -45,51 +45,64 @@ class Timings:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Decoded and resized pictures of one request, and the milliseconds that it took."""
+    """Decoded and resized pictures of one request, and the milliseconds that it took.
 
+    sizes: for each the index of the canvas size that it was fitted to
+    """
+
+    sizes: tuple[int, ...]
     canvases: tuple[NDArray[np.uint8], ...]
     geometries: tuple[Geometry, ...]
     decode_ms: float
     resize_ms: float
 
 
-def fit_images(images: Sequence[bytes], spec: PreprocessSpec, max_pixels: int = MAX_PIXELS) -> Fitted:
-    """Decodes and resizes pictures. Raises ImageError for one that can't be decoded, UsageError for none."""
+def fit_images(images: Sequence[bytes], specs: Sequence[PreprocessSpec], max_pixels: int = MAX_PIXELS) -> Fitted:
+    """Decodes and resizes pictures, each to the one of the sizes that it wastes the least of.
+
+    Raises ImageError for one that can't be decoded, UsageError for none.
+    """
     if not images:
         raise UsageError("the request holds no image; send at least one")
+    sizes: list[int] = []
     canvases: list[NDArray[np.uint8]] = []
     geometries: list[Geometry] = []
     decode_ms = resize_ms = 0.0
     for number, data in enumerate(images, start=1):
         try:
-            fitted = _fit_one(data, spec, max_pixels)
+            fitted = _fit_one(data, specs, max_pixels)
         except ImageError as error:
             if len(images) == 1:
                 raise
             raise ImageError(f"image {number} of {len(images)}: {error}") from error
+        sizes += fitted.sizes
         canvases += fitted.canvases
         geometries += fitted.geometries
         decode_ms += fitted.decode_ms
         resize_ms += fitted.resize_ms
-    return Fitted(tuple(canvases), tuple(geometries), decode_ms, resize_ms)
+    return Fitted(tuple(sizes), tuple(canvases), tuple(geometries), decode_ms, resize_ms)
 
 
-def _fit_one(data: bytes, spec: PreprocessSpec, max_pixels: int) -> Fitted:
+def _fit_one(data: bytes, specs: Sequence[PreprocessSpec], max_pixels: int) -> Fitted:
     # A picture may be a thousand times its canvas: it is gone before the next one is decoded.
     start = time.perf_counter()
     image = decode_image(data, max_pixels)
     middle = time.perf_counter()
-    canvas, geometry = fit_image(image, spec)
-    return Fitted((canvas,), (geometry,), (middle - start) * 1e3, (time.perf_counter() - middle) * 1e3)
+    size = choose_canvas((image.height, image.width), [spec.size for spec in specs])
+    canvas, geometry = fit_image(image, specs[size])
+    return Fitted((size,), (canvas,), (geometry,), (middle - start) * 1e3, (time.perf_counter() - middle) * 1e3)
 
 
 class Predictor:
-    """An opened bundle with a loaded variant. Raises TaskError when asked for another task than the model's."""
+    """An opened bundle and its target's loaded variants, one a size.
+
+    Raises TaskError when asked for another task than the model's.
+    """
 
     def __init__(self, bundle: Bundle, target: str | None = None, threads: int | None = None) -> None:
         self.bundle = bundle
         self.spec = bundle.spec
-        self.session = open_session(bundle, target, threads)
+        self.sessions = open_sessions(bundle, target, threads)
 
     @classmethod
     def open(cls, path: Path | str, target: str | None = None, threads: int | None = None) -> Self:
@@ -119,12 +132,25 @@ class Predictor:
     ) -> tuple[list[T], Timings]:
         self.check_task(task)
         start = time.perf_counter()
-        fitted = fit_images(images, self.spec.preprocess)
-        inputs = stack_inputs(fitted.canvases, fitted.geometries, self.spec.input_names)
+        fitted = fit_images(images, [session.spec.preprocess for session in self.sessions])
+        batches: dict[int, list[int]] = {}
+        for index, size in enumerate(fitted.sizes):
+            batches.setdefault(size, []).append(index)
+        inputs = {
+            size: stack_inputs(
+                [fitted.canvases[index] for index in indices],
+                [fitted.geometries[index] for index in indices],
+                self.spec.input_names,
+            )
+            for size, indices in batches.items()
+        }
         before = time.perf_counter()
-        outputs = self.session.run(inputs)
+        outputs = {size: self.sessions[size].run(batch) for size, batch in inputs.items()}
         after = time.perf_counter()
-        answers = [answer(outputs, index, geometry) for index, geometry in enumerate(fitted.geometries)]
+        answers = [
+            answer(outputs[size], batches[size].index(index), fitted.geometries[index])
+            for index, size in enumerate(fitted.sizes)
+        ]
         end = time.perf_counter()
         return answers, Timings(
             decode_ms=fitted.decode_ms,
@@ -136,7 +162,8 @@ class Predictor:
         )
 
     def close(self) -> None:
-        self.session.close()
+        for session in self.sessions:
+            session.close()
 
     def __enter__(self) -> Self:
         return self

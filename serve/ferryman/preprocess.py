@@ -33,11 +33,13 @@ class Geometry:
     original_size: (height, width) of the upright picture in pixels
     valid_size: (height, width) of the canvas's real pixels, from its top left
     region: (left, top, right, bottom) of the picture that the valid area shows, in the picture's pixels
+    canvas_size: (height, width) of the canvas, which may be larger than the valid area
     """
 
     original_size: tuple[int, int]
     valid_size: tuple[int, int]
     region: tuple[float, float, float, float]
+    canvas_size: tuple[int, int]
 
     def boxes_to_original(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         """boxes_xyxy: (count, 4) in [0, 1] of the valid area. Returns (count, 4) in pixels, clipped to the picture."""
@@ -140,7 +142,7 @@ def fit_image(image: Image.Image, spec: PreprocessSpec) -> tuple[NDArray[np.uint
         box = (left, top, left + canvas_width, top + canvas_height)
         x_scale, y_scale = width / to_width, height / to_height
         region = (box[0] * x_scale, box[1] * y_scale, box[2] * x_scale, box[3] * y_scale)
-        return np.asarray(stretched.crop(box)), Geometry((height, width), spec.size, region)
+        return np.asarray(stretched.crop(box)), Geometry((height, width), spec.size, region, spec.size)
     if spec.fit == "crop":
         assert spec.shortest_edge is not None  # PreprocessSpec checks it
         # The longer side rounds down, as torchvision's and transformers' resize do.
@@ -163,7 +165,7 @@ def fit_image(image: Image.Image, spec: PreprocessSpec) -> tuple[NDArray[np.uint
         else:
             # A picture a thousand times longer than wide would be gigabytes; the crop alone differs in rounding.
             canvas = np.asarray(image.resize((canvas_width, canvas_height), kernel, box=region))
-        return canvas, Geometry((height, width), spec.size, region)
+        return canvas, Geometry((height, width), spec.size, region, spec.size)
     scale = min(canvas_height / height, canvas_width / width)
     valid_height = min(canvas_height, max(1, round(height * scale)))
     valid_width = min(canvas_width, max(1, round(width * scale)))
@@ -171,7 +173,29 @@ def fit_image(image: Image.Image, spec: PreprocessSpec) -> tuple[NDArray[np.uint
     canvas[:] = spec.pad_value
     canvas[:valid_height, :valid_width] = np.asarray(image.resize((valid_width, valid_height), kernel))
     valid_size = (valid_height, valid_width)
-    return canvas, Geometry((height, width), valid_size, (0.0, 0.0, float(width), float(height)))
+    return canvas, Geometry((height, width), valid_size, (0.0, 0.0, float(width), float(height)), spec.size)
+
+
+def canvas_waste(original_size: tuple[int, int], canvas: tuple[int, int]) -> float:
+    """Share of a canvas's area, in [0, 1], that a picture wastes; sizes are (height, width) in pixels.
+
+    Wasted is what another aspect ratio leaves empty or cuts off, and what enlarging fills without adding detail.
+    """
+    height, width = original_size
+    scale = min(canvas[0] / height, canvas[1] / width)
+    filled = height * scale * width * scale / (canvas[0] * canvas[1])
+    return 1 - filled * min(1.0, 1 / scale**2)
+
+
+def choose_canvas(original_size: tuple[int, int], canvases: Sequence[tuple[int, int]]) -> int:
+    """Index of the canvas that a picture wastes the least of; sizes are (height, width) in pixels.
+
+    Among canvases of which it uses a share within a hundredth of the best, the largest is taken: it keeps the most
+    detail.
+    """
+    used = [1 - canvas_waste(original_size, canvas) for canvas in canvases]
+    near = [index for index, share in enumerate(used) if share >= 0.99 * max(used)]
+    return max(near, key=lambda index: canvases[index][0] * canvases[index][1])
 
 
 def _halve(margin: int, spec: PreprocessSpec) -> int:

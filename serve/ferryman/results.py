@@ -27,9 +27,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Classification:
-    """The best classes of one image, best first. size: (width, height) of the original in pixels."""
+    """The best classes of one image, best first.
+
+    size: (width, height) of the original; canvas: likewise of the size that the model saw; both in pixels
+    """
 
     size: tuple[int, int]
+    canvas: tuple[int, int]
     predictions: tuple[Prediction, ...]
 
 
@@ -45,17 +49,19 @@ class Detection:
 
 @dataclass(frozen=True)
 class Detections:
-    """The objects of one image, highest score first. size: (width, height) of the original in pixels."""
+    """The objects of one image, highest score first. size, canvas: as of a Classification."""
 
     size: tuple[int, int]
+    canvas: tuple[int, int]
     detections: tuple[Detection, ...]
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """cls: (dim,) float32; patches: (rows, columns, dim) float32; size: (width, height) of the original in pixels."""
+    """cls: (dim,) float32; patches: (rows, columns, dim) float32; size, canvas: as of a Classification."""
 
     size: tuple[int, int]
+    canvas: tuple[int, int]
     cls: NDArray[np.float32] = field(compare=False)
     patches: NDArray[np.float32] = field(compare=False)
 
@@ -63,9 +69,10 @@ class Embedding:
 Result = Classification | Detections | Embedding
 
 
-def _size(geometry: Geometry) -> tuple[int, int]:
-    height, width = geometry.original_size
-    return width, height
+def _sizes(geometry: Geometry) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(width, height) of the original and of the canvas."""
+    (height, width), (canvas_height, canvas_width) = geometry.original_size, geometry.canvas_size
+    return (width, height), (canvas_width, canvas_height)
 
 
 def _check_finite(array: NDArray[Any], name: str) -> None:
@@ -82,7 +89,7 @@ def classification_from_outputs(
     _check_finite(probabilities, "probabilities")
     best = np.argsort(-probabilities, kind="stable")[: max(1, top_k)]
     predictions = tuple(Prediction(spec.labels[i], int(i), float(probabilities[i])) for i in best)
-    return Classification(_size(geometry), predictions)
+    return Classification(*_sizes(geometry), predictions)
 
 
 def detections_from_outputs(
@@ -101,7 +108,7 @@ def detections_from_outputs(
     boxes = geometry.boxes_to_original(outputs["boxes"][index][kept].astype(np.float32))
     labels = outputs["labels"][index][kept]
     return Detections(
-        _size(geometry),
+        *_sizes(geometry),
         tuple(
             Detection(
                 spec.labels[int(label)],
@@ -119,4 +126,4 @@ def embedding_from_outputs(outputs: Outputs, index: int, geometry: Geometry) -> 
     cls, patches = outputs["cls"][index], outputs["patches"][index]
     _check_finite(cls, "class token")
     _check_finite(patches, "patches")
-    return Embedding(_size(geometry), cls.astype(np.float32), patches.astype(np.float32))
+    return Embedding(*_sizes(geometry), cls.astype(np.float32), patches.astype(np.float32))

@@ -98,10 +98,10 @@ def test_padding_pixels_do_not_matter(bundles: dict[str, Bundle]) -> None:
         for index in range(len(golden)):
             inputs = golden.batch([index])
             height, width = inputs["valid_size"][0]
-            first = predictor.session.run(inputs)
+            first = predictor.sessions[0].run(inputs)
             painted = inputs["image"].copy()
             painted[:, height:], painted[:, :, width:] = 17, 201
-            second = predictor.session.run({**inputs, "image": painted})
+            second = predictor.sessions[0].run({**inputs, "image": painted})
             for name in bundle.spec.output_names:
                 np.testing.assert_array_equal(first[name], second[name])
 
@@ -136,7 +136,7 @@ def test_versions_are_never_overwritten(checkpoints: dict[str, Path], pictures: 
 def test_other_sizes(
     kind: str, size: tuple[int, int], checkpoints: dict[str, Path], pictures: Path, tmp_path: Path
 ) -> None:
-    bundle = export(ExportRequest(str(checkpoints[kind]), tmp_path, samples=pictures, size=size))
+    bundle = export(ExportRequest(str(checkpoints[kind]), tmp_path, samples=pictures, sizes=(size,)))
     assert bundle.spec.inputs[0].shape == ("batch", *size, 3)
 
 
@@ -147,7 +147,7 @@ def test_position_embeddings_are_constants(pictures: Path, tmp_path: Path) -> No
     preprocess = PreprocessSpec(size=(96, 96), fit="stretch")
     save_native(tmp_path / "many.safetensors", model, classification_spec(preprocess, tuple("abcdefg")))
     source = str(tmp_path / "many.safetensors")
-    bundle = export(ExportRequest(source, tmp_path / "r", samples=pictures, size=(64, 112)))
+    bundle = export(ExportRequest(source, tmp_path / "r", samples=pictures, sizes=((64, 112),)))
     operators = bundle.manifest.variants[0].operators
     assert "Resize" not in operators
     assert operators["MatMul"] + operators.get("Gemm", 0) >= 6
@@ -218,7 +218,7 @@ def test_bad_requests(checkpoints: dict[str, Path], pictures: Path, tmp_path: Pa
             "can't be a model's name",
         ),
         (
-            ExportRequest(vit, tmp_path / "r", size=(33, 32), samples=pictures),
+            ExportRequest(vit, tmp_path / "r", sizes=((33, 32),), samples=pictures),
             UsageError,
             "33x32.*multiple of the patch",
         ),

@@ -31,12 +31,12 @@ def test_opening(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.open(folder)
     assert (bundle.name, bundle.version, bundle.path) == (NAME, 1, folder)
     assert sorted(bundle.manifest.files) == sorted(set(FILES) - {FILE_NAME})
-    assert bundle.variant() == bundle.variant(str(TARGET))
+    assert bundle.variants() == bundle.variants(str(TARGET)) == bundle.manifest.variants
     assert bundle.file("model.onnx") == folder / "model.onnx"
     with pytest.raises(BundleCorruptError, match=r"holds no labels\.txt"):
         bundle.file("labels.txt")
     with pytest.raises(UsageError, match="has no variant tensorrt-gpu-fp16; it has onnxruntime-cpu-fp32"):
-        bundle.variant("tensorrt-gpu-fp16")
+        bundle.variants("tensorrt-gpu-fp16")
     assert Bundle.open(str(folder.parent)).digest == bundle.digest
     monkeypatch.chdir(folder)
     assert Bundle.open(".").version == 1
@@ -246,8 +246,14 @@ WRONG_FACTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "NaN": (lambda facts: facts["tolerances"]["fp32"]["max_abs"].update(boxes=float("nan")), "tolerances"),
     "a limit below 0": (lambda facts: facts["tolerances"]["fp32"]["max_abs"].update(boxes=-1), "tolerances"),
     "a share above 1": (lambda facts: facts["tolerances"]["fp32"].update(min_iou=1.1), "tolerances"),
-    "a task that there is not": (lambda facts: facts["spec"].update(task="ocr"), "spec.task"),
-    "outputs of another task": (lambda facts: facts["spec"]["outputs"].pop(), "spec"),
+    "a task that there is not": (lambda facts: facts["specs"][0].update(task="ocr"), "specs.0.task"),
+    "outputs of another task": (lambda facts: facts["specs"][0]["outputs"].pop(), "specs.0"),
+    "no sizes": (lambda facts: facts.update(specs=[]), "specs"),
+    "a size twice": (lambda facts: facts["specs"].append(facts["specs"][0]), "its root: .* stands twice"),
+    "a variant of no size": (
+        lambda facts: facts["variants"][0].update(size=[8, 8]),
+        r"its root: .* variants of the sizes \[\(8, 8\)\], expected one of each of \[\(32, 32\)\]",
+    ),
 }
 
 

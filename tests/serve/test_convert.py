@@ -11,8 +11,8 @@ from ferryman.results import Classification, Detection, Detections, Embedding, P
 from ferryman.v1 import vision_pb2 as pb
 
 # Values that float32 holds exactly.
-CLASSIFICATION = Classification((640, 480), (Prediction("cat", 3, 0.5), Prediction("chat é", 0, 0.25)))
-DETECTIONS = Detections((1, 30000), (Detection("dog", 7, 1.0, (0.5, 1.25, 30.0, 29999.5)),))
+CLASSIFICATION = Classification((640, 480), (224, 192), (Prediction("cat", 3, 0.5), Prediction("chat é", 0, 0.25)))
+DETECTIONS = Detections((1, 30000), (800, 1066), (Detection("dog", 7, 1.0, (0.5, 1.25, 30.0, 29999.5)),))
 TIMINGS = Timings(0.1, 0.2, 0.3, 0.4, 0.5, 1.6)
 ANSWERER = Answerer("vit", 12, "onnxruntime-cpu-fp32", "ab" * 32)
 FACTS = ModelFacts(
@@ -27,17 +27,17 @@ FACTS = ModelFacts(
     checkpoint_digest="cd" * 32,
     parity=(OutputParity("cls", 1e-6, 0.999, 1e-4), OutputParity("patches", 0.0, 1.0, None)),
     created="2025-01-01",
-    canvas=(224, 192),
+    canvases=((224, 192), (192, 224)),
 )
 
 
-@pytest.mark.parametrize("result", [CLASSIFICATION, Classification((1, 1), ())], ids=["some", "none"])
+@pytest.mark.parametrize("result", [CLASSIFICATION, Classification((1, 1), (2, 3), ())], ids=["some", "none"])
 def test_classifications(result: Classification) -> None:
     message = convert.message_from_classification(result)
     assert convert.classification_from_message(pb.Classification.FromString(message.SerializeToString())) == result
 
 
-@pytest.mark.parametrize("result", [DETECTIONS, Detections((1, 1), ())], ids=["some", "none"])
+@pytest.mark.parametrize("result", [DETECTIONS, Detections((1, 1), (2, 3), ())], ids=["some", "none"])
 def test_detections(result: Detections) -> None:
     message = convert.message_from_detections(result)
     assert convert.detections_from_message(pb.Detections.FromString(message.SerializeToString())) == result
@@ -48,9 +48,9 @@ def test_embeddings(shape: tuple[int, int, int]) -> None:
     random = np.random.default_rng(0)
     cls = random.normal(size=shape[2]).astype(np.float32)
     patches = random.normal(size=shape).astype(np.float32)
-    message = convert.message_from_embedding(Embedding((9, 8), cls, patches))
+    message = convert.message_from_embedding(Embedding((9, 8), (7, 6), cls, patches))
     found = convert.embedding_from_message(pb.Embedding.FromString(message.SerializeToString()))
-    assert found.size == (9, 8)
+    assert (found.size, found.canvas) == ((9, 8), (7, 6))
     assert found.patches.dtype == np.float32
     np.testing.assert_array_equal(found.cls, cls)
     np.testing.assert_array_equal(found.patches, patches)

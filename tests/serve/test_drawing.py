@@ -59,7 +59,9 @@ def test_classes_at_the_foot(
     size: tuple[int, int], written: list[tuple[str, tuple[int, ...], tuple[int, int]]]
 ) -> None:
     predictions = tuple(Prediction(label, number, 0.25) for number, label in enumerate("abcd"))
-    drawn = draw_classification(Image.new("RGB", size, GREY), Classification(size=size, predictions=predictions))
+    drawn = draw_classification(
+        Image.new("RGB", size, GREY), Classification(size=size, canvas=size, predictions=predictions)
+    )
     assert [text for text, _, _ in written] == ["a 0.25, b 0.25, c 0.25"]
     _assert_readable(written)
     assert drawn.getpixel((0, drawn.height - 1)) == TAG
@@ -119,7 +121,7 @@ def test_the_best_is_on_top() -> None:
 def test_nothing_found_draws_nothing() -> None:
     drawn = draw_detections(Image.new("RGB", (700, 700), GREY), [])
     assert _colours(drawn) == 1
-    assert _colours(draw_classification(drawn, Classification((700, 700), ()))) <= 2
+    assert _colours(draw_classification(drawn, Classification((700, 700), (700, 700), ()))) <= 2
 
 
 def test_boxes_outside_and_turned() -> None:

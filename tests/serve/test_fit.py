@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ferryman.preprocess import fit_image
+from ferryman.preprocess import canvas_waste, choose_canvas, fit_image
 from ferryman.specs import PreprocessSpec
 
 SIZES = [(1, 1), (1, 300), (300, 1), (7, 5), (64, 48), (101, 67), (67, 101), (333, 100), (256, 256)]
@@ -161,3 +161,24 @@ def test_the_canvas_is_that_of_transformers(fit: str, processor: str, settings: 
         expected = np.asarray(reference(images=image, return_tensors="np")["pixel_values"])[0]
         pixels, _ = fit_image(image, spec)
         assert (pixels == expected.transpose(1, 2, 0)).all(), (width, height)
+
+
+WASTES = [
+    # picture, canvas, share of the canvas that is wasted
+    ((480, 640), (480, 640), 0.0),
+    ((960, 1280), (480, 640), 0.0),
+    ((240, 320), (480, 640), 0.75),
+    ((640, 480), (480, 640), 1 - 360 / 640),
+    ((1, 1000), (100, 100), 1 - 1 / 1000),
+]
+
+
+@pytest.mark.parametrize(("picture", "canvas", "expected"), WASTES)
+def test_waste(picture: tuple[int, int], canvas: tuple[int, int], expected: float) -> None:
+    assert canvas_waste(picture, canvas) == pytest.approx(expected)
+
+
+def test_the_canvas_of_the_least_waste_and_then_of_the_most_detail() -> None:
+    canvases = [(240, 320), (480, 640), (640, 480)]
+    cases = {(480, 640): 1, (3000, 4000): 1, (4000, 3000): 2, (240, 320): 0, (500, 500): 1, (10, 10): 0}
+    assert {size: choose_canvas(size, canvases) for size in cases} == cases

@@ -89,7 +89,7 @@ def test_the_limit(name: str, output: str) -> None:
     assert "is above 0.0001" in first
     wrong = [(error.output, error.sample) for error in failed.errors if not error.passed]
     assert wrong == [(output, "c")]
-    with pytest.raises(ParityError, match=f"numpy-cpu-fp32 is out of tolerance: output {output}, sample c"):
+    with pytest.raises(ParityError, match=f"numpy-cpu-fp32 at 32x32 is out of tolerance: output {output}, sample c"):
         failed.raise_for_failures()
 
 

@@ -15,7 +15,7 @@ from ferryman.results import (
 from .toy import LABELS, SPECS
 
 # A picture of 200x100 on the upper half of a canvas of 32x32.
-GEOMETRY = Geometry(original_size=(100, 200), valid_size=(16, 32), region=(0, 0, 200, 100))
+GEOMETRY = Geometry(original_size=(100, 200), valid_size=(16, 32), region=(0, 0, 200, 100), canvas_size=(16, 32))
 CLASSES: Outputs = {
     "probabilities": np.array([[0.25, 0.25, 0.25, 0.25], [0.1, 0.6, 0.0, 0.3]], dtype=np.float32),
     "logits": np.zeros((2, 4), dtype=np.float32),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ferryman.bundle import Bundle
 from ferryman.errors import EngineError, TensorError, UsageError
 from ferryman.golden import FILE_NAME, GoldenSamples, load_golden
-from ferryman.runtimes import RUNTIMES, open_session
+from ferryman.runtimes import RUNTIMES, open_sessions
 from ferryman.runtimes.base import Arrays, Runtime, Session
 from ferryman.specs import Target
 
@@ -210,15 +210,16 @@ def test_a_graph_of_another_model(runtime: Runtime, toy_repository: Path) -> Non
         runtime.load(classifier.file("model.onnx"), TARGET, SPECS["toy-detector"])
 
 
-def test_open_session(toy_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_sessions(toy_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.open(toy_repository / "toy-classifier")
-    with open_session(bundle, str(TARGET), threads=2) as session:
+    (session,) = open_sessions(bundle, str(TARGET), threads=2)
+    with session:
         assert session.spec == bundle.spec
     with pytest.raises(UsageError, match="has no variant nothing; it has onnxruntime-cpu-fp32"):
-        open_session(bundle, "nothing")
+        open_sessions(bundle, "nothing")
     monkeypatch.setattr(RUNTIMES["onnxruntime"], "missing", lambda: "pip install it")
     with pytest.raises(EngineError, match="onnxruntime-cpu-fp32 can't run here: pip install it"):
-        open_session(bundle)
+        open_sessions(bundle)
     monkeypatch.delitem(RUNTIMES, "onnxruntime")
     with pytest.raises(EngineError, match="upgrade it"):
-        open_session(bundle)
+        open_sessions(bundle)

@@ -112,8 +112,8 @@ def add_toy_bundle(repository: Path, name: str, samples: int = 6) -> Bundle:
             "name": name,
             "created": "2025-01-01T00:00:00+00:00",
             "source": SourceFacts(source=name, architecture="toy", sha256=DIGEST),
-            "spec": spec,
-            "variants": (VariantFacts(target=TARGET, path=graph.name, operators={}),),
+            "specs": (spec,),
+            "variants": (VariantFacts(target=TARGET, size=spec.preprocess.size, path=graph.name, operators={}),),
             "tolerances": {TARGET.precision: tolerance},
             "tools": {"onnx": onnx.__version__},
         }

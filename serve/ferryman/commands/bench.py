@@ -14,7 +14,6 @@ from ferryman.commands.console import make_table, out, print_json, print_table, 
 from ferryman.commands.predict import Answers, Asker, read_image
 from ferryman.device import read_device
 from ferryman.errors import ImageError, UsageError
-from ferryman.golden import FILE_NAME, load_golden
 from ferryman.preprocess import decode_image
 
 
@@ -59,7 +58,7 @@ def _read_picture(path: Path) -> bytes:
 
 def encode_golden(bundle: Bundle) -> list[bytes]:
     """The golden samples' canvases as PNG files, padding cut off."""
-    golden = load_golden(bundle.file(FILE_NAME), bundle.spec)
+    golden = bundle.golden()
     files: list[bytes] = []
     for index in range(len(golden)):
         canvas = golden.inputs["image"][index].astype(np.uint8)

@@ -30,7 +30,7 @@ def run_inspect(path: Path, json_output: bool) -> None:
         }
         print_json(document | {"parity": parity.model_dump(mode="json")["reports"]})
         return
-    spec = manifest.spec
+    spec = bundle.spec
     table = make_table("", "")
     table.show_header = False
     table.add_row("bundle", f"{bundle.name}, version {bundle.version}, {manifest.created}")
@@ -41,11 +41,8 @@ def run_inspect(path: Path, json_output: bool) -> None:
     for kind, tensors in (("input", spec.inputs), ("output", spec.outputs)):
         for tensor in tensors:
             table.add_row(kind, f"{tensor.name}: {tensor.dtype} ({', '.join(str(size) for size in tensor.shape)})")
-    fit = spec.preprocess.fit
-    table.add_row(
-        "preprocessing",
-        f"{fit} to {'x'.join(map(str, spec.preprocess.size))}, {spec.preprocess.interpolation}",
-    )
+    sizes = " or ".join("x".join(map(str, one.preprocess.size)) for one in manifest.specs)
+    table.add_row("preprocessing", f"{spec.preprocess.fit} to {sizes}, {spec.preprocess.interpolation}")
     for variant in manifest.variants:
         size = manifest.files[variant.path].size_bytes
         table.add_row(

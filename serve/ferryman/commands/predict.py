@@ -145,7 +145,8 @@ def run_detect(asker: Asker, images: list[Path], score: float, draw: Path | None
 def run_embed(asker: Asker, images: list[Path], output: Path | None, draw: Path | None, json_output: bool) -> None:
     """Prints the class token of every picture, and writes both outputs of all to one file.
 
-    output: a NumPy archive with `images` (count,) paths, `cls` (count, dim) and `patches` (count, rows, columns, dim)
+    output: a NumPy archive with `images` (count,) paths, `cls` (count, dim) and `patches` (count, rows, columns, dim),
+    or `patches.N` (rows, columns, dim) for each when the model has several sizes and they differ
     """
     found: dict[str, Embedding] = {}
 
@@ -172,8 +173,12 @@ def run_embed(asker: Asker, images: list[Path], output: Path | None, draw: Path 
                 arrays = {
                     "images": np.array(list(found)),
                     "cls": np.stack([answer.cls for answer in found.values()]),
-                    "patches": np.stack([answer.patches for answer in found.values()]),
                 }
+                patches = [answer.patches for answer in found.values()]
+                if len({one.shape for one in patches}) == 1:
+                    arrays["patches"] = np.stack(patches)
+                else:
+                    arrays |= {f"patches.{index}": one for index, one in enumerate(patches)}
                 with replace_file(output) as temporary, temporary.open("wb") as file:
                     np.savez(file, allow_pickle=False, **arrays)
 
@@ -209,7 +214,7 @@ def _run(
                 answer = task.ask(data)
                 if task.found is not None:
                     task.found[str(path)] = answer
-                document |= {"size": list(answer.size), **task.to_json(answer)}
+                document |= {"size": list(answer.size), "canvas": list(answer.canvas), **task.to_json(answer)}
                 for number, row in enumerate(task.to_rows(answer)):
                     table.add_row(str(path) if number == 0 else "", *row)
                 if target is not None:

@@ -1,5 +1,6 @@
 """`ferryman verify`: parity on this device, without PyTorch, and the certificate."""
 
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,55 +9,57 @@ from ferryman.commands.console import make_table, out, print_json, print_table, 
 from ferryman.device import DeviceFacts, read_device
 from ferryman.errors import FileAccessError
 from ferryman.files import replace_file
-from ferryman.golden import FILE_NAME, load_golden
 from ferryman.parity import ParityReport, check_parity, count_runs
-from ferryman.runtimes import RUNTIMES, open_session
+from ferryman.runtimes import RUNTIMES, open_sessions
 from ferryman.specs import Facts
 
 
 class Certificate(Facts):
-    """What `verify` measured, where, and on which files. Digests are SHA-256."""
+    """What `verify` measured, where, and on which files. Digests are SHA-256; variants and reports are one a size."""
 
     bundle: str
     bundle_digest: str
-    variant_digest: str
+    variant_digests: tuple[str, ...]
     created: str
     device: DeviceFacts
-    report: ParityReport
+    reports: tuple[ParityReport, ...]
     passed: bool
+
+    def raise_for_failures(self) -> None:
+        """Raises ParityError for the first size that is out of tolerance."""
+        for report in self.reports:
+            report.raise_for_failures()
 
 
 def verify_bundle(bundle: Bundle, target: str | None, threads: int | None) -> Certificate:
-    """Runs the variant on every golden sample, alone and in batches, against PyTorch's stored answers."""
-    variant = bundle.variant(target)
-    golden = load_golden(bundle.file(FILE_NAME), bundle.spec)
-    tolerance = bundle.tolerance(variant)
-    total, done = count_runs(len(golden)), 0
-    with show_stages() as show, open_session(bundle, target, threads) as session:
+    """Runs the target's variants on every golden sample, alone and in batches, against PyTorch's stored answers."""
+    variants = bundle.variants(target)
+    built = variants[0].target
+    golden = [bundle.golden(index) for index in range(len(variants))]
+    tolerance = bundle.tolerance(built)
+    total, done = sum(count_runs(len(samples)) for samples in golden), 0
+    reports: list[ParityReport] = []
+    with show_stages() as show, ExitStack() as opened:
 
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            show(f"compare {variant.target} with PyTorch's answers", done, total)
+            show(f"compare {built} with PyTorch's answers", done, total)
 
-        runtime = RUNTIMES[variant.target.runtime]
-        report = check_parity(
-            session.run,
-            golden,
-            bundle.spec,
-            tolerance,
-            str(variant.target),
-            runtime.version(),
-            advance=advance,
-        )
+        for session, samples in zip(open_sessions(bundle, target, threads), golden, strict=True):
+            opened.callback(session.close)
+            version = RUNTIMES[built.runtime].version()
+            reports.append(
+                check_parity(session.run, samples, session.spec, tolerance, str(built), version, advance=advance)
+            )
     return Certificate(
         bundle=f"{bundle.name}/{bundle.version}",
         bundle_digest=bundle.digest,
-        variant_digest=bundle.manifest.files[variant.path].sha256,
+        variant_digests=tuple(bundle.manifest.files[variant.path].sha256 for variant in variants),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         device=read_device(),
-        report=report,
-        passed=report.passed,
+        reports=tuple(reports),
+        passed=all(report.passed for report in reports),
     )
 
 
@@ -70,19 +73,20 @@ def run_verify(path: Path, target: str | None, where: Path | None, threads: int 
     text = certificate.model_dump_json(indent=2) + "\n"
     try:
         if where is None:
-            where = bundle.write_certificate(certificate.report.target, text)
+            where = bundle.write_certificate(certificate.reports[0].target, text)
         else:
             with replace_file(where) as temporary:
                 temporary.write_text(text, encoding="utf-8")
     except FileAccessError as error:
-        certificate.report.raise_for_failures()
+        certificate.raise_for_failures()
         message = f"within tolerance, but without a certificate: {error}, or name a file with --certificate"
         raise FileAccessError(message) from error
-    certificate.report.raise_for_failures()
+    certificate.raise_for_failures()
     if json_output:
         print_json(certificate.model_dump(mode="json"))
         return
-    print_report(certificate.report)
+    for report in certificate.reports:
+        print_report(report)
     out.print(f"{bundle.path}: every file is the one that was exported; certificate {where}")
 
 
@@ -105,4 +109,5 @@ def print_report(report: ParityReport) -> None:
         if not report.detections:
             threshold = report.tolerance.score_threshold
             task = f", no detection above {threshold} to match: export with --samples that show objects"
-    out.print(f"{report.target} ({report.runtime_version}): {verdict}{task}")
+    height, width = report.size
+    out.print(f"{report.target} at {height}x{width} ({report.runtime_version}): {verdict}{task}")

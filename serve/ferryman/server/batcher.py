@@ -56,13 +56,22 @@ class Batcher(Generic[Item, Output]):
     A request that comes while nothing runs starts at once. While a batch runs items gather, and the next
     batch takes the first `max_batch` of them, whichever requests they belong to. Items whose caller has gone
     or whose deadline has passed are left out. The queue has no bound: `Engine` decides who may enter.
+    Items of another key than the first one's keep their places for a later batch.
 
     run: from a batch's items to one output each, in order; called in the thread; what it raises reaches the
         callers of all items of the batch
+    key: what all items of a batch have in common
     """
 
-    def __init__(self, run: Callable[[list[Item]], list[Output]], max_batch: int, name: str) -> None:
+    def __init__(
+        self,
+        run: Callable[[list[Item]], list[Output]],
+        max_batch: int,
+        name: str,
+        key: Callable[[Item], object] = lambda item: None,
+    ) -> None:
         self._run = run
+        self._key = key
         self._max_batch = max_batch
         self._name = name
         self._queue: deque[tuple[_Request[Item, Output], int]] = deque()  # with the index of the item
@@ -96,16 +105,24 @@ class Batcher(Generic[Item, Output]):
 
     def _take(self) -> list[tuple[_Request[Item, Output], int]]:
         batch: list[tuple[_Request[Item, Output], int]] = []
+        others: list[tuple[_Request[Item, Output], int]] = []
+        key: object = None
         while self._queue and len(batch) < self._max_batch:
             request, index = self._queue.popleft()
             if request.future.done():  # its caller has left, or another of its items has failed
+                continue
+            found = self._key(request.items[index])
+            if batch and found != key:
+                others.append((request, index))
                 continue
             try:
                 check_deadline(request.deadline)
             except DeadlineError as error:
                 request.fail(error)
             else:
+                key = found
                 batch.append((request, index))
+        self._queue.extendleft(reversed(others))
         return batch
 
     async def _launch(self, batch: list[tuple[_Request[Item, Output], int]]) -> None:

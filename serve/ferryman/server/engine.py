@@ -21,7 +21,7 @@ from ferryman.specs import Facts, Task
 
 T = TypeVar("T")
 MakeResult = Callable[[Outputs, int, Geometry], T]
-_Canvas = tuple[NDArray[np.uint8], Geometry]
+_Canvas = tuple[int, NDArray[np.uint8], Geometry]  # with the index of its size
 
 
 class EngineLimits(Facts):
@@ -60,7 +60,10 @@ class Engine:
         self._limits = limits
         self._pool = pool
         self._inside = 0
-        self._batcher = Batcher[_Canvas, Outputs](self._compute, limits.max_batch, f"{model.name}-{model.version}")
+        # A batch is of one size: of that of the canvas that has waited longest.
+        self._batcher = Batcher[_Canvas, Outputs](
+            self._compute, limits.max_batch, f"{model.name}-{model.version}", key=lambda canvas: canvas[0]
+        )
 
     @property
     def images_inside(self) -> int:
@@ -86,7 +89,7 @@ class Engine:
         start = time.perf_counter()
         with self._admit(len(images)):
             fitted = await self._in_pool(self._fit, images, deadline)
-            computed = await self._submit(fitted.canvases, fitted.geometries, deadline)
+            computed = await self._submit(fitted.sizes, fitted.canvases, fitted.geometries, deadline)
             before = time.perf_counter()
             results = await self._in_pool(_make_all, make, computed.outputs, fitted.geometries)
         end = time.perf_counter()
@@ -102,21 +105,23 @@ class Engine:
     async def run(
         self, canvases: Sequence[NDArray[np.uint8]], geometries: Sequence[Geometry], deadline: float | None = None
     ) -> Computed:
-        """The graph's outputs for canvases that `fit_image` made, (height, width, 3) uint8 of the model's size.
+        """The graph's outputs for canvases that `fit_image` made, (height, width, 3) uint8 of one of the model's sizes.
 
         Raises TensorError for canvases of another type or shape, and see the class.
         """
-        shape = (*self.model.bundle.spec.preprocess.size, 3)
+        shapes = [(*spec.preprocess.size, 3) for spec in self.model.bundle.manifest.specs]
         for canvas in canvases:  # here, where it can't harm the others of its batch
-            if canvas.dtype != np.uint8 or canvas.shape != shape:
-                raise TensorError(f"a canvas must be uint8 {shape}, got {canvas.dtype} {canvas.shape}")
+            if canvas.dtype != np.uint8 or canvas.shape not in shapes:
+                wanted = " or ".join(map(str, shapes))
+                raise TensorError(f"a canvas must be uint8 {wanted}, got {canvas.dtype} {canvas.shape}")
+        sizes = [shapes.index(canvas.shape) for canvas in canvases]
         with self._admit(len(canvases)):
-            return await self._submit(canvases, geometries, deadline)
+            return await self._submit(sizes, canvases, geometries, deadline)
 
     async def close(self) -> None:
         """Refuses what waits, lets what runs end, frees the model."""
         await self._batcher.close()
-        self.model.session.close()
+        self.model.close()
 
     @contextmanager
     def _admit(self, count: int) -> Generator[None]:
@@ -139,21 +144,26 @@ class Engine:
 
     def _fit(self, images: Sequence[bytes], deadline: float | None) -> Fitted:
         check_deadline(deadline)  # it may have passed while all threads were busy
-        return fit_images(images, self.model.bundle.spec.preprocess, self._limits.max_pixels)
+        specs = [spec.preprocess for spec in self.model.bundle.manifest.specs]
+        return fit_images(images, specs, self._limits.max_pixels)
 
     async def _submit(
-        self, canvases: Sequence[NDArray[np.uint8]], geometries: Sequence[Geometry], deadline: float | None
+        self,
+        sizes: Sequence[int],
+        canvases: Sequence[NDArray[np.uint8]],
+        geometries: Sequence[Geometry],
+        deadline: float | None,
     ) -> Computed:
         check_deadline(deadline)
         start = time.perf_counter()
-        done = await self._batcher.submit(list(zip(canvases, geometries, strict=True)), deadline)
+        done = await self._batcher.submit(list(zip(sizes, canvases, geometries, strict=True)), deadline)
         elapsed_ms = (time.perf_counter() - start) * 1e3
         compute_ms = sum({one.batch: one.compute_ms for one in done}.values())
         return Computed(tuple(one.output for one in done), max(0.0, elapsed_ms - compute_ms), compute_ms)
 
     def _compute(self, batch: list[_Canvas]) -> list[Outputs]:
-        canvases, geometries = zip(*batch, strict=True)
-        session = self.model.session
+        sizes, canvases, geometries = zip(*batch, strict=True)
+        session = self.model.sessions[sizes[0]]
         outputs = session.run(stack_inputs(canvases, geometries, session.spec.input_names))
         return [{name: array[i : i + 1] for name, array in outputs.items()} for i in range(len(batch))]
 

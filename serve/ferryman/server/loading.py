@@ -8,10 +8,9 @@ from pydantic import ValidationError
 from ferryman.answers import ModelFacts, OutputParity
 from ferryman.bundle import Bundle
 from ferryman.errors import BundleCorruptError, FerrymanError
-from ferryman.golden import FILE_NAME as GOLDEN
-from ferryman.golden import GoldenSamples, load_golden
+from ferryman.golden import GoldenSamples
 from ferryman.parity import ParityReport, ParityReports, check_parity
-from ferryman.runtimes import RUNTIMES, open_session
+from ferryman.runtimes import RUNTIMES, open_sessions
 from ferryman.runtimes.base import Session
 
 PARITY = "parity.json"
@@ -21,9 +20,10 @@ WARM_UP_BATCHES = (1, 2)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A bundle whose digests were right, and a session that answered its golden samples within tolerance.
+    """A bundle whose digests were right, and sessions that answered its golden samples within tolerance.
 
-    name, version: of its folder in the repository; measured: at export, None when the bundle holds no report
+    name, version: of its folder in the repository; measured: at export, empty when the bundle holds no report
+    sessions: one a size, in the order of the manifest's specs
     """
 
     name: str
@@ -31,51 +31,56 @@ class LoadedModel:
     bundle: Bundle
     target: str
     runtime_version: str
-    measured: ParityReport | None
-    session: Session
+    measured: tuple[ParityReport, ...]
+    sessions: tuple[Session, ...]
 
     @property
     def facts(self) -> ModelFacts:
         manifest = self.bundle.manifest
-        height, width = manifest.spec.preprocess.size
+        sizes = [spec.preprocess.size for spec in manifest.specs]
         return ModelFacts(
             name=self.name,
             version=self.version,
-            task=manifest.spec.task,
-            labels=manifest.spec.labels,
+            task=self.bundle.spec.task,
+            labels=self.bundle.spec.labels,
             target=self.target,
             runtime_version=self.runtime_version,
             bundle_digest=self.bundle.digest,
             checkpoint=manifest.source.source,
             checkpoint_digest=manifest.source.sha256,
-            parity=_worst_errors(self.measured) if self.measured is not None else (),
+            parity=_worst_errors(self.measured),
             created=manifest.created,
-            canvas=(width, height),
+            canvases=tuple((width, height) for height, width in sizes),
         )
+
+    def close(self) -> None:
+        for session in self.sessions:
+            session.close()
 
 
 def load_model(folder: Path, target: str | None = None, threads: int | None = None) -> LoadedModel:
-    """Opens NAME/VERSION, loads a variant and warms it up with golden samples. Blocks.
+    """Opens NAME/VERSION, loads a target's variants and warms them up with golden samples. Blocks.
 
     Raises a BundleError, UsageError for a target that the bundle has not, EngineError, and ParityError when
-    the variant does not answer on this device as it did when it was exported.
+    a variant does not answer on this device as it did when it was exported.
     """
     bundle = Bundle.open(folder)
-    variant = bundle.variant(target)
-    tolerance = bundle.tolerance(variant)
-    golden = load_golden(bundle.file(GOLDEN), bundle.spec)
-    measured = _read_parity(bundle, str(variant.target))
-    session = open_session(bundle, target, threads)
-    version = RUNTIMES[variant.target.runtime].version()
-    few = _first_samples(golden, WARM_UP_SAMPLES)
+    built = bundle.variants(target)[0].target
+    tolerance = bundle.tolerance(built)
+    few = [_first_samples(bundle.golden(index), WARM_UP_SAMPLES) for index in range(len(bundle.manifest.specs))]
+    measured = _read_parity(bundle, str(built))
+    sessions = open_sessions(bundle, target, threads)
+    version = RUNTIMES[built.runtime].version()
+    model = LoadedModel(folder.parent.name, bundle.version, bundle, str(built), version, measured, sessions)
     try:
-        check_parity(
-            session.run, few, bundle.spec, tolerance, str(variant.target), version, WARM_UP_BATCHES
-        ).raise_for_failures()
+        for session, golden in zip(sessions, few, strict=True):
+            check_parity(
+                session.run, golden, session.spec, tolerance, str(built), version, WARM_UP_BATCHES
+            ).raise_for_failures()
     except FerrymanError:
-        session.close()
+        model.close()
         raise
-    return LoadedModel(folder.parent.name, bundle.version, bundle, str(variant.target), version, measured, session)
+    return model
 
 
 def _first_samples(golden: GoldenSamples, count: int) -> GoldenSamples:
@@ -86,19 +91,19 @@ def _first_samples(golden: GoldenSamples, count: int) -> GoldenSamples:
     )
 
 
-def _read_parity(bundle: Bundle, target: str) -> ParityReport | None:
+def _read_parity(bundle: Bundle, target: str) -> tuple[ParityReport, ...]:
     if PARITY not in bundle.manifest.files:
-        return None
+        return ()
     try:
         reports = ParityReports.model_validate_json(bundle.file(PARITY).read_bytes())
     except (OSError, ValidationError) as error:
         raise BundleCorruptError(f"{bundle.path}: {PARITY} can't be read: {error}") from error
-    return next((report for report in reports.reports if report.target == target), None)
+    return tuple(report for report in reports.reports if report.target == target)
 
 
-def _worst_errors(report: ParityReport) -> tuple[OutputParity, ...]:
+def _worst_errors(reports: tuple[ParityReport, ...]) -> tuple[OutputParity, ...]:
     found: dict[str, OutputParity] = {}
-    for error in report.errors:
+    for error in (error for report in reports for error in report.errors):
         worst = found.get(error.output)
         found[error.output] = OutputParity(
             error.output,

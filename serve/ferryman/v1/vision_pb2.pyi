@@ -81,12 +81,14 @@ class Prediction(_message.Message):
     def __init__(self, label: _Optional[str] = ..., class_id: _Optional[int] = ..., score: _Optional[float] = ...) -> None: ...
 
 class Classification(_message.Message):
-    __slots__ = ("size", "predictions")
+    __slots__ = ("size", "predictions", "canvas")
     SIZE_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    CANVAS_FIELD_NUMBER: _ClassVar[int]
     size: Size
     predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
-    def __init__(self, size: _Optional[_Union[Size, _Mapping]] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ...) -> None: ...
+    canvas: Size
+    def __init__(self, size: _Optional[_Union[Size, _Mapping]] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., canvas: _Optional[_Union[Size, _Mapping]] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
     __slots__ = ("results", "timings", "answerer")
@@ -121,12 +123,14 @@ class Detection(_message.Message):
     def __init__(self, label: _Optional[str] = ..., class_id: _Optional[int] = ..., score: _Optional[float] = ..., box: _Optional[_Union[Box, _Mapping]] = ...) -> None: ...
 
 class Detections(_message.Message):
-    __slots__ = ("size", "detections")
+    __slots__ = ("size", "detections", "canvas")
     SIZE_FIELD_NUMBER: _ClassVar[int]
     DETECTIONS_FIELD_NUMBER: _ClassVar[int]
+    CANVAS_FIELD_NUMBER: _ClassVar[int]
     size: Size
     detections: _containers.RepeatedCompositeFieldContainer[Detection]
-    def __init__(self, size: _Optional[_Union[Size, _Mapping]] = ..., detections: _Optional[_Iterable[_Union[Detection, _Mapping]]] = ...) -> None: ...
+    canvas: Size
+    def __init__(self, size: _Optional[_Union[Size, _Mapping]] = ..., detections: _Optional[_Iterable[_Union[Detection, _Mapping]]] = ..., canvas: _Optional[_Union[Size, _Mapping]] = ...) -> None: ...
 
 class DetectResponse(_message.Message):
     __slots__ = ("results", "timings", "answerer")
@@ -147,18 +151,20 @@ class EmbedRequest(_message.Message):
     def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., images: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Embedding(_message.Message):
-    __slots__ = ("size", "cls", "patches", "rows", "columns")
+    __slots__ = ("size", "cls", "patches", "rows", "columns", "canvas")
     SIZE_FIELD_NUMBER: _ClassVar[int]
     CLS_FIELD_NUMBER: _ClassVar[int]
     PATCHES_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    CANVAS_FIELD_NUMBER: _ClassVar[int]
     size: Size
     cls: _containers.RepeatedScalarFieldContainer[float]
     patches: _containers.RepeatedScalarFieldContainer[float]
     rows: int
     columns: int
-    def __init__(self, size: _Optional[_Union[Size, _Mapping]] = ..., cls: _Optional[_Iterable[float]] = ..., patches: _Optional[_Iterable[float]] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ...) -> None: ...
+    canvas: Size
+    def __init__(self, size: _Optional[_Union[Size, _Mapping]] = ..., cls: _Optional[_Iterable[float]] = ..., patches: _Optional[_Iterable[float]] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ..., canvas: _Optional[_Union[Size, _Mapping]] = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
     __slots__ = ("results", "timings", "answerer")
@@ -235,7 +241,7 @@ class OutputParity(_message.Message):
     def __init__(self, output: _Optional[str] = ..., max_abs_error: _Optional[float] = ..., min_cosine: _Optional[float] = ..., limit: _Optional[float] = ...) -> None: ...
 
 class ModelInfoResponse(_message.Message):
-    __slots__ = ("model", "task", "labels", "target", "runtime_version", "bundle_digest", "checkpoint", "checkpoint_digest", "parity", "created", "canvas")
+    __slots__ = ("model", "task", "labels", "target", "runtime_version", "bundle_digest", "checkpoint", "checkpoint_digest", "parity", "created", "canvases")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
@@ -246,7 +252,7 @@ class ModelInfoResponse(_message.Message):
     CHECKPOINT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PARITY_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
-    CANVAS_FIELD_NUMBER: _ClassVar[int]
+    CANVASES_FIELD_NUMBER: _ClassVar[int]
     model: ModelRef
     task: str
     labels: _containers.RepeatedScalarFieldContainer[str]
@@ -257,5 +263,5 @@ class ModelInfoResponse(_message.Message):
     checkpoint_digest: str
     parity: _containers.RepeatedCompositeFieldContainer[OutputParity]
     created: str
-    canvas: Size
-    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., task: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., target: _Optional[str] = ..., runtime_version: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., checkpoint: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., parity: _Optional[_Iterable[_Union[OutputParity, _Mapping]]] = ..., created: _Optional[str] = ..., canvas: _Optional[_Union[Size, _Mapping]] = ...) -> None: ...
+    canvases: _containers.RepeatedCompositeFieldContainer[Size]
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., task: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., target: _Optional[str] = ..., runtime_version: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., checkpoint: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., parity: _Optional[_Iterable[_Union[OutputParity, _Mapping]]] = ..., created: _Optional[str] = ..., canvases: _Optional[_Iterable[_Union[Size, _Mapping]]] = ...) -> None: ...

@@ -57,7 +57,7 @@ def test_the_document_of_classify(
     outcome = cli("classify", pictures["red.png"], pictures["blue.jpg"], *whom, "--top-k", 2, "--json")
     assert (outcome.status, outcome.stderr) == (0, "")
     red, blue = outcome.document
-    assert list(red) == ["image", "model", "size", "predictions"]
+    assert list(red) == ["image", "model", "size", "canvas", "predictions"]
     assert (red["image"], red["model"], red["size"]) == (str(pictures["red.png"]), "toy-classifier", [70, 30])
     assert blue["size"] == [30, 70]
     for document, best in ((red, "red"), (blue, "blue")):
@@ -78,7 +78,7 @@ def test_the_document_of_detect(
     outcome = cli("detect", pictures["red.png"], *whom, "--score", 0, "--json")
     assert (outcome.status, outcome.stderr) == (0, "")
     (document,) = outcome.document
-    assert list(document) == ["image", "model", "size", "detections"]
+    assert list(document) == ["image", "model", "size", "canvas", "detections"]
     assert document["size"] == [70, 30]
     assert len(document["detections"]) == 3
     for detection in document["detections"]:
@@ -141,8 +141,8 @@ def test_verify(cli: Cli, copy: Path) -> None:
     assert written["passed"] is True
     assert written["bundle"] == "toy-detector/1"
     assert written["bundle_digest"] == bundle.digest
-    assert written["variant_digest"] == bundle.manifest.files["model.onnx"].sha256
-    assert written["report"]["matched_detections"] == 1.0
+    assert written["variant_digests"] == [bundle.manifest.files["model.onnx"].sha256]
+    assert written["reports"][0]["matched_detections"] == 1.0
     text = cli("verify", bundle.path)
     assert text.status == 0
     assert "within tolerance, 100.00% of" in text.stdout
@@ -176,7 +176,7 @@ def test_out_of_tolerance_is_status_3(cli: Cli, copy: Path) -> None:
         outcome = cli("verify", folder, *arguments)
         assert outcome.status == 3
         assert re.match(
-            r"ferryman: onnxruntime-cpu-fp32 is out of tolerance: output boxes, sample picture-2 "
+            r"ferryman: onnxruntime-cpu-fp32 at 32x32 is out of tolerance: output boxes, sample picture-2 "
             r"\(batch \d, slot \d\): max abs error 0\.02\d* is above 0\.0001",
             outcome.complaint,
         )
@@ -188,7 +188,7 @@ def test_out_of_tolerance_is_status_3(cli: Cli, copy: Path) -> None:
 def test_inspect(cli: Cli, toy_repository: Path) -> None:
     document = cli("inspect", toy_repository / "toy-classifier", "--json").document
     assert list(document) == ["path", "digest", "manifest", "parity"]
-    assert document["manifest"]["spec"]["labels"] == list(LABELS)
+    assert document["manifest"]["specs"][0]["labels"] == list(LABELS)
     assert document["parity"][0]["failures"] == []
 
 

@@ -70,6 +70,6 @@ class GatedSession(Session):
 
 
 def load_gated(folder: Path, gate: Callable[[int], None]) -> LoadedModel:
-    """`load_model`, whose session then stands behind the gate."""
+    """`load_model`, whose sessions then stand behind the gate."""
     model = load_model(folder, threads=1)
-    return replace(model, session=GatedSession(model.session, gate))
+    return replace(model, sessions=tuple(GatedSession(session, gate) for session in model.sessions))

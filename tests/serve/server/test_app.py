@@ -236,7 +236,7 @@ async def test_reflection_names_the_services(toy_repository: Path) -> None:
 async def test_model_info(toy_repository: Path) -> None:
     async with running(toy_repository) as server, calling(server.address) as caller:
         info = await caller.vision.ModelInfo(pb.ModelInfoRequest(model=DETECTOR))
-        assert (info.model.version, info.task, info.canvas.width) == (1, "detection", 32)
+        assert (info.model.version, info.task, [size.width for size in info.canvases]) == (1, "detection", [32])
         assert [one.output for one in info.parity] == ["logits", "boxes", "scores", "labels"]
         assert info.parity[1].limit == pytest.approx(1e-4)
         assert not info.parity[0].HasField("limit")

@@ -121,3 +121,18 @@ async def test_closing_ends_what_runs_and_refuses_what_waits(gate: Gate, batcher
     await closing
     with pytest.raises(UnavailableError):
         await outputs(batcher, 3)
+
+
+async def test_a_batch_is_of_one_key_and_the_others_keep_their_places(gate: Gate) -> None:
+    batcher = Batcher(Doubler(gate), max_batch=3, name="doubler", key=lambda item: item % 2)
+    first = asyncio.create_task(outputs(batcher, 0))
+    await gate.wait_for_batches(1)
+    mixed = asyncio.create_task(batcher.submit([1, 2, 3, 4, 5, 7, 6]))
+    await asyncio.sleep(0)  # it queues
+    gate.open()
+    done = await mixed
+    assert await first == [0]
+    assert [one.output for one in done] == [2, 4, 6, 8, 10, 14, 12]
+    assert [one.batch for one in done] == [2, 3, 2, 3, 2, 4, 3]
+    assert gate.batches == [1, 3, 3, 1]
+    await batcher.close()

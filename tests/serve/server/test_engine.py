@@ -131,14 +131,14 @@ async def test_a_failed_request_frees_its_places(engine: Engine) -> None:
 async def test_a_late_request_is_not_even_decoded(engine: Engine, gate: Gate) -> None:
     with pytest.raises(DeadlineError):
         await engine.answer([b"not an image"], to_detections, deadline=time.monotonic())
-    fitted = fit_images(make_pictures(1), SPEC.preprocess)
+    fitted = fit_images(make_pictures(1), [SPEC.preprocess])
     with pytest.raises(DeadlineError):
         await engine.run(fitted.canvases, fitted.geometries, deadline=time.monotonic())
     assert gate.batches == []
 
 
 async def test_run_takes_canvases(engine: Engine) -> None:
-    fitted = fit_images(make_pictures(5), SPEC.preprocess)
+    fitted = fit_images(make_pictures(5), [SPEC.preprocess])
     computed = await engine.run(fitted.canvases, fitted.geometries)
     assert [output["boxes"].shape for output in computed.outputs] == [(1, 3, 4)] * 5
     empty = await engine.run((), ())
@@ -151,13 +151,13 @@ async def test_run_takes_canvases(engine: Engine) -> None:
     ids=["size", "type", "rank"],
 )
 async def test_run_refuses_other_canvases(engine: Engine, canvas: np.ndarray) -> None:
-    geometries = fit_images(make_pictures(1), SPEC.preprocess).geometries
+    geometries = fit_images(make_pictures(1), [SPEC.preprocess]).geometries
     with pytest.raises(TensorError, match=r"a canvas must be uint8 \(32, 32, 3\)"):
         await engine.run([canvas], geometries)
 
 
 async def test_a_runtime_failure_is_an_engine_error(engine: Engine) -> None:
-    engine.model.session.close()
+    engine.model.close()
     with pytest.raises(EngineError, match="closed"):
         await engine.answer(make_pictures(2), to_detections)
     assert engine.images_inside == 0

@@ -53,7 +53,7 @@ class Holder:
 
     async def close(self) -> None:
         self.closed = True
-        self.model.session.close()
+        self.model.close()
 
 
 @asynccontextmanager
@@ -100,7 +100,7 @@ async def test_a_model_says_what_it_is(toy_repository: Path) -> None:
     facts = model.facts
     assert (facts.name, facts.version, facts.task, facts.target) == ("toy-detector", 1, "detection", str(TARGET))
     assert facts.bundle_digest == Bundle.open(toy_repository / "toy-detector").digest
-    assert facts.canvas == (32, 32)
+    assert facts.canvases == ((32, 32),)
     parity = {one.output: one for one in facts.parity}
     assert list(parity) == ["logits", "boxes", "scores", "labels"]
     assert (parity["boxes"].limit, parity["logits"].limit) == (1e-4, None)
