@@ -47,7 +47,7 @@ class ExportRequest:
     default the embedded ones
     sizes: (height, width) of each canvas, by default the checkpoint's alone; "auto": those that the samples waste least
     tolerance: largest absolute error of every limited output, by default the precision's own
-    arch, labels: of a bare weights file; see `sources.open_source`
+    arch, labels: of a bare weights file; adapter: folder of a LoRA adapter; see `sources.open_source`
     module: wraps the model into the graph contract, by default the task's own (`wrappers.EXPORT_MODULES`)
     """
 
@@ -59,6 +59,7 @@ class ExportRequest:
     tolerance: float | None = None
     arch: str | None = None
     labels: Path | None = None
+    adapter: Path | None = None
     module: Callable[[torch.nn.Module, ModelSpec], ExportModule] | None = None
 
 
@@ -80,8 +81,8 @@ def export(request: ExportRequest, progress: Progress = lambda stage, done, tota
     """
     tolerance = _tolerance(request.tolerance)
     progress("load the checkpoint", 0, 1)
-    checkpoint = open_source(request.source, request.arch, request.labels)
-    name = _check_name(request.name or Path(checkpoint.source).stem)
+    checkpoint = open_source(request.source, request.arch, request.labels, request.adapter)
+    name = _check_name(request.name or checkpoint.name or Path(checkpoint.source).stem)
     source = SourceFacts(source=checkpoint.source, architecture=checkpoint.architecture, sha256=checkpoint.sha256)
     crossings = [
         prepare(checkpoint, spec, request, tolerance, _name_stages(progress, spec))

@@ -1,5 +1,6 @@
 """What can be exported: resolves SOURCE, as it stands on the command line, to a loaded checkpoint."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -8,6 +9,8 @@ from ferryman.errors import CheckpointError, FileAccessError, UsageError
 from ferryman.specs import ModelSpec, PreprocessSpec, classification_spec, detection_spec, embedding_spec
 from ferryman_models.checkpoints.base import Checkpoint
 from ferryman_models.checkpoints.huggingface import load_huggingface
+from ferryman_models.checkpoints.lora import CONFIG_NAME as ADAPTER_CONFIG
+from ferryman_models.checkpoints.lora import read_adapter
 from ferryman_models.checkpoints.native import load_native
 from ferryman_models.checkpoints.tensors import read_json
 from ferryman_models.checkpoints.timm import is_timm, load_timm
@@ -17,13 +20,18 @@ from ferryman_models.vit import ViT
 from ferryman_models.zoo import EMBEDDED
 
 
-def open_source(source: str, arch: str | None = None, labels: Path | None = None) -> Checkpoint:
+def open_source(
+    source: str, arch: str | None = None, labels: Path | None = None, adapter: Path | None = None
+) -> Checkpoint:
     """Loads an embedded checkpoint by name, a folder, one of Ferryman's own files, or a bare weights file.
 
     arch, labels: of a bare weights file; see `weights_file`; labels: a text file, one a line
+    adapter: the folder of a LoRA adapter for this folder's model; see `lora`
     Raises CheckpointError, and UsageError for an option that does not belong to this source.
     """
     path = Path(source)
+    if adapter is not None and not path.is_dir():
+        raise UsageError(f"--adapter needs a base that is a folder in Hugging Face or timm layout, got {source}")
     if arch is not None and not path.is_dir() and source not in EMBEDDED:
         return load_weights_file(path, arch, source, read_labels(labels))
     if arch is not None or labels is not None:
@@ -39,7 +47,24 @@ def open_source(source: str, arch: str | None = None, labels: Path | None = None
         if path.suffix in (".pth", ".pt", ".bin"):
             raise UsageError(f"{source} does not say what it holds; add --arch: {', '.join(ARCHITECTURES)}")
         return load_native(path, source)
-    return load_timm(path, source) if is_timm(read_json(path / "config.json")) else load_huggingface(path, source)
+    return open_folder(path, source, adapter)
+
+
+def open_folder(folder: Path, source: str, adapter: Path | None = None) -> Checkpoint:
+    """Loads a folder in Hugging Face or timm layout with an adapter, if any, merged into it.
+
+    The checkpoint's source names the adapter too, and so does its name.
+    Raises CheckpointError, and UsageError for an adapter's folder in the place of its base's.
+    """
+    if (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
+        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        raise UsageError(f"{source} is an adapter (of {base}); give its base: ferryman export BASE --adapter {folder}")
+    load = load_timm if is_timm(read_json(folder / "config.json")) else load_huggingface
+    name = Path(source).absolute().name
+    if adapter is None:
+        return replace(load(folder, source), name=name)
+    checkpoint = load(folder, f"{source} with the adapter {adapter}", read_adapter(adapter))
+    return replace(checkpoint, name=f"{name}-{adapter.absolute().name}")
 
 
 def read_labels(path: Path | None) -> tuple[str, ...] | None:

@@ -17,6 +17,7 @@ class Checkpoint:
     source: what was asked for, as the user wrote it; sha256: of the weights (see `tensors.StateFile`); architecture:
     "vit" or "detr"; format: which of the known formats it was in
     notes: what the user should know: weights left out, facts that were missing and assumed
+    name: what to call an export of it when the user does not say; by default what `source` ends with
     """
 
     source: str
@@ -26,6 +27,7 @@ class Checkpoint:
     spec: ModelSpec
     format: str = "ferryman"
     notes: tuple[str, ...] = ()
+    name: str = ""
 
 
 def build_model(build: Callable[[], nn.Module], state: Mapping[str, Tensor], where: str) -> nn.Module:

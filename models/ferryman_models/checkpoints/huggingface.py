@@ -4,7 +4,7 @@ The tensors' names are those of the published files, which `save_pretrained` sti
 of transformers 5 have.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,9 @@ from ferryman_models.checkpoints import hf_detr, hf_vit
 from ferryman_models.checkpoints.base import Checkpoint, build_model
 from ferryman_models.checkpoints.fused import split_gate
 from ferryman_models.checkpoints.hf_config import HFConfig
+from ferryman_models.checkpoints.lora import Adapter
+from ferryman_models.checkpoints.lora_merge import labels_with_adapter, merge_adapter
+from ferryman_models.checkpoints.processors import FILE_NAME as PROCESSOR_NAME
 from ferryman_models.checkpoints.processors import load_processor
 from ferryman_models.checkpoints.renames import Renames, drop_tensors, rename_tensors
 from ferryman_models.checkpoints.tensors import find_weights, read_json, read_state
@@ -67,23 +70,31 @@ FAMILIES: dict[str, _Family] = {
 }
 
 
-def load_huggingface(folder: Path, source: str) -> Checkpoint:
-    """The checkpoint in `folder`, fp32, in `eval()` mode. Raises CheckpointError that says what is wrong with it."""
+def load_huggingface(folder: Path, source: str, adapter: Adapter | None = None) -> Checkpoint:
+    """The checkpoint in `folder`, fp32, in `eval()` mode, with the adapter in its weights.
+
+    Raises CheckpointError that says what is wrong with it.
+    """
     path = folder / CONFIG_NAME
     document = read_json(path)
     name, family = _family(document, path)
+    if adapter is not None:
+        name, family = _give_head(name, family, adapter)
     try:
         facts = family.facts.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(f"{path}: {where}: {first['msg']}, got {first['input']!r}") from error
-    preprocess = load_processor(folder)
+    own_processor = adapter is not None and (adapter.folder / PROCESSOR_NAME).exists()
+    preprocess = load_processor(adapter.folder if adapter is not None and own_processor else folder)
     file = read_state(find_weights(folder))
-    tensors, notes = drop_tensors(file.tensors, family.dropped)
-    tensors = split_gate(tensors, "weights_in", "gate_proj", "up_proj")
-    state = rename_tensors(tensors, family.renames, str(folder))
-    labels = _labels(facts, state, family, path)
+    state, notes = _our_tensors(file.tensors, family, str(folder))
+    if adapter is not None:
+        head = family.head[0].removesuffix("weight") if family.head else "no head"
+        state = merge_adapter(state, adapter, lambda part: _our_tensors(part, family, str(adapter.folder))[0], head)
+        notes += adapter.notes()
+    labels = _labels(facts, state, family, path, adapter)
     try:
         config = family.config(facts, len(labels))
     except ValueError as error:
@@ -91,7 +102,7 @@ def load_huggingface(folder: Path, source: str) -> Checkpoint:
     model = build_model(lambda: _module(config), state, str(folder))
     return Checkpoint(
         source=source,
-        sha256=file.sha256,
+        sha256=file.sha256 if adapter is None else adapter.sha256_with(file.sha256),
         architecture=name,
         module=model,
         spec=_spec(config, preprocess, labels, path),
@@ -109,7 +120,25 @@ def _family(document: dict[str, object], path: Path) -> tuple[str, _Family]:
     return name, FAMILIES[name]
 
 
-def _labels(facts: HFConfig, state: dict[str, Tensor], family: _Family, path: Path) -> tuple[str, ...]:
+def _our_tensors(
+    tensors: Mapping[str, Tensor], family: _Family, where: str
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors under our names, and notes on those left out. Raises CheckpointError; where: opens its message."""
+    kept, notes = drop_tensors(tensors, family.dropped)
+    return rename_tensors(split_gate(kept, "weights_in", "gate_proj", "up_proj"), family.renames, where), notes
+
+
+def _give_head(name: str, family: _Family, adapter: Adapter) -> tuple[str, _Family]:
+    """The class with a head, when an adapter brings one to an encoder that was published without."""
+    headed = name.removesuffix("Model") + "ForImageClassification"
+    if family.head is None and headed in FAMILIES and "classifier.weight" in adapter.saved:
+        return headed, FAMILIES[headed]
+    return name, family
+
+
+def _labels(
+    facts: HFConfig, state: dict[str, Tensor], family: _Family, path: Path, adapter: Adapter | None
+) -> tuple[str, ...]:
     """One label a class; `LABEL_0` and so on where the configuration has none, as transformers names them."""
     if family.head is None:
         return ()
@@ -117,11 +146,14 @@ def _labels(facts: HFConfig, state: dict[str, Tensor], family: _Family, path: Pa
     if tensor not in state:
         raise CheckpointError(f"{path.parent}: the head is missing ({tensor}); is this an encoder without one?")
     classes = len(state[tensor]) - no_object
-    if facts.id2label is None:
+    names = facts.id2label
+    if adapter is not None and adapter.facts.modules_to_save:
+        return labels_with_adapter(adapter, tuple(name for _, name in sorted((names or {}).items())), classes)
+    if names is None:
         return tuple(f"LABEL_{index}" for index in range(classes))
-    if sorted(facts.id2label) != list(range(classes)):
-        raise CheckpointError(f"{path}: id2label names {len(facts.id2label)} classes, the head has {classes}")
-    return tuple(facts.id2label[index] for index in range(classes))
+    if sorted(names) != list(range(classes)):
+        raise CheckpointError(f"{path}: id2label names {len(names)} classes, the head has {classes}")
+    return tuple(names[index] for index in range(classes))
 
 
 def _module(config: ViTConfig | DETRConfig) -> nn.Module:

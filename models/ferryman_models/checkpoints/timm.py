@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from ferryman.errors import CheckpointError
 from ferryman.specs import ModelSpec, PreprocessSpec, classification_spec, embedding_spec
 from ferryman_models.checkpoints.base import Checkpoint, build_model
+from ferryman_models.checkpoints.lora import Adapter
+from ferryman_models.checkpoints.lora_merge import labels_with_adapter, merge_adapter
 from ferryman_models.checkpoints.tensors import find_weights, read_json, read_state
 from ferryman_models.checkpoints.timm_vit import config_from_tensors, our_tensors
 from ferryman_models.vit import ViT, ViTConfig
@@ -52,8 +55,11 @@ def is_timm(document: dict[str, object]) -> bool:
     return "architecture" in document
 
 
-def load_timm(folder: Path, source: str) -> Checkpoint:
-    """The checkpoint in `folder`, fp32, in `eval()` mode. Raises CheckpointError that says what is wrong with it."""
+def load_timm(folder: Path, source: str, adapter: Adapter | None = None) -> Checkpoint:
+    """The checkpoint in `folder`, fp32, in `eval()` mode, with the adapter in its weights.
+
+    Raises CheckpointError that says what is wrong with it.
+    """
     path = folder / CONFIG_NAME
     try:
         facts = _Config.model_validate(read_json(path))
@@ -72,19 +78,25 @@ def load_timm(folder: Path, source: str) -> Checkpoint:
     if strange:
         raise CheckpointError(f"{path}: model_args has {', '.join(strange)}, which can't be followed")
     file = read_state(find_weights(folder))
-    state, notes = our_tensors(file.tensors, str(folder))
-    config = _config(facts, name[2], state, str(folder), file.tensors)
-    labels = _labels(facts, config, path)
+    tensors = file.tensors if adapter is None else merge_adapter(file.tensors, adapter, _strip_wrapper, "head")
+    state, notes = our_tensors(tensors, str(folder))
+    config = _config(facts, name[2], state, str(folder), tensors)
+    labels = _labels(facts, config, path, adapter)
     model = build_model(lambda: ViT(config), state, str(folder))
     return Checkpoint(
         source=source,
-        sha256=file.sha256,
+        sha256=file.sha256 if adapter is None else adapter.sha256_with(file.sha256),
         architecture=facts.architecture,
         module=model,
         spec=_spec(_preprocess(facts.pretrained_cfg, path), config, labels, path),
         format="timm",
-        notes=notes,
+        notes=notes if adapter is None else notes + adapter.notes(),
     )
+
+
+def _strip_wrapper(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """timm's own names of tensors that may have been trained inside transformers' TimmWrapperModel."""
+    return {name.removeprefix("timm_model."): tensor for name, tensor in tensors.items()}
 
 
 def _config(facts: _Config, size: str, state: dict[str, Tensor], where: str, original: dict[str, Tensor]) -> ViTConfig:
@@ -122,8 +134,10 @@ def _preprocess(facts: _Pretrained, path: Path) -> PreprocessSpec:
     )
 
 
-def _labels(facts: _Config, config: ViTConfig, path: Path) -> tuple[str, ...]:
+def _labels(facts: _Config, config: ViTConfig, path: Path, adapter: Adapter | None) -> tuple[str, ...]:
     labels = facts.label_names or facts.pretrained_cfg.label_names
+    if adapter is not None and adapter.facts.modules_to_save:
+        return labels_with_adapter(adapter, labels or (), config.classes)
     if labels is None:
         return tuple(f"LABEL_{index}" for index in range(config.classes))
     if len(labels) != config.classes:
