@@ -100,8 +100,10 @@ def resize_spec(checkpoint: Checkpoint, size: tuple[int, int] | None) -> ModelSp
         sides = zip(spec.preprocess.stretch_to, size, spec.preprocess.size, strict=True)
         facts["stretch_to"] = tuple(round(side * new / old) for side, new, old in sides)
     try:
-        if isinstance(checkpoint.module, ViT):
-            checkpoint.module.config.grid(size)
+        model = checkpoint.module
+        vit = model.backbone if isinstance(model, DETR) else model
+        if isinstance(vit, ViT):
+            vit.config.grid(size)
         preprocess = PreprocessSpec.model_validate(facts)
     except ValueError as error:
         raise UsageError(f"{checkpoint.source} can't be exported at {size[0]}x{size[1]}: {error}") from error

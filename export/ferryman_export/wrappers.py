@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ferryman.errors import ExportError
 from ferryman.specs import ModelSpec
 from ferryman_models.attention import attend_plain, set_attend
+from ferryman_models.detr import DETR
 from ferryman_models.vit import ViT
 
 
@@ -74,7 +75,11 @@ class EmbeddingExport(ExportModule):
 
 
 class DetectionExport(ExportModule):
-    """Graph contract of a DETR."""
+    """Graph contract of a DETR. A ViT's position embeddings are those of the spec's canvas, as constants."""
+
+    def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
+        fitted = resize_positions(model, spec.preprocess.size) if isinstance(model, DETR) else model
+        super().__init__(fitted, spec)
 
     def mask_padding(self, image: Tensor, valid_size: Tensor) -> tuple[Tensor, Tensor]:
         """Sets padding to zero, as the model was trained with, whatever the canvas holds there.
@@ -107,17 +112,19 @@ class DetectionExport(ExportModule):
         return logits, self.to_corners(output.boxes_cxcywh[-1]), scores, labels
 
 
-def resize_positions(model: ViT, image_size: tuple[int, int]) -> ViT:
-    """The same ViT, tensors shared, as if learned at (height, width): its graph needs no bicubic resize.
+def resize_positions(model: ViT | DETR, image_size: tuple[int, int]) -> nn.Module:
+    """The same model, tensors shared, with its ViT as if learned at (height, width): its graph needs no bicubic resize.
 
-    Runtimes differ in bicubic `Resize` from PyTorch and from each other.
+    Runtimes differ in bicubic `Resize` from PyTorch and from each other. A DETR on a ResNet comes back as it is.
     """
-    if image_size == model.config.image_size:
+    vit = model.backbone if isinstance(model, DETR) else model
+    if not isinstance(vit, ViT) or image_size == vit.config.image_size:
         return model
-    state = model.state_dict() | {"positions": model.position_embeddings(image_size).detach()}
+    config = replace(vit.config, image_size=image_size)
     with torch.device("meta"):
-        resized = ViT(replace(model.config, image_size=image_size))
-    resized.load_state_dict(state, assign=True)
+        resized = DETR(replace(model.config, backbone=config)) if isinstance(model, DETR) else ViT(config)
+    name = "backbone.positions" if isinstance(model, DETR) else "positions"
+    resized.load_state_dict(model.state_dict() | {name: vit.position_embeddings(image_size).detach()}, assign=True)
     return resized
 
 

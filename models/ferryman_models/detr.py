@@ -8,14 +8,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ferryman_models.attention import MultiHeadAttention, mask_from_valid
+from ferryman_models.dinov2 import dinov2_config
 from ferryman_models.positions import encode_sine_2d
 from ferryman_models.resnet import RESNETS, FrozenBatchNorm2d, Norm, ResNet, ResNetConfig
+from ferryman_models.vit import ViT, ViTConfig
 
 
 @dataclass(frozen=True)
 class DETRConfig:
     """Facts of a DETR. `classes` does not count "no object", which is the last of the class head's outputs.
 
+    backbone: a ResNet, or a ViT (DINOv2) without a head, whose map of patches takes the place of the ResNet's
     positions: what they count: the cells that are not padding, as the paper's code does, or their "pixels". Boxes are
     relative to the valid pixels; where a map has few cells, one that is half padding puts all of them off by a tenth
     temperature: of the sine encoding; 20 spreads the frequencies over what a map of 10 cells can tell apart (Liu et al.
@@ -24,11 +27,11 @@ class DETRConfig:
     in table 3); else they reach it through the attention's weights alone
     query_groups: above 1, training runs that many sets of queries side by side, blind to each other, each matched
     by itself (Chen et al. 2022, "Group DETR"); `eval()` runs the first alone.
-    Raises ValueError when the heads do not divide the width or the width is not a multiple of 4.
+    Raises ValueError when the heads do not divide the width, the width is not a multiple of 4, or the ViT has a head.
     """
 
     classes: int
-    backbone: ResNetConfig = field(default_factory=lambda: RESNETS["resnet50"])
+    backbone: ResNetConfig | ViTConfig = field(default_factory=lambda: RESNETS["resnet50"])
     dim: int = 256
     heads: int = 8
     hidden: int = 2048
@@ -44,6 +47,8 @@ class DETRConfig:
     def __post_init__(self) -> None:
         if self.heads < 1 or self.dim % self.heads or self.dim % 4:
             raise ValueError(f"dim must be a multiple of heads and of 4, got dim={self.dim}, heads={self.heads}")
+        if isinstance(self.backbone, ViTConfig) and (self.backbone.classes or self.backbone.norm_pooled):
+            raise ValueError("a ViT as the backbone has no head: classes must be 0, and its norm before the pooling")
 
 
 def detr_config(
@@ -55,6 +60,13 @@ def detr_config(
         raise ValueError(f"name must be one of {', '.join(names)}, got {name!r}")
     backbone = RESNETS["resnet101" if "r101" in name else "resnet50"]
     return DETRConfig(classes, replace(backbone, dilate_last=name.endswith("dc5")))
+
+
+def dinov2_detr_config(
+    size: Literal["small", "base", "large"] = "small", *, registers: bool = True, classes: int = 91
+) -> DETRConfig:
+    """DETR on a DINOv2: its map of 14-pixel patches has seen the whole picture, so three encoder layers are enough."""
+    return DETRConfig(classes, dinov2_config(size, registers=registers), encoder_layers=3)
 
 
 class DetrOutput(NamedTuple):
@@ -137,7 +149,7 @@ class BoxHead(nn.Module):
 
 
 class DETR(nn.Module):
-    """Detector: ResNet, sine positions, transformer, and one class and one box a query.
+    """Detector: ResNet (or ViT), sine positions, transformer, and one class and one box a query.
 
     Source: Carion et al. 2020, section 3.2 and appendix A.3.
 
@@ -148,7 +160,8 @@ class DETR(nn.Module):
         super().__init__()
         self.config = config
         dim, heads, hidden, dropout = config.dim, config.heads, config.hidden, config.dropout
-        self.backbone = ResNet(config.backbone, norm)
+        backbone = config.backbone
+        self.backbone = ViT(backbone) if isinstance(backbone, ViTConfig) else ResNet(backbone, norm)
         self.projection = nn.Conv2d(config.backbone.out_channels, dim, 1)
         self.encoder = nn.ModuleList(EncoderLayer(dim, heads, hidden, dropout) for _ in range(config.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(dim, heads, hidden, dropout) for _ in range(config.decoder_layers))
@@ -162,7 +175,8 @@ class DETR(nn.Module):
 
     def project(self, image: Tensor) -> Tensor:
         """The backbone's map at the transformer's width: (batch, dim, rows, columns)."""
-        return self.projection(self.backbone(image))
+        backbone = self.backbone
+        return self.projection(backbone.patch_map(image) if isinstance(backbone, ViT) else backbone(image))
 
     def count_pixels(self, valid: Tensor) -> Tensor:
         """valid: (batch, height, width) bool. Returns each cell's share of real pixels, (batch, rows, columns)."""

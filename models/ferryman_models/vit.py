@@ -69,6 +69,16 @@ class ViTConfig:
         return height // self.patch, width // self.patch
 
     @property
+    def stride(self) -> int:
+        """Pixels from one cell of the patch map to the next."""
+        return self.patch
+
+    @property
+    def out_channels(self) -> int:
+        """Of the patch map."""
+        return self.dim
+
+    @property
     def prefix(self) -> int:
         """Number of tokens before the patches."""
         return self.class_token + self.distilled + self.registers
@@ -160,6 +170,12 @@ class ViT(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x if self.config.norm_pooled else self.norm(x)
+
+    def patch_map(self, image: Tensor) -> Tensor:
+        """image: as of `forward_features`. Returns the patches' final representations, (batch, dim, rows, columns)."""
+        patches = self.forward_features(image)[:, self.config.prefix :]
+        # (batch, rows*columns, dim) -> (batch, dim, rows, columns)
+        return patches.transpose(1, 2).unflatten(-1, self.config.grid((image.shape[2], image.shape[3])))
 
     def classify(self, tokens: Tensor) -> Tensor:
         """tokens: (batch, prefix + patches, dim), as `forward_features` returns them

@@ -198,6 +198,7 @@ def hf_resnet(config: ResNetConfig, seed: int = 0) -> Any:
 
 
 def hf_detr_config(config: DETRConfig) -> Any:
+    assert isinstance(config.backbone, ResNetConfig)
     return HFDetrConfig(
         use_timm_backbone=False,
         use_pretrained_backbone=False,

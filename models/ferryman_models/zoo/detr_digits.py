@@ -61,23 +61,24 @@ REUSE = 3  # pictures are drawn once and shown this often, in other colours each
 SEED = 20
 
 
-def dense_targets(boxes_cxcywh: Tensor, valid_size: tuple[int, int], grid: int) -> Tensor:
+def dense_targets(boxes_cxcywh: Tensor, valid_size: tuple[int, int], side: int, stride: int) -> Tensor:
     """For every cell the number of the object that it answers for, or -1: (cells,) int64.
 
     A cell answers for the smallest object whose inner half holds the cell's centre, and always for an object whose
-    centre lies in it. boxes_cxcywh: (count, 4) in [0, 1] of the valid area.
+    centre lies in it. boxes_cxcywh: (count, 4) in [0, 1] of the valid area; side: of the canvas in pixels
     """
+    grid = side // stride
     owner = torch.full((grid * grid,), -1, dtype=torch.int64)
     height, width = valid_size
     boxes = boxes_cxcywh * torch.tensor([width, height, width, height])
-    centre = (torch.arange(grid) + 0.5) * (SIDE / grid)
+    centre = (torch.arange(grid) + 0.5) * stride
     order = boxes[:, 2:].prod(-1).argsort(descending=True)
     for number in order.tolist():
         cx, cy, w, h = boxes[number].tolist()
         inside = ((centre - cy).abs() < h / 4)[:, None] & ((centre - cx).abs() < w / 4)
         owner[inside.flatten()] = number
     for number in order.tolist():
-        column, row = (boxes[number, :2] / (SIDE / grid)).long().clamp(0, grid - 1).tolist()
+        column, row = (boxes[number, :2] / stride).long().clamp(0, grid - 1).tolist()
         owner[row * grid + column] = number
     return owner
 
@@ -119,38 +120,40 @@ def to_inputs(canvases_u8: np.ndarray, valid_size: np.ndarray) -> tuple[Tensor, 
 
 @dataclass(frozen=True)
 class Batch:
-    """canvases: (batch, SIDE, SIDE, 3) uint8; sizes: (batch, 2) int64, (height, width) of the real pixels."""
+    """canvases: (batch, side, side, 3) uint8; sizes: (batch, 2) int64, (height, width) of the real pixels."""
 
     canvases: np.ndarray
     sizes: np.ndarray
     objects: list[Objects]
 
-    def owners(self) -> Tensor:
-        """`dense_targets` of every picture: (batch, cells) int64."""
-        grid = SIDE // CONFIG.backbone.stride
+    def owners(self, stride: int) -> Tensor:
+        """`dense_targets` of every picture: (batch, cells) int64; stride: pixels from cell to cell."""
+        side = self.canvases.shape[1]
         pictures = zip(self.objects, self.sizes.tolist(), strict=True)
         return torch.stack(
-            [dense_targets(found.boxes_cxcywh, (height, width), grid) for found, (height, width) in pictures]
+            [dense_targets(found.boxes_cxcywh, (height, width), side, stride) for found, (height, width) in pictures]
         )
 
-    def cell_centres(self, grid: int) -> Tensor:
+    def cell_centres(self, stride: int) -> Tensor:
         """(x, y) of every cell's centre in [0, 1] of the valid area, above 1 in the padding: (batch, cells, 2)."""
-        centre = (torch.arange(grid) + 0.5) * (SIDE / grid)
+        grid = self.canvases.shape[1] // stride
+        centre = (torch.arange(grid) + 0.5) * stride
         y, x = (centre / torch.from_numpy(self.sizes[:, axis, None]) for axis in (0, 1))
         return torch.stack((x[:, None].expand(-1, grid, -1), y[..., None].expand(-1, -1, grid)), dim=-1).flatten(1, 2)
 
 
 class Stream:
-    """Scenes of one split without end; scene number i is the same in every run."""
+    """Scenes of one split without end, on canvases of `side` pixels; scene number i is the same in every run."""
 
-    def __init__(self, split: Split) -> None:
+    def __init__(self, split: Split, side: int = SIDE) -> None:
+        self.side = side
         self.digits, self.photographs = load_digits(split), load_photographs(split)
         self.drawn: dict[int, Scene] = {}
 
     def scene(self, number: int) -> Scene:
         if number not in self.drawn:
             random = np.random.default_rng((SEED, number))
-            size = random_size(random, SIDE, SIDE)
+            size = random_size(random, self.side, self.side)
             self.drawn[number] = make_scene(random, self.digits, self.photographs, size, MOST)
         return self.drawn[number]
 
@@ -161,7 +164,7 @@ class Stream:
         if place == 0:
             self.drawn.clear()
         random = np.random.default_rng((SEED, step, 1))
-        canvases = np.zeros((BATCH, SIDE, SIDE, 3), dtype=np.uint8)
+        canvases = np.zeros((BATCH, self.side, self.side, 3), dtype=np.uint8)
         sizes = np.zeros((BATCH, 2), dtype=np.int64)
         objects: list[Objects] = []
         for slot in range(BATCH):
@@ -205,15 +208,16 @@ def evaluate_map(
 class Trainee(nn.Module):
     """The DETR, and the heads that teach its backbone and its memory and are dropped afterwards."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: DETRConfig = CONFIG) -> None:
         super().__init__()
-        self.detr = DETR(CONFIG, nn.BatchNorm2d)
+        self.config = config
+        self.detr = DETR(config, nn.BatchNorm2d)
         set_attend(self.detr, attend_fused)
         for parameter in self.detr.parameters():
             if parameter.ndim == 4:  # convolutions run faster on channels-last weights
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        self.cell_head = nn.Linear(CONFIG.dim, CONFIG.classes + 1 + 4)
-        self.place_head = nn.Linear(CONFIG.dim, 2)
+        self.cell_head = nn.Linear(config.dim, config.classes + 1 + 4)
+        self.place_head = nn.Linear(config.dim, 2)
 
     def project(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The backbone's map (batch, dim, grid, grid) and the valid pixels."""
@@ -223,23 +227,27 @@ class Trainee(nn.Module):
     def backbone_loss(self, batch: Batch) -> Tensor:
         """Of stage 1; a scalar."""
         features, _ = self.project(batch)
-        logits, boxes = self.cell_head(features.flatten(2).transpose(1, 2)).split((CONFIG.classes + 1, 4), dim=-1)
+        classes, stride = self.config.classes, self.config.backbone.stride
+        logits, boxes = self.cell_head(features.flatten(2).transpose(1, 2)).split((classes + 1, 4), dim=-1)
         # Shifts in cells from the cell's own centre, sizes in cells on a logarithmic scale; then both in [0, 1] of the
         # valid area, as the boxes of the objects are.
-        cell = SIDE / features.shape[-1] / torch.from_numpy(batch.sizes).flip(-1)[:, None]
-        centres = batch.cell_centres(features.shape[-1]) + boxes[..., :2] * cell
+        cell = stride / torch.from_numpy(batch.sizes).flip(-1)[:, None]
+        centres = batch.cell_centres(stride) + boxes[..., :2] * cell
         sizes = boxes[..., 2:].clamp(-4, 4).exp() * cell
-        return dense_loss(logits, torch.cat((centres, sizes), dim=-1), batch.owners(), batch.objects)
+        return dense_loss(logits, torch.cat((centres, sizes), dim=-1), batch.owners(stride), batch.objects)
 
     def loss(self, batch: Batch) -> Tensor:
         """Of stage 2; a scalar."""
         features, valid = self.project(batch)
         memory, positions, valid_cells = self.detr.encode(features, valid)
-        dense = dense_loss(self.detr.class_head(memory), self.detr.box_head(memory), batch.owners(), batch.objects)
-        place = (self.place_head(memory) - batch.cell_centres(features.shape[-1])).abs()[valid_cells.flatten(1)].mean()
+        stride = self.config.backbone.stride
+        owners = batch.owners(stride)
+        dense = dense_loss(self.detr.class_head(memory), self.detr.box_head(memory), owners, batch.objects)
+        place = (self.place_head(memory) - batch.cell_centres(stride)).abs()[valid_cells.flatten(1)].mean()
         answers = self.detr.decode(memory, positions, valid_cells)
         logits, boxes = self.detr.class_head(answers), self.detr.box_head(answers)
-        whole = deep_set_loss(logits, boxes, batch.objects, CONFIG.query_groups, no_object_weight=0.2, class_weight=2)
+        groups = self.config.query_groups
+        whole = deep_set_loss(logits, boxes, batch.objects, groups, no_object_weight=0.2, class_weight=2)
         return whole + dense + 10 * place
 
 

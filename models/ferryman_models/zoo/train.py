@@ -10,10 +10,11 @@ import torch
 import typer
 from PIL import Image
 
+from ferryman_models.checkpoints.huggingface import load_huggingface
 from ferryman_models.checkpoints.native import load_native
 from ferryman_models.detr import DETR
 from ferryman_models.vit import ViT
-from ferryman_models.zoo import EMBEDDED, cards, detr_digits, pictures_folder, vit_digits
+from ferryman_models.zoo import EMBEDDED, cards, detr_digits, dinov2_digits, pictures_folder, vit_digits
 from ferryman_models.zoo.digits import load_digits, load_photographs
 from ferryman_models.zoo.scenes import make_digit_picture
 
@@ -42,6 +43,24 @@ def train_detr(
     assert start is None or isinstance(start, DETR)
     detr_digits.train(work, embedded, start, steps)
     evaluate_detr()
+
+
+@app.command("dinov2-digits")
+def train_dinov2(
+    backbone: Annotated[Path, typer.Argument(help="Folder of a DINOv2 or ViT checkpoint in Hugging Face layout.")],
+    out: Annotated[Path, typer.Argument(help="Where the detector is written, a .safetensors file.")],
+    work: Work = Path("build/zoo"),
+    side: Annotated[int, typer.Option(help="Of the canvas in pixels, a multiple of the patch.")] = 224,
+    tune: Annotated[bool, typer.Option("--tune", help="Let the encoder learn too; else it stays frozen.")] = False,
+    steps: int = dinov2_digits.SCHEDULE.steps,
+) -> None:
+    """Puts a detector of digits on an encoder of yours; `ferryman export OUT` takes it from there."""
+    _keep_memory()
+    encoder = load_huggingface(backbone, str(backbone)).module
+    if not isinstance(encoder, ViT):
+        raise typer.BadParameter(f"{backbone} holds no encoder with patches")
+    scenes = detr_digits.held_out_scenes("validation", 200)
+    dinov2_digits.train(encoder, out, work, scenes, side=side, frozen=not tune, steps=steps)
 
 
 @app.command("evaluate-vit-digits")
