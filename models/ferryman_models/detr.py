@@ -16,6 +16,12 @@ from ferryman_models.resnet import RESNETS, FrozenBatchNorm2d, Norm, ResNet, Res
 class DETRConfig:
     """Facts of a DETR. `classes` does not count "no object", which is the last of the class head's outputs.
 
+    positions: what they count: the cells that are not padding, as the paper's code does, or their "pixels". Boxes are
+    relative to the valid pixels; where a map has few cells, one that is half padding puts all of them off by a tenth
+    temperature: of the sine encoding; 20 spreads the frequencies over what a map of 10 cells can tell apart (Liu et al.
+    2022, "DAB-DETR")
+    place_features: positions are also added to the backbone's features, so that the memory holds them ("sine at input"
+    in table 3); else they reach it through the attention's weights alone
     query_groups: above 1, training runs that many sets of queries side by side, blind to each other, each matched
     by itself (Chen et al. 2022, "Group DETR"); `eval()` runs the first alone.
     Raises ValueError when the heads do not divide the width or the width is not a multiple of 4.
@@ -29,6 +35,9 @@ class DETRConfig:
     encoder_layers: int = 6
     decoder_layers: int = 6
     queries: int = 100
+    positions: Literal["cells", "pixels"] = "cells"
+    temperature: float = 10_000.0
+    place_features: bool = False
     query_groups: int = 1
     dropout: float = 0.1
 
@@ -155,15 +164,26 @@ class DETR(nn.Module):
         """The backbone's map at the transformer's width: (batch, dim, rows, columns)."""
         return self.projection(self.backbone(image))
 
+    def count_pixels(self, valid: Tensor) -> Tensor:
+        """valid: (batch, height, width) bool. Returns each cell's share of real pixels, (batch, rows, columns)."""
+        stride = self.config.backbone.stride
+        height, width = valid.shape[1:]
+        # A cell at the edge may reach beyond the canvas.
+        padded = F.pad(valid[:, None].to(torch.float32), (0, -width % stride, 0, -height % stride))
+        return F.avg_pool2d(padded, stride)[:, 0]
+
     def encode(self, features: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Memory, its positions, both (batch, cells, dim), and which cells are real, (batch, rows, columns) bool."""
         # Nearest cell of the pixel mask, as the paper's code does.
         valid_cells = F.interpolate(valid[:, None].to(torch.float32), size=features.shape[-2:])[:, 0] > 0.5
+        counted = self.count_pixels(valid) if self.config.positions == "pixels" else valid_cells
         # (batch, rows, columns, dim) -> (batch, cells, dim)
-        positions = encode_sine_2d(valid_cells, self.config.dim).to(features.dtype).flatten(1, 2)
+        positions = encode_sine_2d(counted, self.config.dim, self.config.temperature).to(features.dtype).flatten(1, 2)
         mask = mask_from_valid(valid_cells.flatten(1), features.dtype)
         # (batch, dim, rows, columns) -> (batch, cells, dim)
         x = features.flatten(2).transpose(1, 2)
+        if self.config.place_features:
+            x = x + positions
         for layer in self.encoder:
             x = layer(x, positions, mask)
         return x, positions, valid_cells

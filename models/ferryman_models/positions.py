@@ -42,7 +42,8 @@ def encode_sine_2d(valid: Tensor, dim: int, temperature: float = 10_000.0) -> Te
 
     Source: Carion et al. 2020, appendix A.4; the first half of the channels encodes y, the second x.
 
-    valid: (batch, rows, columns) bool, True on real pixels, False on padding; dim: a multiple of 4
+    valid: (batch, rows, columns), True on real pixels, False on padding; or each cell's share of real pixels in [0, 1]
+    dim: a multiple of 4
     Returns (batch, rows, columns, dim) float32.
     """
     epsilon = 1e-6

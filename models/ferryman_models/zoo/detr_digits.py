@@ -48,6 +48,9 @@ CONFIG = DETRConfig(
     decoder_layers=3,
     queries=12,
     query_groups=4,
+    positions="pixels",
+    temperature=20.0,
+    place_features=True,
     dropout=0.0,
 )
 BACKBONE = Schedule(steps=2000, peak=1e-3)

@@ -1,0 +1,44 @@
+"""Published weights, through one command and a server, against transformers: every test picture the same class."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageClassification
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+
+from ferryman.client import Client
+
+from ..serve.server.process import ServerProcess
+
+RIGHT = 146  # of 179, through transformers in fp32: shared/checkpoints/README.md
+TIE = 1e-3  # of probability: two classes nearer than this may change places
+
+
+@torch.no_grad()
+def test_dinov2_small_clothing(shared_checkpoints: Path, shared_data: Path, tmp_path: Path) -> None:
+    source, pictures = shared_checkpoints / "dinov2-small-clothing", shared_data / "clothing"
+    command = [sys.executable, "-m", "ferryman", "export", str(source), "-o", str(tmp_path), "--json"]
+    command += ["--samples", str(pictures / "train"), "--name", "clothing"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["peak_memory_bytes"] < 2.5e9
+
+    model = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32, attn_implementation="eager")
+    processor = BitImageProcessorPil.from_pretrained(source)
+    right = 0
+    with ServerProcess({"repository": str(tmp_path)}) as server, Client(server.address) as client:
+        for path in sorted((pictures / "test").glob("*/*")):
+            (answer,) = client.classify([path.read_bytes()], model="clothing", top_k=10).results
+            with Image.open(path) as image:
+                inputs = processor(image.convert("RGB"), return_tensors="pt")
+            expected = model(**inputs).logits[0].softmax(-1)
+            best = answer.predictions[0]
+            assert expected.max() - expected[best.class_id] < TIE, path
+            for prediction in answer.predictions:
+                assert abs(prediction.score - float(expected[prediction.class_id])) < 1e-4, path
+            right += best.label == path.parent.name
+    assert right == RIGHT
