@@ -24,6 +24,7 @@ def run_export(
     arch: str | None,
     labels: Path | None,
     adapter: Path | None,
+    revision: str | None,
     json_output: bool,
 ) -> None:
     """Raises what `pipeline.export` raises; nothing is left in the repository then."""
@@ -32,7 +33,7 @@ def run_export(
             raise UsageError(f"target {target} can't be built by this version; it builds {TARGET}")
     start = time.monotonic()
     with show_stages() as progress:
-        request = ExportRequest(source, repository, name, samples, sizes, tolerance, arch, labels, adapter)
+        request = ExportRequest(source, repository, name, samples, sizes, tolerance, arch, labels, adapter, revision)
         bundle = export(request, progress)
     seconds, peak_bytes = time.monotonic() - start, peak_memory_bytes()
     reports = read_parity(bundle).reports

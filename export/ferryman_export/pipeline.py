@@ -42,12 +42,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 class ExportRequest:
     """What to export and where to.
 
-    source: an embedded name or a checkpoint file; repository: the model repository that gets NAME/VERSION
+    source, arch, labels, adapter, revision: see `sources.open_source`
+    repository: the model repository that gets NAME/VERSION
     name: of the model, by default the source's; samples: a folder of real pictures for the golden samples, by
     default the embedded ones
     sizes: (height, width) of each canvas, by default the checkpoint's alone; "auto": those that the samples waste least
     tolerance: largest absolute error of every limited output, by default the precision's own
-    arch, labels: of a bare weights file; adapter: folder of a LoRA adapter; see `sources.open_source`
     module: wraps the model into the graph contract, by default the task's own (`wrappers.EXPORT_MODULES`)
     """
 
@@ -60,6 +60,7 @@ class ExportRequest:
     arch: str | None = None
     labels: Path | None = None
     adapter: Path | None = None
+    revision: str | None = None
     module: Callable[[torch.nn.Module, ModelSpec], ExportModule] | None = None
 
 
@@ -81,7 +82,7 @@ def export(request: ExportRequest, progress: Progress = lambda stage, done, tota
     """
     tolerance = _tolerance(request.tolerance)
     progress("load the checkpoint", 0, 1)
-    checkpoint = open_source(request.source, request.arch, request.labels, request.adapter)
+    checkpoint = open_source(request.source, request.arch, request.labels, request.adapter, request.revision, progress)
     name = _check_name(request.name or checkpoint.name or Path(checkpoint.source).stem)
     source = SourceFacts(source=checkpoint.source, architecture=checkpoint.architecture, sha256=checkpoint.sha256)
     crossings = [

@@ -7,6 +7,7 @@ from torch import nn
 
 from ferryman.errors import CheckpointError, FileAccessError, UsageError
 from ferryman.specs import ModelSpec, PreprocessSpec, classification_spec, detection_spec, embedding_spec
+from ferryman_export.hub import Progress, download, is_hub_id
 from ferryman_models.checkpoints.base import Checkpoint
 from ferryman_models.checkpoints.huggingface import load_huggingface
 from ferryman_models.checkpoints.lora import CONFIG_NAME as ADAPTER_CONFIG
@@ -21,46 +22,58 @@ from ferryman_models.zoo import EMBEDDED
 
 
 def open_source(
-    source: str, arch: str | None = None, labels: Path | None = None, adapter: Path | None = None
+    source: str,
+    arch: str | None = None,
+    labels: Path | None = None,
+    adapter: Path | None = None,
+    revision: str | None = None,
+    progress: Progress = lambda stage, done, total: None,
 ) -> Checkpoint:
-    """Loads an embedded checkpoint by name, a folder, one of Ferryman's own files, or a bare weights file.
+    """Loads an embedded checkpoint by name, a folder, one of Ferryman's own files, a bare weights file, or downloads
+    a model from a hub by `owner/name`.
 
     arch, labels: of a bare weights file; see `weights_file`; labels: a text file, one a line
-    adapter: the folder of a LoRA adapter for this folder's model; see `lora`
-    Raises CheckpointError, and UsageError for an option that does not belong to this source.
+    adapter: the folder of a LoRA adapter for this folder's or hub's model; see `lora`
+    revision: branch, tag or commit of a hub's model; progress: of its download, see `hub`
+    Raises CheckpointError, MissingExtraError, and UsageError for an option that does not belong to this source.
     """
     path = Path(source)
-    if adapter is not None and not path.is_dir():
-        raise UsageError(f"--adapter needs a base that is a folder in Hugging Face or timm layout, got {source}")
+    on_hub = arch is None and source not in EMBEDDED and not path.exists() and is_hub_id(source)
+    if revision is not None and not on_hub:
+        raise UsageError(f"--revision belongs to a model on a hub, given as owner/name, got {source}")
+    if adapter is not None and not (on_hub or path.is_dir()):
+        raise UsageError(f"--adapter needs a base that is a folder or on a hub, as owner/name, got {source}")
     if arch is not None and not path.is_dir() and source not in EMBEDDED:
         return load_weights_file(path, arch, source, read_labels(labels))
     if arch is not None or labels is not None:
         raise UsageError("--arch and --labels belong to a weights file; this source names its own")
     if source in EMBEDDED:
         return load_native(EMBEDDED[source], source)
+    if on_hub:
+        snapshot = download(source, revision, progress)
+        return open_folder(snapshot.folder, f"{source}@{snapshot.commit}", path.name, adapter)
     if not path.exists():
         raise CheckpointError(
-            f"there is no checkpoint {source!r}: give {', '.join(EMBEDDED)}, the path of a Ferryman checkpoint, or a "
-            "folder in Hugging Face or timm layout"
+            f"there is no checkpoint {source!r}: give {', '.join(EMBEDDED)}, the path of a Ferryman checkpoint, a "
+            "folder in Hugging Face or timm layout, or a model on a hub as owner/name"
         )
     if not path.is_dir():
         if path.suffix in (".pth", ".pt", ".bin"):
             raise UsageError(f"{source} does not say what it holds; add --arch: {', '.join(ARCHITECTURES)}")
         return load_native(path, source)
-    return open_folder(path, source, adapter)
+    return open_folder(path, source, path.absolute().name, adapter)
 
 
-def open_folder(folder: Path, source: str, adapter: Path | None = None) -> Checkpoint:
+def open_folder(folder: Path, source: str, name: str, adapter: Path | None = None) -> Checkpoint:
     """Loads a folder in Hugging Face or timm layout with an adapter, if any, merged into it.
 
-    The checkpoint's source names the adapter too, and so does its name.
+    source, name: of the checkpoint, to which an adapter adds its folder
     Raises CheckpointError, and UsageError for an adapter's folder in the place of its base's.
     """
     if (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
         base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
         raise UsageError(f"{source} is an adapter (of {base}); give its base: ferryman export BASE --adapter {folder}")
     load = load_timm if is_timm(read_json(folder / "config.json")) else load_huggingface
-    name = Path(source).absolute().name
     if adapter is None:
         return replace(load(folder, source), name=name)
     checkpoint = load(folder, f"{source} with the adapter {adapter}", read_adapter(adapter))

@@ -46,7 +46,11 @@ def demo(
 @app.command()
 def export(
     source: Annotated[
-        str, typer.Argument(help="An embedded name, a Ferryman checkpoint, or a folder in Hugging Face layout.")
+        str,
+        typer.Argument(
+            help="An embedded name, a Ferryman checkpoint, a folder in Hugging Face or timm layout, or a model on the "
+            "Hugging Face hub as owner/name."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="REPOSITORY", help="Model repository.")],
     name: Annotated[str | None, typer.Option(help="The model's name, by default the source's.")] = None,
@@ -66,13 +70,26 @@ def export(
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="Text file with its labels, one a line.")] = None,
     adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="LoRA adapter of peft to merge into it.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on a hub.")] = None,
     json_output: Json = False,
 ) -> None:
     """Export a checkpoint to REPOSITORY/NAME/VERSION, proved against PyTorch; exit status 3 when out of tolerance."""
     with _exporting("the export"):
         from ferryman_export.command import run_export
-    sizes = parse_sizes(size)
-    run_export(source, output, name, sizes, target or [], samples, tolerance, arch, labels, adapter, json_output)
+    run_export(
+        source,
+        output,
+        name,
+        parse_sizes(size),
+        target or [],
+        samples,
+        tolerance,
+        arch,
+        labels,
+        adapter,
+        revision,
+        json_output,
+    )
 
 
 @app.command()

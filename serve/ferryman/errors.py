@@ -10,6 +10,7 @@
     │   ├── BundlePathError          a file lies outside the bundle (`..`, an absolute path, a link)
     │   └── BundleSchemaError        the manifest is unreadable or of a newer schema
     ├── CheckpointError          a checkpoint can't be loaded
+    │   └── HubError                 it can't be downloaded
     ├── ExportError              the graph can't be built or breaks the graph contract
     ├── ParityError              an answer is out of tolerance
     ├── ModelNotFoundError       the server has no such model or version
@@ -76,6 +77,10 @@ class BundleSchemaError(BundleError):
 
 class CheckpointError(FerrymanError):
     grpc_status = "FAILED_PRECONDITION"
+
+
+class HubError(CheckpointError):
+    grpc_status = "UNAVAILABLE"
 
 
 class ExportError(FerrymanError):

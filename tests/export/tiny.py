@@ -1,9 +1,11 @@
 """Tiny checkpoints with random weights that answer decidedly, and pictures of several shapes."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from torch import nn
 
@@ -35,6 +37,27 @@ def save_vit(path: Path) -> Path:
     )
     save_native(path, ViT(VIT), classification_spec(preprocess, tuple("abcdefg")))
     return path
+
+
+def save_hf_vit(folder: Path) -> Path:
+    """A ViT at 32x32 in Hugging Face layout, with a file that no one needs and weights in a pickle too."""
+    config = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+        id2label=dict(enumerate("abcde")),
+    )
+    torch.manual_seed(1)
+    model = transformers.ViTForImageClassification(config)
+    model.save_pretrained(folder)
+    document = {"image_processor_type": "ViTImageProcessor", "size": 32}
+    (folder / "preprocessor_config.json").write_text(json.dumps(document))
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    (folder / "notes.txt").write_text("not needed")
+    return folder
 
 
 def save_detr(path: Path) -> Path:

@@ -73,6 +73,15 @@ def find_weights(folder: Path) -> list[Path]:
 
 def find_shards(index: Path) -> list[Path]:
     """The files that a `*.index.json` names, all in its own folder. Raises CheckpointError."""
+    names = shard_names(index)
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index} names shards that are not there: {', '.join(missing)}")
+    return [index.parent / name for name in names]
+
+
+def shard_names(index: Path) -> list[str]:
+    """What a `*.index.json` names, sorted, whether it is there or not. Raises CheckpointError for other folders."""
     document = read_json(index)
     weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -81,10 +90,7 @@ def find_shards(index: Path) -> list[Path]:
     for name in sorted(names):
         if Path(name).name != name or name in ("", ".", ".."):
             raise CheckpointError(f"{index} names the shard {name!r}, which lies outside its folder")
-    missing = [name for name in sorted(names) if not (index.parent / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{index} names shards that are not there: {', '.join(missing)}")
-    return [index.parent / name for name in sorted(names)]
+    return sorted(names)
 
 
 def read_json(path: Path) -> dict[str, object]:
