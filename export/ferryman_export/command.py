@@ -19,6 +19,7 @@ def run_export(
     tolerance: float | None,
     arch: str | None,
     labels: Path | None,
+    head: Path | None,
     json_output: bool,
 ) -> None:
     """Raises what `pipeline.export` raises; nothing is left in the repository then."""
@@ -26,7 +27,7 @@ def run_export(
         if target != str(TARGET):
             raise UsageError(f"target {target} can't be built by this version; it builds {TARGET}")
     with show_stages() as progress:
-        request = ExportRequest(source, repository, name, samples, size, tolerance, arch, labels)
+        request = ExportRequest(source, repository, name, samples, size, tolerance, arch, labels, head)
         bundle = export(request, progress)
     reports = read_parity(bundle).reports
     if json_output:

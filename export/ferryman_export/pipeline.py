@@ -42,7 +42,7 @@ class ExportRequest:
     name: of the model, by default the source's; samples: a folder of real pictures for the golden samples, by
     default the embedded ones; size: (height, width) of the canvas, by default the checkpoint's
     tolerance: largest absolute error of every limited output, by default the precision's own
-    arch, labels: of a bare weights file; see `sources.open_source`
+    arch, labels, head: of a bare weights file; see `sources.open_source`
     module: wraps the model into the graph contract, by default the task's own (`wrappers.EXPORT_MODULES`)
     """
 
@@ -54,6 +54,7 @@ class ExportRequest:
     tolerance: float | None = None
     arch: str | None = None
     labels: Path | None = None
+    head: Path | None = None
     module: Callable[[torch.nn.Module, ModelSpec], ExportModule] | None = None
 
 
@@ -65,7 +66,7 @@ def export(request: ExportRequest, progress: Progress = lambda stage, done, tota
     """
     tolerance = _tolerance(request.tolerance)
     progress("load the checkpoint", 0, 1)
-    checkpoint = open_source(request.source, request.arch, request.labels)
+    checkpoint = open_source(request.source, request.arch, request.labels, request.head)
     name = _check_name(request.name or Path(checkpoint.source).stem)
     spec = resize_spec(checkpoint, request.size)
     pictures = read_pictures(request.samples or pictures_folder(spec.task))

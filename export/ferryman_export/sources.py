@@ -3,29 +3,50 @@
 from pathlib import Path
 
 from ferryman.errors import CheckpointError, FileAccessError, UsageError
-from ferryman.specs import ModelSpec, PreprocessSpec, classification_spec, detection_spec, embedding_spec
+from ferryman.specs import (
+    ModelSpec,
+    PreprocessSpec,
+    classification_spec,
+    detection_spec,
+    embedding_spec,
+    segmentation_spec,
+    semantic_spec,
+)
 from ferryman_models.checkpoints.base import Checkpoint
+from ferryman_models.checkpoints.google_npz import load_google_npz
 from ferryman_models.checkpoints.huggingface import load_huggingface
 from ferryman_models.checkpoints.native import load_native
 from ferryman_models.checkpoints.tensors import read_json
 from ferryman_models.checkpoints.timm import is_timm, load_timm
 from ferryman_models.checkpoints.weights_file import ARCHITECTURES, load_weights_file
 from ferryman_models.detr import DETR
+from ferryman_models.detr_masks import DETRForMasks, mask_grid
+from ferryman_models.patch_segmenter import PatchSegmenter
 from ferryman_models.vit import ViT
 from ferryman_models.zoo import EMBEDDED
 
 
-def open_source(source: str, arch: str | None = None, labels: Path | None = None) -> Checkpoint:
+def open_source(
+    source: str, arch: str | None = None, labels: Path | None = None, head: Path | None = None
+) -> Checkpoint:
     """Loads an embedded checkpoint by name, a folder, one of Ferryman's own files, or a bare weights file.
 
-    arch, labels: of a bare weights file; see `weights_file`; labels: a text file, one a line
+    arch, labels, head: of a bare weights file; see `weights_file`; labels: a text file, one a line; a `.npz` file is
+    Google's and says itself what it is
     Raises CheckpointError, and UsageError for an option that does not belong to this source.
     """
     path = Path(source)
-    if arch is not None and not path.is_dir() and source not in EMBEDDED:
-        return load_weights_file(path, arch, source, read_labels(labels))
-    if arch is not None or labels is not None:
-        raise UsageError("--arch and --labels belong to a weights file; this source names its own")
+    bare = not path.is_dir() and source not in EMBEDDED
+    if bare and path.suffix == ".npz":
+        if arch is not None or head is not None:
+            raise UsageError(
+                f"{source} is a ViT of Google's, which says itself what it is: leave out --arch and --head"
+            )
+        return load_google_npz(path, source, read_labels(labels))
+    if arch is not None and bare:
+        return load_weights_file(path, arch, source, read_labels(labels), head)
+    if arch is not None or labels is not None or head is not None:
+        raise UsageError("--arch, --labels and --head belong to a weights file; this source names its own")
     if source in EMBEDDED:
         return load_native(EMBEDDED[source], source)
     if not path.exists():
@@ -65,15 +86,19 @@ def resize_spec(checkpoint: Checkpoint, size: tuple[int, int] | None) -> ModelSp
     if spec.preprocess.stretch_to is not None:
         sides = zip(spec.preprocess.stretch_to, size, spec.preprocess.size, strict=True)
         facts["stretch_to"] = tuple(round(side * new / old) for side, new, old in sides)
+    module = checkpoint.module
     try:
-        if isinstance(checkpoint.module, ViT):
-            checkpoint.module.config.grid(size)
+        if isinstance(module, ViT | PatchSegmenter):
+            module.config.grid(size)
         preprocess = PreprocessSpec.model_validate(facts)
     except ValueError as error:
         raise UsageError(f"{checkpoint.source} can't be exported at {size[0]}x{size[1]}: {error}") from error
-    if isinstance(checkpoint.module, DETR):
-        return detection_spec(preprocess, spec.labels, checkpoint.module.config.queries)
-    if isinstance(checkpoint.module, ViT) and spec.task == "embedding":
-        config = checkpoint.module.config
-        return embedding_spec(preprocess, config.dim, config.grid(size))
+    if isinstance(module, DETRForMasks):
+        return segmentation_spec(preprocess, spec.labels, module.config.queries, mask_grid(size), spec.stuff)
+    if isinstance(module, DETR):
+        return detection_spec(preprocess, spec.labels, module.config.queries)
+    if isinstance(module, PatchSegmenter):
+        return semantic_spec(preprocess, spec.labels)
+    if isinstance(module, ViT) and spec.task == "embedding":
+        return embedding_spec(preprocess, module.config.dim, module.config.grid(size))
     return classification_spec(preprocess, spec.labels)

@@ -58,12 +58,17 @@ def export(
         str | None, typer.Option(help="What a bare weights file holds, such as dinov2_vits14 or detr_resnet50.")
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="Text file with its labels, one a line.")] = None,
+    head: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Linear head of a DINOv2: of classes, or of segmentation.")
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Export a checkpoint to REPOSITORY/NAME/VERSION, proved against PyTorch; exit status 3 when out of tolerance."""
     with _exporting("the export"):
         from ferryman_export.command import run_export
-    run_export(source, output, name, parse_size(size), target or [], samples, tolerance, arch, labels, json_output)
+    run_export(
+        source, output, name, parse_size(size), target or [], samples, tolerance, arch, labels, head, json_output
+    )
 
 
 @app.command()
