@@ -70,7 +70,7 @@ def export(request: ExportRequest, progress: Progress = lambda stage, done, tota
     name = _check_name(request.name or Path(checkpoint.source).stem)
     spec = resize_spec(checkpoint, request.size)
     pictures = read_pictures(request.samples or pictures_folder(spec.task))
-    pictures = add_crops(pictures, MIN_SAMPLES, spec.preprocess.size if spec.task == "detection" else None)
+    pictures = add_crops(pictures, MIN_SAMPLES, spec.preprocess.size if spec.preprocess.fit == "pad" else None)
 
     progress("answer the golden samples with PyTorch", 0, 1)
     names, inputs = make_inputs(pictures, spec)

@@ -167,6 +167,25 @@ def embed(
 
 
 @app.command()
+def segment(
+    images: Images,
+    bundle: OptionalBundle = None,
+    address: Address = None,
+    model: Model = None,
+    target: TargetName = None,
+    score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Lowest score to show; by default the task's own.")
+    ] = None,
+    draw: Draw = None,
+    json_output: Json = False,
+) -> None:
+    """Divide pictures into objects and stuff; with --json the masks too, as COCO's run lengths."""
+    from ferryman.commands.predict import Asker, run_segment
+
+    run_segment(Asker(bundle, address, model, target), images, score, draw, json_output)
+
+
+@app.command()
 def bench(
     bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Measure this bundle here.")] = None,
     address: Address = None,

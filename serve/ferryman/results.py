@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferryman.errors import EngineError
+from ferryman.masks import Mask
 from ferryman.preprocess import Geometry
 from ferryman.specs import ModelSpec
 
@@ -60,15 +61,41 @@ class Embedding:
     patches: NDArray[np.float32] = field(compare=False)
 
 
-Result = Classification | Detections | Embedding
+@dataclass(frozen=True)
+class Segment:
+    """One object, or all of one kind of stuff. score: probability in [0, 1]
+
+    box_xyxy: edges of its mask, left, top, right, bottom in pixels of the original; mask: at the original's size
+    """
+
+    label: str
+    class_id: int
+    score: float
+    box_xyxy: tuple[float, float, float, float]
+    mask: Mask
 
 
-def _size(geometry: Geometry) -> tuple[int, int]:
+@dataclass(frozen=True)
+class Segmentation:
+    """The segments of one image, highest score first; no two overlap, and some pixels may belong to none.
+
+    size: (width, height) of the original in pixels
+    """
+
+    size: tuple[int, int]
+    segments: tuple[Segment, ...]
+
+
+Result = Classification | Detections | Embedding | Segmentation
+
+
+def size_of(geometry: Geometry) -> tuple[int, int]:
+    """(width, height) of the original in pixels."""
     height, width = geometry.original_size
     return width, height
 
 
-def _check_finite(array: NDArray[Any], name: str) -> None:
+def check_finite(array: NDArray[Any], name: str) -> None:
     """Raises EngineError: an answer of NaN is none, and NaN scores would silently look like an empty picture."""
     if not np.isfinite(array).all():
         raise EngineError(f"the model's {name} for this image are NaN or infinite; run `ferryman verify` on its bundle")
@@ -79,10 +106,10 @@ def classification_from_outputs(
 ) -> Classification:
     """Answer for image `index` of a batch; top_k is clamped to the number of classes."""
     probabilities = outputs["probabilities"][index]
-    _check_finite(probabilities, "probabilities")
+    check_finite(probabilities, "probabilities")
     best = np.argsort(-probabilities, kind="stable")[: max(1, top_k)]
     predictions = tuple(Prediction(spec.labels[i], int(i), float(probabilities[i])) for i in best)
-    return Classification(_size(geometry), predictions)
+    return Classification(size_of(geometry), predictions)
 
 
 def detections_from_outputs(
@@ -94,14 +121,14 @@ def detections_from_outputs(
 ) -> Detections:
     """Answer for image `index` of a batch: the queries whose score is at least `score_threshold`."""
     scores = outputs["scores"][index]
-    _check_finite(scores, "scores")
-    _check_finite(outputs["boxes"][index], "boxes")
+    check_finite(scores, "scores")
+    check_finite(outputs["boxes"][index], "boxes")
     kept = np.flatnonzero(scores >= score_threshold)
     kept = kept[np.argsort(-scores[kept], kind="stable")]
     boxes = geometry.boxes_to_original(outputs["boxes"][index][kept].astype(np.float32))
     labels = outputs["labels"][index][kept]
     return Detections(
-        _size(geometry),
+        size_of(geometry),
         tuple(
             Detection(
                 spec.labels[int(label)],
@@ -117,6 +144,6 @@ def detections_from_outputs(
 def embedding_from_outputs(outputs: Outputs, index: int, geometry: Geometry) -> Embedding:
     """Answer for image `index` of a batch."""
     cls, patches = outputs["cls"][index], outputs["patches"][index]
-    _check_finite(cls, "class token")
-    _check_finite(patches, "patches")
-    return Embedding(_size(geometry), cls.astype(np.float32), patches.astype(np.float32))
+    check_finite(cls, "class token")
+    check_finite(patches, "patches")
+    return Embedding(size_of(geometry), cls.astype(np.float32), patches.astype(np.float32))

@@ -105,4 +105,8 @@ def print_report(report: ParityReport) -> None:
         if not report.detections:
             threshold = report.tolerance.score_threshold
             task = f", no detection above {threshold} to match: export with --samples that show objects"
+    if report.pixel_agreement is not None:
+        task += f", {report.pixel_agreement:.3%} of the pixels or more agree"
+    if report.mask_iou is not None:
+        task += f", masks' IoU {report.mask_iou:.4f} or more"
     out.print(f"{report.target} ({report.runtime_version}): {verdict}{task}")
