@@ -22,7 +22,10 @@ from ferryman.errors import TaskError, UsageError
 from ferryman.masks import Mask
 from ferryman.parity import ParityReports
 from ferryman.predictor import Predictor
+from ferryman.preprocess import Geometry
 from ferryman.results import Segmentation
+from ferryman.segmenting import segmentation_from_outputs
+from ferryman.specs import PreprocessSpec, segmentation_spec
 from ferryman_export.pipeline import ExportRequest, export
 
 from ..models.test_detr_masks import MODELS, build_hf, save
@@ -60,16 +63,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference() -> Any:
-    """A DetrForSegmentation whose queries differ in class and are rather sure of it."""
+def reference(folder: Path) -> Any:
+    """A DetrForSegmentation whose queries differ in class and place on these pictures and are rather sure of it."""
     model = build_hf(*MODELS["bottleneck"])
-    image = torch.randn(2, 3, *CANVAS, generator=torch.Generator().manual_seed(1))
-    head = model.detr.class_labels_classifier
     with torch.no_grad():
-        answers = model(image).last_hidden_state.flatten(0, 1)
+        # Where a query looks is a share of one over all heads and cells; at random weights nobody would hear it.
+        model.mask_head.conv1.conv.weight[:, model.config.d_model :].mul_(1500)
+        model.mask_head.output_conv.weight.mul_(4)
+    head = model.detr.class_labels_classifier
+    outputs = [ask_transformers(model, (folder / name).read_bytes())[1] for name in PICTURES]
+    with torch.no_grad():
+        answers = torch.cat([output.last_hidden_state[0] for output in outputs])
         centred = answers - answers.mean(dim=0)
         head.weight.div_((centred @ head.weight.T).std()).mul_(4)
         head.bias.copy_(-head.weight @ answers.mean(dim=0))
+        head.bias[-1] -= 2  # "no object"
     return model
 
 
@@ -131,7 +139,8 @@ def panoptic_by_the_paper(output: Any, valid: Tensor, size: tuple[int, int]) -> 
     """Label, score and mask of each segment, by Carion et al. 2020, section 4.4, on what `transformers` answers."""
     scores, labels = output.logits[0].softmax(-1).max(-1)
     kept = (scores > THRESHOLD) & (labels != output.logits.shape[-1] - 1)
-    scores, labels, masks = scores[kept], labels[kept], enlarge(output.pred_masks[0], valid, size)[kept]
+    sent = output.pred_masks[0].half().float()  # as the graph contract has them; random masks are much alike
+    scores, labels, masks = scores[kept], labels[kept], enlarge(sent, valid, size)[kept]
     names: list[Any] = [int(label) if int(label) in STUFF else (query,) for query, label in enumerate(labels)]
     alive = list(range(len(names)))
     while True:
@@ -159,7 +168,7 @@ def check_answer(found: Segmentation, expected: list[tuple[int, float, NDArray[A
         mask = segment.mask.to_array()
         assert segment.score == pytest.approx(score, abs=1e-4)
         agreed += int((mask & inside).sum())
-    # Masks travel as float16: a pixel between two nearly equal ones may go to either.
+    # A number on the edge of two float16s may be rounded to either.
     assert agreed >= 0.998 * found.size[0] * found.size[1]
 
 
@@ -183,28 +192,46 @@ def test_answers_are_those_of_transformers(bundle: Bundle, reference: Any, folde
     assert kinds == {True, False}, "the pictures show no stuff, or no things: nothing was proved of one"
 
 
-def test_difference_from_transformers_own_merge(reference: Any, folder: Path, server: str) -> None:
+def test_merge_where_queries_are_sure() -> None:
     """`post_process_panoptic_segmentation` weighs a mask's probability by its query's score, DETR's authors its logit
-    by nothing; and it drops segments that lose a fifth of their area to others, here switched off."""
-    data, size = (folder / "whole.png").read_bytes(), PICTURES["whole.png"]
-    [found] = Both(server).segment([data], model="panoptic", score_threshold=THRESHOLD).results
-    processor, output, _ = ask_transformers(reference, data)
-    [theirs] = processor.post_process_panoptic_segmentation(
-        output,
-        threshold=THRESHOLD,
-        mask_threshold=0.0,
-        overlap_mask_area_threshold=0.0,
-        label_ids_to_fuse=set(STUFF),
-        target_sizes=[size],
+    by nothing, and drops segments that lose a fifth of their area to others. Where one query is sure of each pixel,
+    as trained models are, both say the same but for some pixels along the edges."""
+    random = np.random.default_rng(5)
+    queries, rows, columns, size, canvas = 8, 25, 34, (300, 407), (100, 136)
+    centres = random.uniform(0, 1, (queries, 2)) * (rows, columns)
+    places = np.stack(np.mgrid[:rows, :columns], axis=-1) + 0.5
+    nearest = ((places[None] - centres[:, None, None]) ** 2).sum(-1).argmin(0)
+    masks = np.where(nearest[None] == np.arange(queries)[:, None, None], 8.0, -8.0) + random.normal(
+        size=(queries, rows, columns)
     )
-    classes = np.full(size, -1)
-    for segment in theirs["segments_info"]:
-        classes[theirs["segmentation"].numpy() == segment["id"]] = segment["label_id"]
+    logits = np.full((queries, 6), -3.0)
+    logits[np.arange(queries), [0, 1, 1, 2, 3, 3, 4, 5]] = random.uniform(3, 6, queries)  # the last is no object
+    probabilities = torch.from_numpy(logits).softmax(-1).numpy()
+    outputs = {
+        "logits": logits,
+        "scores": probabilities[:, :-1].max(-1),
+        "labels": probabilities[:, :-1].argmax(-1),
+        "masks": masks.astype(np.float16),
+    }
+    spec = segmentation_spec(PreprocessSpec(size=canvas, fit="pad"), tuple("abcde"), queries, (rows, columns), STUFF)
+    geometry = Geometry(size, canvas, (0.0, 0.0, float(size[1]), float(size[0])))
+
+    found = segmentation_from_outputs({k: v[None] for k, v in outputs.items()}, 0, geometry, spec)
+
+    output: Any = transformers.models.detr.modeling_detr.DetrSegmentationOutput(
+        logits=torch.from_numpy(logits)[None], pred_masks=torch.from_numpy(masks)[None]
+    )
+    processor: Any = transformers.DetrImageProcessorPil()
+    [theirs] = processor.post_process_panoptic_segmentation(
+        output, threshold=0.85, label_ids_to_fuse=set(STUFF), target_sizes=[size]
+    )
+    segments = {segment["id"]: segment["label_id"] for segment in theirs["segments_info"]}
+    assert sorted(segments.values()) == sorted(segment.class_id for segment in found.segments)
+    classes = np.vectorize(lambda number: segments.get(number, -1))(theirs["segmentation"].numpy())
     ours = np.full(size, -1)
     for segment in found.segments:
         ours[segment.mask.to_array()] = segment.class_id
-    assert {int(c) for c in np.unique(classes)} == {int(c) for c in np.unique(ours)}
-    assert (classes == ours).mean() > 0.7
+    assert (classes == ours).mean() > 0.97
 
 
 def test_errors(server: str, folder: Path) -> None:

@@ -48,7 +48,8 @@ NOWHERE = (slice(0, 0), slice(0, 0))
 
 def answer(outputs: dict[str, Any], geometry: Geometry = WHOLE, spec: ModelSpec = PANOPTIC, **k: Any) -> Segmentation:
     found = segmentation_from_outputs(outputs, 0, geometry, spec, **k)
-    assert sum(segment.mask.to_array().astype(int) for segment in found.segments).max() <= 1 if found.segments else True
+    overlaps = sum((segment.mask.to_array().astype(int) for segment in found.segments), np.zeros((1, 1), int))
+    assert overlaps.max() <= 1
     return found
 
 
