@@ -260,7 +260,8 @@ def test_command_line(bundle: Bundle, folder: Path, server: str, tmp_path: Path)
     assert document["size"] == [120, 180]
     masks = [Mask((180, 120), tuple(segment["mask"]["counts"])) for segment in document["segments"]]
     assert [mask.area for mask in masks] == [segment["area"] for segment in document["segments"]]
-    assert Image.open(drawn).size == (120 * 6, 180 * 6) or Image.open(drawn).size == (120 * 4, 180 * 4)
+    with Image.open(drawn) as image:
+        assert image.size == (120 * 4, 180 * 4)
     served = ferryman(*options, "--address", server, "--model", "panoptic", "--json")
     assert json.loads(served.stdout)[0]["segments"] == document["segments"]
     table = ferryman(*options, "--bundle", bundle.path)

@@ -9,8 +9,9 @@ from PIL import Image
 
 from ferryman.drawing import draw_segmentation
 from ferryman.errors import EngineError
+from ferryman.golden import GoldenSamples, Tensors
 from ferryman.mask_parity import compare_all_masks, compare_masks
-from ferryman.parity import TOLERANCES
+from ferryman.parity import TOLERANCES, check_parity
 from ferryman.preprocess import Geometry, fit_image
 from ferryman.results import Segmentation
 from ferryman.segmenting import segmentation_from_outputs
@@ -175,6 +176,35 @@ def test_parity_of_masks() -> None:
         "93.7500% of the pixels agree at sample a (batch 2, slot 1), fewer than 99.9000%",
         "the masks' IoU is 0.8824 at sample a (batch 2, slot 1), below 0.99",
     ]
+
+
+def test_parity_report() -> None:
+    """Of a variant that shifts every mask by a cell."""
+    outputs = queries((0, 0.9, LEFT), (1, 0.95, RIGHT), (2, 0.9, TOP_LEFT), (1, 0.1, NOWHERE))
+    count = 3
+    inputs = {
+        "image": np.zeros((count, *CANVAS, 3), dtype=np.uint8),
+        "valid_size": np.full((count, 2), 32, dtype=np.int32),
+    }
+    golden = GoldenSamples(tuple("abc"), inputs, {k: np.repeat(v, count, axis=0) for k, v in outputs.items()})
+
+    def run(batch: Tensors) -> Tensors:
+        return {name: np.repeat(array, len(batch["image"]), axis=0) for name, array in outputs.items()}
+
+    def shift(batch: Tensors) -> Tensors:
+        answers = run(batch)
+        return answers | {"masks": np.roll(answers["masks"], 1, axis=-1)}
+
+    report = check_parity(run, golden, PANOPTIC, TOLERANCE, "toy", "1")
+    assert report.passed
+    assert (report.matched_detections, report.pixel_agreement, report.mask_iou) == (1.0, 1.0, 1.0)
+    report = check_parity(shift, golden, PANOPTIC, TOLERANCE, "toy", "1")
+    assert (report.matched_detections, report.passed) == (1.0, False)
+    first, *_, pixels, iou = report.failures
+    assert first.startswith("output masks, sample")
+    assert "the logits agree and what is made of them does not: look at the mask head" in first
+    assert "of the pixels agree at sample a (batch 1, slot 0), fewer than" in pixels
+    assert iou.startswith("the masks' IoU is")
 
 
 def test_parity_of_maps() -> None:
