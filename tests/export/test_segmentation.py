@@ -199,7 +199,7 @@ def test_merge_where_queries_are_sure() -> None:
     random = np.random.default_rng(5)
     queries, rows, columns, size, canvas = 8, 25, 34, (300, 407), (100, 136)
     centres = random.uniform(0, 1, (queries, 2)) * (rows, columns)
-    places = np.stack(np.mgrid[:rows, :columns], axis=-1) + 0.5
+    places = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1) + 0.5
     nearest = ((places[None] - centres[:, None, None]) ** 2).sum(-1).argmin(0)
     masks = np.where(nearest[None] == np.arange(queries)[:, None, None], 8.0, -8.0) + random.normal(
         size=(queries, rows, columns)
