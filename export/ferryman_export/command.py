@@ -23,6 +23,7 @@ def run_export(
     tolerance: float | None,
     arch: str | None,
     labels: Path | None,
+    head: Path | None,
     adapter: Path | None,
     revision: str | None,
     json_output: bool,
@@ -33,7 +34,9 @@ def run_export(
             raise UsageError(f"target {target} can't be built by this version; it builds {TARGET}")
     start = time.monotonic()
     with show_stages() as progress:
-        request = ExportRequest(source, repository, name, samples, sizes, tolerance, arch, labels, adapter, revision)
+        request = ExportRequest(
+            source, repository, name, samples, sizes, tolerance, arch, labels, head, adapter, revision
+        )
         bundle = export(request, progress)
     seconds, peak_bytes = time.monotonic() - start, peak_memory_bytes()
     reports = read_parity(bundle).reports

@@ -11,12 +11,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
-from ferryman.drawing import Components, draw_classification, draw_detections, draw_embedding
+from ferryman.drawing import Components, draw_classification, draw_detections, draw_embedding, draw_segmentation
 from ferryman.golden import GoldenSamples, Tensors
 from ferryman.parity import ParityReport, SampleErrors
 from ferryman.preprocess import Geometry
 from ferryman.results import classification_from_outputs, detections_from_outputs
-from ferryman.specs import ModelSpec
+from ferryman.segmenting import segmentation_from_outputs
+from ferryman.specs import SEGMENTING, ModelSpec
+
+MOST_VALUES = 1_000_000  # of one histogram
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ def _summarise(output: str, report: ParityReport, golden: GoldenSamples, answers
     errors = [error for error in report.errors if error.output == output]
     worst = max(errors, key=lambda error: error.max_abs)
     difference = np.abs(answers[output].astype(np.float64) - golden.outputs[output].astype(np.float64))
-    histogram = _draw_histogram(difference.ravel(), worst.limit)
+    # Masks are millions of values; every so-many-th shows the same shape.
+    histogram = _draw_histogram(difference.ravel()[:: 1 + difference.size // MOST_VALUES], worst.limit)
     return OutputSummary(worst, min(error.cosine for error in errors), histogram)
 
 
@@ -108,6 +112,8 @@ def _draw(
 ) -> str:
     if spec.task == "embedding":
         drawn = draw_embedding(picture, outputs["patches"][index], components)
+    elif spec.task in SEGMENTING:
+        drawn = draw_segmentation(picture, segmentation_from_outputs(outputs, index, geometry, spec))
     elif spec.task == "detection":
         drawn = draw_detections(picture, detections_from_outputs(outputs, index, geometry, spec).detections)
     else:

@@ -42,7 +42,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 class ExportRequest:
     """What to export and where to.
 
-    source, arch, labels, adapter, revision: see `sources.open_source`
+    source, arch, labels, head, adapter, revision: see `sources.open_source`
     repository: the model repository that gets NAME/VERSION
     name: of the model, by default the source's; samples: a folder of real pictures for the golden samples, by
     default the embedded ones
@@ -59,6 +59,7 @@ class ExportRequest:
     tolerance: float | None = None
     arch: str | None = None
     labels: Path | None = None
+    head: Path | None = None
     adapter: Path | None = None
     revision: str | None = None
     module: Callable[[torch.nn.Module, ModelSpec], ExportModule] | None = None
@@ -82,7 +83,9 @@ def export(request: ExportRequest, progress: Progress = lambda stage, done, tota
     """
     tolerance = _tolerance(request.tolerance)
     progress("load the checkpoint", 0, 1)
-    checkpoint = open_source(request.source, request.arch, request.labels, request.adapter, request.revision, progress)
+    checkpoint = open_source(
+        request.source, request.arch, request.labels, request.head, request.adapter, request.revision, progress
+    )
     name = _check_name(request.name or checkpoint.name or Path(checkpoint.source).stem)
     source = SourceFacts(source=checkpoint.source, architecture=checkpoint.architecture, sha256=checkpoint.sha256)
     crossings = [
@@ -139,7 +142,7 @@ def prepare(
     pictures = read_pictures(
         request.samples or pictures_folder(spec.task), choose_count(checkpoint.module, spec.preprocess.size)
     )
-    pictures = add_crops(pictures, MIN_SAMPLES, spec.preprocess.size if spec.task == "detection" else None)
+    pictures = add_crops(pictures, MIN_SAMPLES, spec.preprocess.size if spec.preprocess.fit == "pad" else None)
     names, inputs = make_inputs(pictures, spec)
     advance = _counter(progress, "answer the golden samples with PyTorch", len(names))
     golden = GoldenSamples(names, inputs, reference_outputs(checkpoint.module, inputs, spec, advance))

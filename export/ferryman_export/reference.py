@@ -23,7 +23,7 @@ def normalize_reference(image_u8: NDArray[Any], spec: PreprocessSpec) -> NDArray
     return np.ascontiguousarray(normalised.transpose(2, 0, 1)).astype(np.float32)
 
 
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+def _softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
@@ -34,13 +34,20 @@ def _classification(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> Tenso
     return {"logits": logits, "probabilities": _softmax(logits).astype(np.float32)}
 
 
-def _detection(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> Tensors:
+def _run_detr(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> Any:
     image = normalize_reference(inputs["image"], spec.preprocess)
     height, width = (int(side) for side in inputs["valid_size"])
     valid = np.zeros(image.shape[1:], dtype=np.bool_)
     valid[:height, :width] = True
     image[:, ~valid] = 0
-    output = model(torch.from_numpy(image)[None], torch.from_numpy(valid)[None])
+    return model(torch.from_numpy(image)[None], torch.from_numpy(valid)[None])
+
+
+def _detection(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> Tensors:
+    return _detections(_run_detr(model, inputs, spec))
+
+
+def _detections(output: Any) -> Tensors:
     logits = output.logits[-1, 0].numpy()
     cx, cy, w, h = output.boxes_cxcywh[-1, 0].numpy().astype(np.float64).T
     boxes = np.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), axis=1)
@@ -61,10 +68,38 @@ def _embedding(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> Tensors:
     return {"cls": tokens[0], "patches": tokens[-rows * columns :].reshape(rows, columns, dim)}
 
 
+def _segmentation(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> Tensors:
+    output = _run_detr(model, inputs, spec)
+    masks = output.masks[0].numpy()
+    limits = np.finfo(np.float16)
+    return {**_detections(output), "masks": np.clip(masks, limits.min, limits.max).astype(np.float16)}
+
+
+def _semantic(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> Tensors:
+    image = normalize_reference(inputs["image"], spec.preprocess)
+    cells = model(torch.from_numpy(image)[None])[0].numpy().astype(np.float64)  # (classes, rows, columns)
+    down, along = (_interpolation(sides, cells.shape[1 + axis]) for axis, sides in enumerate(spec.preprocess.size))
+    classes = np.empty(spec.preprocess.size, dtype=np.uint8)
+    confidences = np.empty(spec.preprocess.size, dtype=np.float16)
+    for row, weights in enumerate(down):  # one row of pixels at a time: (classes, width)
+        logits = np.einsum("r,krc->kc", weights, cells) @ along.T
+        classes[row] = logits.argmax(axis=0)
+        confidences[row] = _softmax(logits.T).max(axis=1)
+    return {"classes": classes, "confidences": confidences}
+
+
+def _interpolation(pixels: int, cells: int) -> NDArray[np.float64]:
+    """(pixels, cells) weights of linear interpolation between the cells' centres, constant beyond the outer two."""
+    places = np.clip((np.arange(pixels) + 0.5) * cells / pixels - 0.5, 0, cells - 1)
+    return np.clip(1 - np.abs(places[:, None] - np.arange(cells)[None]), 0, None)
+
+
 _REFERENCES: dict[str, Callable[[nn.Module, Tensors, ModelSpec], Tensors]] = {
     "classification": _classification,
     "detection": _detection,
     "embedding": _embedding,
+    "segmentation": _segmentation,
+    "semantic-segmentation": _semantic,
 }
 
 

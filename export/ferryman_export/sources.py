@@ -6,9 +6,18 @@ from pathlib import Path
 from torch import nn
 
 from ferryman.errors import CheckpointError, FileAccessError, UsageError
-from ferryman.specs import ModelSpec, PreprocessSpec, classification_spec, detection_spec, embedding_spec
+from ferryman.specs import (
+    ModelSpec,
+    PreprocessSpec,
+    classification_spec,
+    detection_spec,
+    embedding_spec,
+    segmentation_spec,
+    semantic_spec,
+)
 from ferryman_export.hub import Progress, download, is_hub_id
 from ferryman_models.checkpoints.base import Checkpoint
+from ferryman_models.checkpoints.google_npz import load_google_npz
 from ferryman_models.checkpoints.huggingface import load_huggingface
 from ferryman_models.checkpoints.lora import CONFIG_NAME as ADAPTER_CONFIG
 from ferryman_models.checkpoints.lora import read_adapter
@@ -17,6 +26,8 @@ from ferryman_models.checkpoints.tensors import read_json
 from ferryman_models.checkpoints.timm import is_timm, load_timm
 from ferryman_models.checkpoints.weights_file import ARCHITECTURES, load_weights_file
 from ferryman_models.detr import DETR
+from ferryman_models.detr_masks import DETRForMasks, mask_grid
+from ferryman_models.patch_segmenter import PatchSegmenter
 from ferryman_models.vit import ViT
 from ferryman_models.zoo import EMBEDDED
 
@@ -25,6 +36,7 @@ def open_source(
     source: str,
     arch: str | None = None,
     labels: Path | None = None,
+    head: Path | None = None,
     adapter: Path | None = None,
     revision: str | None = None,
     progress: Progress = lambda stage, done, total: None,
@@ -32,7 +44,8 @@ def open_source(
     """Loads an embedded checkpoint by name, a folder, one of Ferryman's own files, a bare weights file, or downloads
     a model from a hub by `owner/name`.
 
-    arch, labels: of a bare weights file; see `weights_file`; labels: a text file, one a line
+    arch, labels, head: of a bare weights file; see `weights_file`; labels: a text file, one a line; a `.npz` file is
+    Google's and says itself what it is
     adapter: the folder of a LoRA adapter for this folder's or hub's model; see `lora`
     revision: branch, tag or commit of a hub's model; progress: of its download, see `hub`
     Raises CheckpointError, MissingExtraError, and UsageError for an option that does not belong to this source.
@@ -43,10 +56,17 @@ def open_source(
         raise UsageError(f"--revision belongs to a model on a hub, given as owner/name, got {source}")
     if adapter is not None and not (on_hub or path.is_dir()):
         raise UsageError(f"--adapter needs a base that is a folder or on a hub, as owner/name, got {source}")
-    if arch is not None and not path.is_dir() and source not in EMBEDDED:
-        return load_weights_file(path, arch, source, read_labels(labels))
-    if arch is not None or labels is not None:
-        raise UsageError("--arch and --labels belong to a weights file; this source names its own")
+    bare = not path.is_dir() and source not in EMBEDDED
+    if bare and path.suffix == ".npz":
+        if arch is not None or head is not None:
+            raise UsageError(
+                f"{source} is a ViT of Google's, which says itself what it is: leave out --arch and --head"
+            )
+        return load_google_npz(path, source, read_labels(labels))
+    if arch is not None and bare:
+        return load_weights_file(path, arch, source, read_labels(labels), head)
+    if arch is not None or labels is not None or head is not None:
+        raise UsageError("--arch, --labels and --head belong to a weights file; this source names its own")
     if source in EMBEDDED:
         return load_native(EMBEDDED[source], source)
     if on_hub:
@@ -112,17 +132,20 @@ def resize_spec(checkpoint: Checkpoint, size: tuple[int, int] | None) -> ModelSp
     if spec.preprocess.stretch_to is not None:
         sides = zip(spec.preprocess.stretch_to, size, spec.preprocess.size, strict=True)
         facts["stretch_to"] = tuple(round(side * new / old) for side, new, old in sides)
+    module = checkpoint.module
     try:
-        model = checkpoint.module
-        vit = model.backbone if isinstance(model, DETR) else model
-        if isinstance(vit, ViT):
+        vit = module.backbone if isinstance(module, DETR) else module
+        if isinstance(vit, ViT | PatchSegmenter):
             vit.config.grid(size)
         preprocess = PreprocessSpec.model_validate(facts)
     except ValueError as error:
         raise UsageError(f"{checkpoint.source} can't be exported at {size[0]}x{size[1]}: {error}") from error
-    if isinstance(checkpoint.module, DETR):
-        return detection_spec(preprocess, spec.labels, checkpoint.module.config.queries)
-    if isinstance(checkpoint.module, ViT) and spec.task == "embedding":
-        config = checkpoint.module.config
-        return embedding_spec(preprocess, config.dim, config.grid(size))
+    if isinstance(module, DETRForMasks):
+        return segmentation_spec(preprocess, spec.labels, module.config.queries, mask_grid(size), spec.stuff)
+    if isinstance(module, DETR):
+        return detection_spec(preprocess, spec.labels, module.config.queries)
+    if isinstance(module, PatchSegmenter):
+        return semantic_spec(preprocess, spec.labels)
+    if isinstance(module, ViT) and spec.task == "embedding":
+        return embedding_spec(preprocess, module.config.dim, module.config.grid(size))
     return classification_spec(preprocess, spec.labels)

@@ -9,11 +9,14 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ferryman.errors import ExportError
 from ferryman.specs import ModelSpec
 from ferryman_models.attention import attend_plain, set_attend
-from ferryman_models.detr import DETR
+from ferryman_models.detr import DETR, DetrOutput
+from ferryman_models.detr_masks import DetrMasksOutput
+from ferryman_models.patch_segmenter import PatchSegmenter
 from ferryman_models.vit import ViT
 
 
@@ -98,18 +101,57 @@ class DetectionExport(ExportModule):
         centre, half = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:] / 2
         return torch.cat((centre - half, centre + half), dim=-1).clamp(0, 1)
 
-    def forward(self, image: Tensor, valid_size: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor, valid_size: Tensor) -> tuple[Tensor, ...]:
         """image: (batch, height, width, 3) uint8 RGB; valid_size: (batch, 2) int32, (height, width) of the real pixels
 
         Returns logits (batch, queries, classes + 1), boxes (batch, queries, 4) xyxy in [0, 1] of the valid area,
         scores (batch, queries), labels (batch, queries) int64, never "no object".
         """
-        normalised, valid = self.mask_padding(self.normalize(image), valid_size)
-        output = self.model(normalised, valid)
+        return self.answer(self.model(*self.mask_padding(self.normalize(image), valid_size)))
+
+    def answer(self, output: DetrOutput | DetrMasksOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits, boxes, scores and labels of the last decoder layer."""
         logits = output.logits[-1]
         # The probability is over all classes, the choice among all but the last ("no object").
         scores, labels = logits.softmax(dim=-1)[..., :-1].max(dim=-1)
         return logits, self.to_corners(output.boxes_cxcywh[-1]), scores, labels
+
+
+class SegmentationExport(DetectionExport):
+    """Graph contract of a DETR with masks."""
+
+    def forward(self, image: Tensor, valid_size: Tensor) -> tuple[Tensor, ...]:
+        """As DetectionExport.forward, and masks (batch, queries, rows, columns) float16, the head's own logits."""
+        output = self.model(*self.mask_padding(self.normalize(image), valid_size))
+        # Beyond float16's range a logit is as sure as one at its end.
+        largest = torch.finfo(torch.float16).max
+        return *self.answer(output), output.masks.clamp(-largest, largest).to(torch.float16)
+
+
+class SemanticExport(ExportModule):
+    """Graph contract of a model that classifies patches. Position embeddings are those of the canvas, as constants."""
+
+    def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
+        if not isinstance(model, PatchSegmenter):
+            raise ExportError("a map of classes needs a model that classifies patches")
+        vit = resize_positions(model.vit, spec.preprocess.size)
+        if isinstance(vit, ViT) and vit is not model.vit:
+            state = model.state_dict() | {f"vit.{name}": tensor for name, tensor in vit.state_dict().items()}
+            with torch.device("meta"):
+                model = PatchSegmenter(vit.config, model.classes, model.blocks)
+            model.load_state_dict(state, assign=True)
+        super().__init__(model, spec)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """image: (batch, height, width, 3) uint8 RGB
+
+        Returns every pixel's best class, uint8, and its probability, float16, both (batch, height, width).
+        """
+        logits = self.model(self.normalize(image))
+        size = (image.shape[1], image.shape[2])
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        confidences, classes = logits.softmax(dim=1).max(dim=1)
+        return classes.to(torch.uint8), confidences.to(torch.float16)
 
 
 def resize_positions(model: ViT | DETR, image_size: tuple[int, int]) -> nn.Module:
@@ -132,4 +174,6 @@ EXPORT_MODULES: dict[str, type[ExportModule]] = {
     "classification": ClassificationExport,
     "detection": DetectionExport,
     "embedding": EmbeddingExport,
+    "segmentation": SegmentationExport,
+    "semantic-segmentation": SemanticExport,
 }

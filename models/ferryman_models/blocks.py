@@ -10,17 +10,21 @@ from ferryman_models.attention import MultiHeadAttention
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an exact GELU between them, applied to every token by itself."""
+    """Two linear layers with a GELU between them, applied to every token by itself.
 
-    def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
+    approximate: "none" for the exact GELU, "tanh" for Hendrycks and Gimpel's approximation, which Google's ViT has
+    """
+
+    def __init__(self, dim: int, hidden: int, dropout: float = 0.0, approximate: str = "none") -> None:
         super().__init__()
+        self.approximate = approximate
         self.up = nn.Linear(dim, hidden)
         self.down = nn.Linear(hidden, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, tokens, dim). Returns (batch, tokens, dim)."""
-        return self.down(self.dropout(F.gelu(self.up(x))))
+        return self.down(self.dropout(F.gelu(self.up(x), approximate=self.approximate)))
 
 
 class SwiGLU(nn.Module):
@@ -57,13 +61,16 @@ class PreNormBlock(nn.Module):
         epsilon: float = 1e-6,
         qkv_bias: bool = True,
         layer_scale: bool = False,
-        feed_forward: Literal["gelu", "swiglu"] = "gelu",
+        feed_forward: Literal["gelu", "gelu-tanh", "swiglu"] = "gelu",
     ) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(dim, eps=epsilon)
         self.attention = MultiHeadAttention(dim, heads, bias=qkv_bias)
         self.norm_feed_forward = nn.LayerNorm(dim, eps=epsilon)
-        self.feed_forward = (SwiGLU if feed_forward == "swiglu" else FeedForward)(dim, hidden, dropout)
+        if feed_forward == "swiglu":
+            self.feed_forward = SwiGLU(dim, hidden, dropout)
+        else:
+            self.feed_forward = FeedForward(dim, hidden, dropout, "tanh" if feed_forward == "gelu-tanh" else "none")
         self.dropout = nn.Dropout(dropout)
         self.scale_attention = nn.Parameter(torch.ones(dim)) if layer_scale else None
         self.scale_feed_forward = nn.Parameter(torch.ones(dim)) if layer_scale else None

@@ -59,8 +59,13 @@ class ResNetConfig:
             raise ValueError(f"need a depth and a width for each of 2 or more stages, got {self.depths}, {self.widths}")
 
     @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of each stage's map."""
+        return tuple(width * (4 if self.block == "bottleneck" else 1) for width in self.widths)
+
+    @property
     def out_channels(self) -> int:
-        return self.widths[-1] * (4 if self.block == "bottleneck" else 1)
+        return self.stage_channels[-1]
 
     @property
     def stride(self) -> int:
@@ -152,10 +157,16 @@ class ResNet(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """image: (batch, 3, height, width). Returns the last stage: (batch, out_channels, rows, columns)."""
+    def forward_stages(self, image: Tensor) -> list[Tensor]:
+        """image: (batch, 3, height, width). Returns every stage's map, (batch, channels, rows, columns) each."""
         x = F.relu(self.norm1(self.conv1(image)), inplace=True)
         x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+        maps: list[Tensor] = []
         for stage in self.stages:
             x = stage(x)
-        return x
+            maps.append(x)
+        return maps
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image: (batch, 3, height, width). Returns the last stage: (batch, out_channels, rows, columns)."""
+        return self.forward_stages(image)[-1]

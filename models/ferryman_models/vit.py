@@ -17,7 +17,8 @@ class ViTConfig:
 
     classes: 0 for a model without a head, which only embeds
     pooling: what the head sees: the class token, the mean of the patches, both side by side (DINOv2's linear
-    head), or class and distillation token, each through a head of its own whose logits are averaged (DeiT)
+    head), the class tokens of the last four blocks and the mean of the last one's patches (its head on four layers),
+    or class and distillation token, each through a head of its own whose logits are averaged (DeiT)
     distilled: a distillation token follows the class token (Touvron et al. 2021, DeiT)
     registers: tokens without position between those and the patches (Darcet et al. 2024)
     placed_prefix: whether class and distillation token have a position of their own
@@ -34,12 +35,12 @@ class ViTConfig:
     heads: int
     hidden: int
     classes: int
-    pooling: Literal["cls", "mean", "cls+mean", "cls+distillation"] = "cls"
+    pooling: Literal["cls", "mean", "cls+mean", "cls4+mean", "cls+distillation"] = "cls"
     dropout: float = 0.0
     epsilon: float = 1e-6
     qkv_bias: bool = True
     layer_scale: bool = False
-    feed_forward: Literal["gelu", "swiglu"] = "gelu"
+    feed_forward: Literal["gelu", "gelu-tanh", "swiglu"] = "gelu"
     class_token: bool = True
     distilled: bool = False
     registers: int = 0
@@ -53,13 +54,15 @@ class ViTConfig:
         self.grid(self.image_size)
         if self.heads < 1 or self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
-        poolings = ("cls", "mean", "cls+mean", "cls+distillation")
+        poolings = ("cls", "mean", "cls+mean", "cls4+mean", "cls+distillation")
         if self.pooling not in poolings:
             raise ValueError(f"pooling must be one of {', '.join(poolings)}, got {self.pooling!r}")
         if "cls" in self.pooling and not self.class_token:
             raise ValueError(f"pooling {self.pooling!r} needs a class token")
         if "distillation" in self.pooling and not self.distilled:
             raise ValueError(f"pooling {self.pooling!r} needs a distillation token")
+        if self.depth < self.pooled_blocks:
+            raise ValueError(f"pooling {self.pooling!r} needs {self.pooled_blocks} blocks, there are {self.depth}")
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches in an image of (height, width) pixels."""
@@ -82,6 +85,11 @@ class ViTConfig:
     def prefix(self) -> int:
         """Number of tokens before the patches."""
         return self.class_token + self.distilled + self.registers
+
+    @property
+    def pooled_blocks(self) -> int:
+        """How many of the last blocks the head sees."""
+        return 4 if self.pooling == "cls4+mean" else 1
 
 
 # dim, depth, heads, hidden: Dosovitskiy et al. 2021, table 1; tiny and small: Touvron et al. 2021, table 1
@@ -140,7 +148,7 @@ class ViT(nn.Module):
             for _ in range(config.depth)
         )
         self.norm = norm()
-        pooled = 2 * dim if config.pooling == "cls+mean" else dim
+        pooled = {"cls+mean": 2, "cls4+mean": 5}.get(config.pooling, 1) * dim
         self.head = nn.Linear(pooled, config.classes) if config.classes else None
         twice = config.classes and config.pooling == "cls+distillation"
         self.head_distillation = nn.Linear(dim, config.classes) if twice else None
@@ -155,6 +163,10 @@ class ViT(nn.Module):
 
     def forward_features(self, image: Tensor) -> Tensor:
         """image: (batch, 3, height, width) float, normalised. Returns (batch, prefix + rows * columns, dim)."""
+        return self.forward_blocks(image, 1)[-1]
+
+    def forward_blocks(self, image: Tensor, count: int) -> list[Tensor]:
+        """The tokens after each of the last `count` blocks, each through the last norm, as `forward_features`."""
         positions = self.position_embeddings((image.shape[2], image.shape[3]))
         # (batch, dim, rows, columns) -> (batch, rows*columns, dim)
         x = self.patches(image).flatten(2).transpose(1, 2)
@@ -167,9 +179,11 @@ class ViT(nn.Module):
         else:
             x = torch.cat((*prefix, *registers, x + positions), dim=1)
         x = self.dropout(x)
+        answers: list[Tensor] = []
         for block in self.blocks:
             x = block(x)
-        return x if self.config.norm_pooled else self.norm(x)
+            answers = [*answers[1 - count :], x] if count > 1 else [x]
+        return answers if self.config.norm_pooled else [self.norm(answer) for answer in answers]
 
     def patch_map(self, image: Tensor) -> Tensor:
         """image: as of `forward_features`. Returns the patches' final representations, (batch, dim, rows, columns)."""
@@ -177,9 +191,10 @@ class ViT(nn.Module):
         # (batch, rows*columns, dim) -> (batch, dim, rows, columns)
         return patches.transpose(1, 2).unflatten(-1, self.config.grid((image.shape[2], image.shape[3])))
 
-    def classify(self, tokens: Tensor) -> Tensor:
+    def classify(self, tokens: Tensor, *earlier: Tensor) -> Tensor:
         """tokens: (batch, prefix + patches, dim), as `forward_features` returns them
 
+        earlier: those of the blocks before the last, first to last, for a head that sees more than one
         Returns logits (batch, classes). Raises ValueError for a model without a head.
         """
         if self.head is None:
@@ -189,7 +204,7 @@ class ViT(nn.Module):
             return (self.head(tokens[:, 0]) + self.head_distillation(tokens[:, 1])) / 2
         parts: list[Tensor] = []
         if pooling != "mean":
-            parts.append(tokens[:, 0])
+            parts += [answer[:, 0] for answer in (*earlier, tokens)]
         if pooling != "cls":
             parts.append(tokens[:, self.config.prefix :].mean(dim=1))
         pooled = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
@@ -200,4 +215,5 @@ class ViT(nn.Module):
 
         Returns logits (batch, classes). Raises ValueError for sides that the patch does not divide.
         """
-        return self.classify(self.forward_features(image))
+        *earlier, last = self.forward_blocks(image, self.config.pooled_blocks)
+        return self.classify(last, *earlier)

@@ -27,7 +27,7 @@ from ferryman.errors import (
     UnavailableError,
     UsageError,
 )
-from ferryman.results import Classification, Detections, Embedding
+from ferryman.results import Classification, Detections, Embedding, Segmentation
 from ferryman.status import error_from_rpc
 from ferryman.v1 import vision_pb2 as pb
 from ferryman.v1 import vision_pb2_grpc
@@ -179,6 +179,15 @@ def detect_call(
 def embed_call(images: Sequence[Image], model: str, version: int) -> Call[Answer[Embedding]]:
     request = pb.EmbedRequest(model=_model_ref(model, version), images=_read_all(images))
     return Call(lambda stubs: stubs.vision.Embed, request, convert.embeddings_from_response)
+
+
+def segment_call(
+    images: Sequence[Image], model: str, version: int, score_threshold: float | None
+) -> Call[Answer[Segmentation]]:
+    request = pb.SegmentRequest(
+        model=_model_ref(model, version), images=_read_all(images), score_threshold=score_threshold
+    )
+    return Call(lambda stubs: stubs.vision.Segment, request, convert.segmentations_from_response)
 
 
 def model_info_call(model: str, version: int) -> Call[ModelFacts]:

@@ -69,6 +69,9 @@ def export(
         str | None, typer.Option(help="What a bare weights file holds, such as dinov2_vits14 or detr_resnet50.")
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="Text file with its labels, one a line.")] = None,
+    head: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Linear head of a DINOv2: of classes, or of segmentation.")
+    ] = None,
     adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="LoRA adapter of peft to merge into it.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on a hub.")] = None,
     json_output: Json = False,
@@ -86,6 +89,7 @@ def export(
         tolerance,
         arch,
         labels,
+        head,
         adapter,
         revision,
         json_output,
@@ -185,6 +189,25 @@ def embed(
     from ferryman.commands.predict import Asker, run_embed
 
     run_embed(Asker(bundle, address, model, target), images, output, draw, json_output)
+
+
+@app.command()
+def segment(
+    images: Images,
+    bundle: OptionalBundle = None,
+    address: Address = None,
+    model: Model = None,
+    target: TargetName = None,
+    score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Lowest score to show; by default the task's own.")
+    ] = None,
+    draw: Draw = None,
+    json_output: Json = False,
+) -> None:
+    """Divide pictures into objects and stuff; with --json the masks too, as COCO's run lengths."""
+    from ferryman.commands.predict import Asker, run_segment
+
+    run_segment(Asker(bundle, address, model, target), images, score, draw, json_output)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from ferryman import calls
 from ferryman.answers import Answer, Answerer, Frame, ModelFacts, OutputParity
 from ferryman.calls import Call, Image, Pause, RetryPolicy, Send, Steps, Stream
 from ferryman.errors import FerrymanError, UnavailableError
-from ferryman.results import Classification, Detections, Embedding
+from ferryman.results import Classification, Detections, Embedding, Segmentation
 from ferryman.status import error_from_rpc
 
 __all__ = [
@@ -106,6 +106,18 @@ class Client(_Base[grpc.Channel]):
     ) -> Answer[Embedding]:
         """The embeddings of each picture."""
         return self._do(calls.embed_call(images, model, version), timeout)
+
+    def segment(
+        self,
+        images: Sequence[Image],
+        *,
+        model: str,
+        version: int = 0,
+        score_threshold: float | None = None,
+        timeout: float | None = None,
+    ) -> Answer[Segmentation]:
+        """The segments of each picture whose score is at least `score_threshold`, by default the task's own."""
+        return self._do(calls.segment_call(images, model, version, score_threshold), timeout)
 
     def stream_classify(
         self,
@@ -252,6 +264,19 @@ class AsyncClient(_Base[grpc.aio.Channel]):
     ) -> Answer[Embedding]:
         """See Client.embed."""
         return await self._do(await asyncio.to_thread(calls.embed_call, images, model, version), timeout)
+
+    async def segment(
+        self,
+        images: Sequence[Image],
+        *,
+        model: str,
+        version: int = 0,
+        score_threshold: float | None = None,
+        timeout: float | None = None,
+    ) -> Answer[Segmentation]:
+        """See Client.segment."""
+        call = await asyncio.to_thread(calls.segment_call, images, model, version, score_threshold)
+        return await self._do(call, timeout)
 
     def stream_classify(
         self,

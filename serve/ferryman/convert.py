@@ -7,8 +7,9 @@ import numpy as np
 
 from ferryman.answers import Answer, Answerer, Frame, ModelFacts, OutputParity
 from ferryman.errors import FerrymanError
+from ferryman.masks import Mask
 from ferryman.predictor import Timings
-from ferryman.results import Classification, Detection, Detections, Embedding, Prediction
+from ferryman.results import Classification, Detection, Detections, Embedding, Prediction, Segment, Segmentation
 from ferryman.specs import Task
 from ferryman.status import code_from_error, error_from_number, number_from_code, one_line
 from ferryman.v1 import vision_pb2 as pb
@@ -35,7 +36,7 @@ def message_from_detections(result: Detections) -> pb.Detections:
                 label=found.label,
                 class_id=found.class_id,
                 score=found.score,
-                box=pb.Box(x1=found.box_xyxy[0], y1=found.box_xyxy[1], x2=found.box_xyxy[2], y2=found.box_xyxy[3]),
+                box=_message_from_box(found.box_xyxy),
             )
             for found in result.detections
         ],
@@ -45,7 +46,7 @@ def message_from_detections(result: Detections) -> pb.Detections:
 
 def detections_from_message(message: pb.Detections) -> Detections:
     detections = tuple(
-        Detection(found.label, found.class_id, found.score, (found.box.x1, found.box.y1, found.box.x2, found.box.y2))
+        Detection(found.label, found.class_id, found.score, _box_from_message(found.box))
         for found in message.detections
     )
     return Detections(_size_from_message(message.size), _size_from_message(message.canvas), detections)
@@ -68,6 +69,43 @@ def embedding_from_message(message: pb.Embedding) -> Embedding:
     # (rows*columns*dim,) -> (rows, columns, dim)
     patches = np.array(message.patches, dtype=np.float32).reshape(message.rows, message.columns, len(cls))
     return Embedding(_size_from_message(message.size), _size_from_message(message.canvas), cls, patches)
+
+
+def message_from_segmentation(result: Segmentation) -> pb.Segmentation:
+    return pb.Segmentation(
+        size=_message_from_size(result.size),
+        segments=[
+            pb.Segment(
+                label=found.label,
+                class_id=found.class_id,
+                score=found.score,
+                box=_message_from_box(found.box_xyxy),
+                area=found.mask.area,
+                counts=found.mask.counts,
+            )
+            for found in result.segments
+        ],
+        canvas=_message_from_size(result.canvas),
+    )
+
+
+def segmentation_from_message(message: pb.Segmentation) -> Segmentation:
+    """Raises FerrymanError for a mask that is not as large as its picture."""
+    width, height = _size_from_message(message.size)
+    try:
+        segments = tuple(
+            Segment(
+                found.label,
+                found.class_id,
+                found.score,
+                _box_from_message(found.box),
+                Mask((height, width), tuple(found.counts)),
+            )
+            for found in message.segments
+        )
+    except ValueError as error:
+        raise FerrymanError(f"the server's answer can't be read: {error}") from error
+    return Segmentation((width, height), _size_from_message(message.canvas), segments)
 
 
 def message_from_timings(timings: Timings) -> pb.Timings:
@@ -113,6 +151,11 @@ def detections_from_response(message: pb.DetectResponse) -> Answer[Detections]:
 
 def embeddings_from_response(message: pb.EmbedResponse) -> Answer[Embedding]:
     results = tuple(embedding_from_message(result) for result in message.results)
+    return Answer(results, timings_from_message(message.timings), answerer_from_message(message.answerer))
+
+
+def segmentations_from_response(message: pb.SegmentResponse) -> Answer[Segmentation]:
+    results = tuple(segmentation_from_message(result) for result in message.results)
     return Answer(results, timings_from_message(message.timings), answerer_from_message(message.answerer))
 
 
@@ -182,6 +225,15 @@ def _task(name: str) -> Task:
         if task == name:
             return task
     raise FerrymanError(f"the server names a task {name!r} that this client does not know; upgrade the client")
+
+
+def _message_from_box(box_xyxy: tuple[float, float, float, float]) -> pb.Box:
+    x1, y1, x2, y2 = box_xyxy
+    return pb.Box(x1=x1, y1=y1, x2=x2, y2=y2)
+
+
+def _box_from_message(message: pb.Box) -> tuple[float, float, float, float]:
+    return message.x1, message.y1, message.x2, message.y2
 
 
 def _message_from_size(size: tuple[int, int]) -> pb.Size:

@@ -50,7 +50,9 @@ def explain_failure(answers: list[Placed], golden: GoldenSamples, spec: ModelSpe
                 "mean, deviation and layout of the input, then at the model"
             )
         if max(errors) <= 1e-3:
-            return "the logits agree and what is made of them does not: look at the postprocessing"
+            wrong = [name for name in limited if not all(is_right(answer, name) for answer in alone)]
+            where = "the mask head, and its attention's padding" if wrong == ["masks"] else "the postprocessing"
+            return f"the logits agree and what is made of them does not: look at {where}"
     return ""
 
 

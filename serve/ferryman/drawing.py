@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from ferryman.results import Classification, Detection
+from ferryman.results import Classification, Detection, Segmentation
 
 READABLE_SIDE = 640  # a smaller picture is enlarged to this before anything is written on it
 
@@ -135,3 +135,51 @@ def draw_classification(image: Image.Image, answer: Classification) -> Image.Ima
     canvas = _make_room(canvas, [tag])
     _write(canvas, 0, canvas.height, tag, _COLOURS[4])
     return canvas
+
+
+def draw_segmentation(image: Image.Image, answer: Segmentation) -> Image.Image:
+    """A copy with every segment under a colour of its own, a line round it, and its label and score on it.
+
+    image: of the size that the masks have. A small picture is enlarged until the text has room.
+    """
+    canvas, factor = _enlarge(image)
+    line = max(1, max(canvas.size) // 500)
+    pixels = np.asarray(canvas).astype(np.float32)
+    places: list[tuple[float, float]] = []
+    for number, segment in enumerate(answer.segments):
+        # Each a little darker when the palette begins anew.
+        colour = np.array(ImageColor.getrgb(_COLOURS[number % len(_COLOURS)])) * 0.75 ** (number // len(_COLOURS))
+        inside = segment.mask.to_array()
+        places.append(_middle(inside))
+        inside = inside.repeat(factor, axis=0).repeat(factor, axis=1)
+        pixels[inside] = 0.5 * pixels[inside] + 0.5 * colour
+        pixels[inside & ~_shrink(inside, line)] = colour
+    drawn = Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
+    tags = [_make_tag(f"{segment.label} {segment.score:.2f}", canvas.size) for segment in answer.segments]
+    drawn = _make_room(drawn, tags)
+    # The best stands on top.
+    for number, (tag, (x, y)) in reversed(list(enumerate(zip(tags, places, strict=True)))):
+        width, height = tag.size
+        _write(drawn, x * factor - width / 2, y * factor + height / 2, tag, _COLOURS[number % len(_COLOURS)])
+    return drawn
+
+
+def _middle(inside: NDArray[np.bool_]) -> tuple[float, float]:
+    """(x, y) of the pixel of a mask that is about the farthest from its edge; inside: not empty."""
+    step = 1 + max(inside.shape) // 128  # so fine is enough for a tag
+    deep = inside[::step, ::step]
+    if not deep.any():
+        deep, step = inside, 1
+    while (deeper := _shrink(deep, 1)).any():
+        deep = deeper
+    y, x = np.nonzero(deep)
+    nearest = ((y - y.mean()) ** 2 + (x - x.mean()) ** 2).argmin()
+    return float(x[nearest]) * step + 0.5, float(y[nearest]) * step + 0.5
+
+
+def _shrink(inside: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
+    """The mask without what is that near to its edge; a picture's edge is one too."""
+    for _ in range(pixels):
+        padded = np.pad(inside, 1)
+        inside = inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return inside

@@ -49,6 +49,7 @@ class Tolerance(Facts):
     outputs without a scale of their own; an output in neither is recorded and not limited
     score_threshold, min_iou: every reference detection above the score must be matched one to one by class and IoU
     top1_agreement, matched_detections: share of golden samples, of detections, that must agree
+    pixel_agreement, mask_iou: of segments, see `mask_parity`
     """
 
     max_abs: dict[str, Annotated[float, Field(ge=0)]]
@@ -57,6 +58,8 @@ class Tolerance(Facts):
     matched_detections: Fraction
     score_threshold: Fraction
     min_iou: Fraction
+    pixel_agreement: Fraction = 0.999
+    mask_iou: Fraction = 0.99
     reason: str
 
     def limit(self, output: str, reference: NDArray[Any]) -> float | None:

@@ -11,17 +11,19 @@ from ferryman.diagnose import explain_failure
 from ferryman.errors import ParityError
 from ferryman.golden import GoldenSamples, Tensors
 from ferryman.manifest import Tolerance
+from ferryman.mask_parity import compare_all_masks
 from ferryman.matching import match_detections
-from ferryman.specs import Facts, ModelSpec
+from ferryman.specs import DETECTING, SEGMENTING, Facts, ModelSpec
 
 BATCHES = (1, 2, 5)
 
 # Limits on float answers of each precision. They are absolute for probabilities and normalised boxes, which lie in
-# [0, 1], and relative for embeddings, whose scale is the model's own.
+# [0, 1], and relative for embeddings and masks' logits, whose scale is the model's own. Two float16 numbers on either
+# side of a rounding are a thousandth apart.
 TOLERANCES: dict[str, Tolerance] = {
     "fp32": Tolerance(
-        max_abs={"probabilities": 1e-4, "boxes": 1e-4, "scores": 1e-4},
-        max_rel={"cls": 1e-4, "patches": 1e-4},
+        max_abs={"probabilities": 1e-4, "boxes": 1e-4, "scores": 1e-4, "confidences": 1e-3},
+        max_rel={"cls": 1e-4, "patches": 1e-4, "masks": 2e-3},
         top1_agreement=1.0,
         matched_detections=1.0,
         score_threshold=0.3,
@@ -61,6 +63,7 @@ class ParityReport(Facts):
     size: (height, width) of the canvas
     top1_agreement, matched_detections: share over all batches; None for the tasks that have none
     detections: reference detections above the tolerance's threshold that were to be matched
+    pixel_agreement, mask_iou: the lowest of any answer, see `mask_parity`; None for the tasks that have none
     failures: one line each, empty when everything is within tolerance
     """
 
@@ -74,6 +77,8 @@ class ParityReport(Facts):
     detections: int = 0
     tolerance: Tolerance
     failures: tuple[str, ...]
+    pixel_agreement: float | None = None
+    mask_iou: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -166,10 +171,21 @@ def check_parity(
                 f"top-1 agreement {top1:.4f} is below {tolerance.top1_agreement}: first at sample "
                 f"{golden.names[wrong.sample]} ({wrong.case})"
             )
-    if spec.task == "detection":
+    if spec.task in DETECTING:
         matched, wanted, unmatched = _match_all(answers, golden, tolerance)
         if matched < tolerance.matched_detections:
             failures.append(f"matched detections {matched:.4f} are below {tolerance.matched_detections}: {unmatched}")
+    pixels = iou = None
+    if spec.task in SEGMENTING:
+        pixels, iou, problems = compare_all_masks(
+            [
+                (f"sample {golden.names[answer.sample]} ({answer.case})", answer.sample, answer.outputs)
+                for answer in answers
+            ],
+            golden.outputs,
+            tolerance,
+        )
+        failures += problems
     if failures:
         hint = explain_failure([(a.sample, a.batch, a.slot, a.outputs) for a in answers], golden, spec, tolerance)
         failures = [f"{failures[0]}{f' - {hint}' if hint else ''}", *failures[1:]]
@@ -178,6 +194,8 @@ def check_parity(
         top1_agreement=top1,
         matched_detections=matched,
         detections=wanted,
+        pixel_agreement=pixels,
+        mask_iou=iou,
         failures=tuple(failures),
     )
 
@@ -202,10 +220,10 @@ def check_contract(outputs: Tensors, spec: ModelSpec, samples: Sequence[str]) ->
             wrong = ~np.isfinite(array)
             where = _first_place(wrong, samples)
             problems.append(f"output {tensor.name} holds {wrong.sum()} NaN or infinite values of {array.size}, {where}")
-        elif tensor.name == "labels" and ((array < 0) | (array >= len(spec.labels))).any():
+        elif tensor.name in ("labels", "classes") and ((array < 0) | (array >= len(spec.labels))).any():
             where = _first_place((array < 0) | (array >= len(spec.labels)), samples)
             problems.append(
-                f"output labels names classes outside 0..{len(spec.labels) - 1}, {where}: "
+                f"output {tensor.name} names classes outside 0..{len(spec.labels) - 1}, {where}: "
                 'is it the best of all classes, "no object" included?'
             )
     return problems

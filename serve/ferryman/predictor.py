@@ -21,12 +21,14 @@ from ferryman.results import (
     Detections,
     Embedding,
     Outputs,
+    Segmentation,
     classification_from_outputs,
     detections_from_outputs,
     embedding_from_outputs,
 )
 from ferryman.runtimes import open_sessions
-from ferryman.specs import PreprocessSpec, Task
+from ferryman.segmenting import segmentation_from_outputs
+from ferryman.specs import DETECTING, SEGMENTING, PreprocessSpec, Task
 
 T = TypeVar("T")
 
@@ -110,27 +112,37 @@ class Predictor:
 
     def classify(self, images: Sequence[bytes], top_k: int = DEFAULT_TOP_K) -> tuple[list[Classification], Timings]:
         """The best classes of each encoded picture."""
-        return self._answer("classification", images, partial(classification_from_outputs, spec=self.spec, top_k=top_k))
+        return self._answer(
+            ("classification",), images, partial(classification_from_outputs, spec=self.spec, top_k=top_k)
+        )
 
     def detect(
         self, images: Sequence[bytes], score_threshold: float = DEFAULT_SCORE_THRESHOLD
     ) -> tuple[list[Detections], Timings]:
-        """The objects in each encoded picture, boxes in its own pixels."""
+        """The objects in each encoded picture, boxes in its own pixels; of a model with masks too."""
         answer = partial(detections_from_outputs, spec=self.spec, score_threshold=score_threshold)
-        return self._answer("detection", images, answer)
+        return self._answer(DETECTING, images, answer)
 
     def embed(self, images: Sequence[bytes]) -> tuple[list[Embedding], Timings]:
         """The embeddings of each encoded picture."""
-        return self._answer("embedding", images, embedding_from_outputs)
+        return self._answer(("embedding",), images, embedding_from_outputs)
 
-    def check_task(self, task: Task) -> None:
-        if self.spec.task != task:
-            raise TaskError(f"{self.bundle.name} is a {self.spec.task} model and can't answer {task} requests")
+    def segment(
+        self, images: Sequence[bytes], score_threshold: float | None = None
+    ) -> tuple[list[Segmentation], Timings]:
+        """The segments of each encoded picture, masks at its own size; see `segmentation_from_outputs`."""
+        answer = partial(segmentation_from_outputs, spec=self.spec, score_threshold=score_threshold)
+        return self._answer(SEGMENTING, images, answer)
+
+    def check_task(self, *tasks: Task) -> None:
+        """Raises TaskError unless the model's task is one of these."""
+        if self.spec.task not in tasks:
+            raise TaskError(f"{self.bundle.name} is a {self.spec.task} model and can't answer {tasks[0]} requests")
 
     def _answer(
-        self, task: Task, images: Sequence[bytes], answer: Callable[[Outputs, int, Geometry], T]
+        self, tasks: tuple[Task, ...], images: Sequence[bytes], answer: Callable[[Outputs, int, Geometry], T]
     ) -> tuple[list[T], Timings]:
-        self.check_task(task)
+        self.check_task(*tasks)
         start = time.perf_counter()
         fitted = fit_images(images, [session.spec.preprocess for session in self.sessions])
         batches: dict[int, list[int]] = {}

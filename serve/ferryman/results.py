@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferryman.errors import EngineError
+from ferryman.masks import Mask
 from ferryman.preprocess import Geometry
 from ferryman.specs import ModelSpec
 
@@ -66,16 +67,42 @@ class Embedding:
     patches: NDArray[np.float32] = field(compare=False)
 
 
-Result = Classification | Detections | Embedding
+@dataclass(frozen=True)
+class Segment:
+    """One object, or all of one kind of stuff. score: probability in [0, 1]
+
+    box_xyxy: edges of its mask, left, top, right, bottom in pixels of the original; mask: at the original's size
+    """
+
+    label: str
+    class_id: int
+    score: float
+    box_xyxy: tuple[float, float, float, float]
+    mask: Mask
 
 
-def _sizes(geometry: Geometry) -> tuple[tuple[int, int], tuple[int, int]]:
+@dataclass(frozen=True)
+class Segmentation:
+    """The segments of one image, highest score first; no two overlap, and some pixels may belong to none.
+
+    size, canvas: as of a Classification
+    """
+
+    size: tuple[int, int]
+    canvas: tuple[int, int]
+    segments: tuple[Segment, ...]
+
+
+Result = Classification | Detections | Embedding | Segmentation
+
+
+def sizes_of(geometry: Geometry) -> tuple[tuple[int, int], tuple[int, int]]:
     """(width, height) of the original and of the canvas."""
     (height, width), (canvas_height, canvas_width) = geometry.original_size, geometry.canvas_size
     return (width, height), (canvas_width, canvas_height)
 
 
-def _check_finite(array: NDArray[Any], name: str) -> None:
+def check_finite(array: NDArray[Any], name: str) -> None:
     """Raises EngineError: an answer of NaN is none, and NaN scores would silently look like an empty picture."""
     if not np.isfinite(array).all():
         raise EngineError(f"the model's {name} for this image are NaN or infinite; run `ferryman verify` on its bundle")
@@ -86,10 +113,10 @@ def classification_from_outputs(
 ) -> Classification:
     """Answer for image `index` of a batch; top_k is clamped to the number of classes."""
     probabilities = outputs["probabilities"][index]
-    _check_finite(probabilities, "probabilities")
+    check_finite(probabilities, "probabilities")
     best = np.argsort(-probabilities, kind="stable")[: max(1, top_k)]
     predictions = tuple(Prediction(spec.labels[i], int(i), float(probabilities[i])) for i in best)
-    return Classification(*_sizes(geometry), predictions)
+    return Classification(*sizes_of(geometry), predictions)
 
 
 def detections_from_outputs(
@@ -101,14 +128,14 @@ def detections_from_outputs(
 ) -> Detections:
     """Answer for image `index` of a batch: the queries whose score is at least `score_threshold`."""
     scores = outputs["scores"][index]
-    _check_finite(scores, "scores")
-    _check_finite(outputs["boxes"][index], "boxes")
+    check_finite(scores, "scores")
+    check_finite(outputs["boxes"][index], "boxes")
     kept = np.flatnonzero(scores >= score_threshold)
     kept = kept[np.argsort(-scores[kept], kind="stable")]
     boxes = geometry.boxes_to_original(outputs["boxes"][index][kept].astype(np.float32))
     labels = outputs["labels"][index][kept]
     return Detections(
-        *_sizes(geometry),
+        *sizes_of(geometry),
         tuple(
             Detection(
                 spec.labels[int(label)],
@@ -124,6 +151,6 @@ def detections_from_outputs(
 def embedding_from_outputs(outputs: Outputs, index: int, geometry: Geometry) -> Embedding:
     """Answer for image `index` of a batch."""
     cls, patches = outputs["cls"][index], outputs["patches"][index]
-    _check_finite(cls, "class token")
-    _check_finite(patches, "patches")
-    return Embedding(*_sizes(geometry), cls.astype(np.float32), patches.astype(np.float32))
+    check_finite(cls, "class token")
+    check_finite(patches, "patches")
+    return Embedding(*sizes_of(geometry), cls.astype(np.float32), patches.astype(np.float32))

@@ -6,8 +6,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Task = Literal["classification", "detection", "embedding"]
-DType = Literal["uint8", "int32", "int64", "float32"]
+Task = Literal["classification", "detection", "embedding", "segmentation", "semantic-segmentation"]
+DType = Literal["uint8", "int32", "int64", "float16", "float32"]
+# Whose models answer what is asked of them: with objects' boxes, with segments.
+DETECTING: tuple[Task, ...] = ("detection", "segmentation")
+SEGMENTING: tuple[Task, ...] = ("segmentation", "semantic-segmentation")
+MAX_MAP_CLASSES = 256  # a semantic map holds a class a byte
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=16384)]
 
@@ -73,11 +77,13 @@ class ModelSpec(Facts):
     """What a model takes and answers: the graph contract for its task, its preprocessing, its labels.
 
     labels: one name a class, without the "no object" class; empty for embeddings
+    stuff: for segmentation, the classes that have no instances (sky, grass): one segment each in a picture
     """
 
     task: Task
     preprocess: PreprocessSpec
     labels: tuple[str, ...]
+    stuff: tuple[Annotated[int, Field(ge=0)], ...] = ()
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -85,8 +91,14 @@ class ModelSpec(Facts):
     def _check(self) -> Self:
         if (self.task == "embedding") == bool(self.labels):
             raise ValueError(f"{self.task} with {len(self.labels)} labels")
-        if self.task == "detection" and self.preprocess.fit != "pad":
-            raise ValueError("detection needs fit='pad': boxes are relative to the valid area")
+        if self.task in DETECTING and self.preprocess.fit != "pad":
+            raise ValueError(f"{self.task} needs fit='pad': boxes are relative to the valid area")
+        if self.stuff and (self.task != "segmentation" or max(self.stuff) >= len(self.labels)):
+            raise ValueError(f"stuff must be classes of a segmentation model, got {self.stuff} for {self.task}")
+        if self.task == "semantic-segmentation" and (self.preprocess.fit == "crop" or self.preprocess.stretch_to):
+            raise ValueError("semantic-segmentation needs a fit that cuts nothing away: every pixel gets a class")
+        if self.task == "semantic-segmentation" and len(self.labels) > MAX_MAP_CLASSES:
+            raise ValueError(f"a semantic map holds up to {MAX_MAP_CLASSES} classes, got {len(self.labels)}")
         height, width = self.preprocess.size
         classes = len(self.labels)
         sizes: dict[str, int | str] = {"batch": "batch", "height": height, "width": width}
@@ -116,18 +128,34 @@ def _tensor(name: str, dtype: DType, *shape: int | str) -> TensorSpec:
 
 # The graph contract: inputs and outputs of each task. A dimension's name stands for one size throughout.
 _IMAGE = _tensor("image", "uint8", "batch", "height", "width", 3)
+_VALID_SIZE = _tensor("valid_size", "int32", "batch", 2)
+_DETECTIONS = (
+    _tensor("logits", "float32", "batch", "queries", "classes + 1"),
+    _tensor("boxes", "float32", "batch", "queries", 4),
+    _tensor("scores", "float32", "batch", "queries"),
+    _tensor("labels", "int64", "batch", "queries"),
+)
 _CONTRACT: dict[Task, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {
     "classification": (
         (_IMAGE,),
         (_tensor("logits", "float32", "batch", "classes"), _tensor("probabilities", "float32", "batch", "classes")),
     ),
     "detection": (
-        (_IMAGE, _tensor("valid_size", "int32", "batch", 2)),
+        (_IMAGE, _VALID_SIZE),
+        _DETECTIONS,
+    ),
+    # masks: logits at the mask head's own stride. Probabilities in a byte would be a tie wherever two queries are
+    # sure of a pixel; upsampling and merging them is cheaper outside, where the unlikely queries are gone.
+    "segmentation": (
+        (_IMAGE, _VALID_SIZE),
+        (*_DETECTIONS, _tensor("masks", "float16", "batch", "queries", "rows", "columns")),
+    ),
+    # The best class of every pixel of the canvas, and its probability.
+    "semantic-segmentation": (
+        (_IMAGE,),
         (
-            _tensor("logits", "float32", "batch", "queries", "classes + 1"),
-            _tensor("boxes", "float32", "batch", "queries", 4),
-            _tensor("scores", "float32", "batch", "queries"),
-            _tensor("labels", "int64", "batch", "queries"),
+            _tensor("classes", "uint8", "batch", "height", "width"),
+            _tensor("confidences", "float16", "batch", "height", "width"),
         ),
     ),
     "embedding": (
@@ -171,13 +199,8 @@ def detection_spec(preprocess: PreprocessSpec, labels: tuple[str, ...], queries:
         task="detection",
         preprocess=preprocess,
         labels=labels,
-        inputs=(_image(preprocess), TensorSpec(name="valid_size", dtype="int32", shape=("batch", 2))),
-        outputs=(
-            TensorSpec(name="logits", dtype="float32", shape=("batch", queries, len(labels) + 1)),
-            TensorSpec(name="boxes", dtype="float32", shape=("batch", queries, 4)),
-            TensorSpec(name="scores", dtype="float32", shape=("batch", queries)),
-            TensorSpec(name="labels", dtype="int64", shape=("batch", queries)),
-        ),
+        inputs=(_image(preprocess), _VALID_SIZE),
+        outputs=_detections(labels, queries),
     )
 
 
@@ -192,6 +215,49 @@ def embedding_spec(preprocess: PreprocessSpec, dim: int, grid: tuple[int, int]) 
             TensorSpec(name="cls", dtype="float32", shape=("batch", dim)),
             TensorSpec(name="patches", dtype="float32", shape=("batch", *grid, dim)),
         ),
+    )
+
+
+def segmentation_spec(
+    preprocess: PreprocessSpec,
+    labels: tuple[str, ...],
+    queries: int,
+    grid: tuple[int, int],
+    stuff: tuple[int, ...] = (),
+) -> ModelSpec:
+    """The graph contract of a detector whose queries have masks of (rows, columns). stuff: see ModelSpec."""
+    masks = TensorSpec(name="masks", dtype="float16", shape=("batch", queries, *grid))
+    return ModelSpec(
+        task="segmentation",
+        preprocess=preprocess,
+        labels=labels,
+        stuff=stuff,
+        inputs=(_image(preprocess), _VALID_SIZE),
+        outputs=(*_detections(labels, queries), masks),
+    )
+
+
+def semantic_spec(preprocess: PreprocessSpec, labels: tuple[str, ...]) -> ModelSpec:
+    """The graph contract of a model that gives every pixel of the canvas one of these classes."""
+    shape = ("batch", *preprocess.size)
+    return ModelSpec(
+        task="semantic-segmentation",
+        preprocess=preprocess,
+        labels=labels,
+        inputs=(_image(preprocess),),
+        outputs=(
+            TensorSpec(name="classes", dtype="uint8", shape=shape),
+            TensorSpec(name="confidences", dtype="float16", shape=shape),
+        ),
+    )
+
+
+def _detections(labels: tuple[str, ...], queries: int) -> tuple[TensorSpec, ...]:
+    return (
+        TensorSpec(name="logits", dtype="float32", shape=("batch", queries, len(labels) + 1)),
+        TensorSpec(name="boxes", dtype="float32", shape=("batch", queries, 4)),
+        TensorSpec(name="scores", dtype="float32", shape=("batch", queries)),
+        TensorSpec(name="labels", dtype="int64", shape=("batch", queries)),
     )
 
 

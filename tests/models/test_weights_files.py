@@ -6,7 +6,6 @@ torchvision/models/vision_transformer.py.
 """
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from ferryman_models.detr import DETR, DETRConfig
 from ferryman_models.resnet import RESNETS
 from ferryman_models.vit import ViT, ViTConfig
 
+from .facebook import facebook_detr_state, fuse, rename
 from .weights import randomize
 
 # 384 channels and 6 heads are what `vit_small` and `dinov2_vits14` have; the rest may be small.
@@ -41,25 +41,6 @@ TIMM = {
         BASE, image_size=(42, 42), patch=14, heads=24, classes=0, layer_scale=True, feed_forward="swiglu"
     ),
 }
-
-
-def fuse(state: dict[str, Tensor], parts: tuple[str, ...], fused: str) -> dict[str, Tensor]:
-    """The tensors with those named `...PART.weight` and so on laid under each other, under one name."""
-    result: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        match = re.match(rf"(.*\.)(?:{'|'.join(parts)})\.(weight|bias)$", name)
-        if match is None:
-            result[name] = tensor
-        else:
-            together = [state[f"{match[1]}{part}.{match[2]}"] for part in parts]
-            result[match[1] + fused.replace("KIND", match[2])] = torch.cat(together)
-    return result
-
-
-def rename(state: dict[str, Tensor], *pairs: tuple[str, str]) -> dict[str, Tensor]:
-    for old, new in pairs:
-        state = {re.sub(old, new, name): tensor for name, tensor in state.items()}
-    return {name: tensor.clone().contiguous() for name, tensor in state.items()}
 
 
 def timm_state(model: ViT) -> dict[str, Tensor]:
@@ -187,34 +168,7 @@ def test_dinov2(registers: int, tmp_path: Path) -> None:
 def test_detr(tmp_path: Path) -> None:
     config = DETRConfig(classes=91, backbone=RESNETS["resnet50"], dim=32, hidden=48, decoder_layers=2, queries=7)
     model: DETR = make(DETR(config))
-    state = fuse(model.state_dict(), ("query", "key", "value"), "in_proj_KIND")
-    state = rename(
-        state,
-        (r"^backbone\.conv1", "backbone.0.body.conv1"),
-        (r"^backbone\.norm1", "backbone.0.body.bn1"),
-        (r"^backbone\.stages\.0", "backbone.0.body.layer1"),
-        (r"^backbone\.stages\.1", "backbone.0.body.layer2"),
-        (r"^backbone\.stages\.2", "backbone.0.body.layer3"),
-        (r"^backbone\.stages\.3", "backbone.0.body.layer4"),
-        (r"(body\.layer.*)\.norm(\d)", r"\1.bn\2"),
-        ("shortcut", "downsample"),
-        ("^projection", "input_proj"),
-        ("^query_embeddings$", "query_embed.weight"),
-        ("^class_head", "class_embed"),
-        ("^box_head", "bbox_embed"),
-        ("^decoder_norm", "transformer.decoder.norm"),
-        (r"^(encoder|decoder)\.", r"transformer.\1.layers."),
-        (r"(encoder\.layers\.\d+)\.attention\.", r"\1.self_attn."),
-        (r"self_attention\.", "self_attn."),
-        (r"cross_attention\.", "multihead_attn."),
-        (r"attn\.out\.", "attn.out_proj."),
-        (r"\.up\.", ".linear1."),
-        (r"\.down\.", ".linear2."),
-        ("norm_attention|norm_self", "norm1"),
-        ("norm_cross", "norm2"),
-        (r"(encoder\.layers\.\d+)\.norm_feed_forward", r"\1.norm2"),
-        (r"(decoder\.layers\.\d+)\.norm_feed_forward", r"\1.norm3"),
-    )
+    state = facebook_detr_state(model)
     path = tmp_path / "detr-r50.pth"
     torch.save({"model": state}, path)
 

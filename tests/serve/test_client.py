@@ -214,4 +214,4 @@ def test_both_clients_offer_the_same() -> None:
         }
 
     assert methods(Client) == methods(AsyncClient)
-    assert len(methods(Client)) == 9
+    assert len(methods(Client)) == 10

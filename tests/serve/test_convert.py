@@ -6,13 +6,22 @@ import pytest
 from ferryman import convert
 from ferryman.answers import Answer, Answerer, Frame, ModelFacts, OutputParity
 from ferryman.errors import FerrymanError, ImageError
+from ferryman.masks import Mask
 from ferryman.predictor import Timings
-from ferryman.results import Classification, Detection, Detections, Embedding, Prediction
+from ferryman.results import Classification, Detection, Detections, Embedding, Prediction, Segment, Segmentation
 from ferryman.v1 import vision_pb2 as pb
 
 # Values that float32 holds exactly.
 CLASSIFICATION = Classification((640, 480), (224, 192), (Prediction("cat", 3, 0.5), Prediction("chat é", 0, 0.25)))
 DETECTIONS = Detections((1, 30000), (800, 1066), (Detection("dog", 7, 1.0, (0.5, 1.25, 30.0, 29999.5)),))
+SEGMENTATION = Segmentation(
+    (3, 2),
+    (7, 6),
+    (
+        Segment("sky", 2, 0.5, (0.0, 0.0, 2.0, 2.0), Mask((2, 3), (0, 4, 2))),
+        Segment("chat é", 0, 0.25, (2.0, 1.0, 3.0, 2.0), Mask((2, 3), (5, 1))),
+    ),
+)
 TIMINGS = Timings(0.1, 0.2, 0.3, 0.4, 0.5, 1.6)
 ANSWERER = Answerer("vit", 12, "onnxruntime-cpu-fp32", "ab" * 32)
 FACTS = ModelFacts(
@@ -56,6 +65,20 @@ def test_embeddings(shape: tuple[int, int, int]) -> None:
     np.testing.assert_array_equal(found.patches, patches)
 
 
+@pytest.mark.parametrize("result", [SEGMENTATION, Segmentation((1, 1), (2, 3), ())], ids=["some", "none"])
+def test_segmentations(result: Segmentation) -> None:
+    message = convert.message_from_segmentation(result)
+    assert [segment.area for segment in message.segments] == [segment.mask.area for segment in result.segments]
+    assert convert.segmentation_from_message(pb.Segmentation.FromString(message.SerializeToString())) == result
+
+
+def test_mask_of_another_size() -> None:
+    message = convert.message_from_segmentation(SEGMENTATION)
+    message.size.width = 4
+    with pytest.raises(FerrymanError, match="the server's answer can't be read: runs of 6 pixels in all are no mask"):
+        convert.segmentation_from_message(message)
+
+
 def test_model_facts() -> None:
     message = convert.message_from_model_facts(FACTS)
     found = convert.model_facts_from_message(pb.ModelInfoResponse.FromString(message.SerializeToString()))
@@ -64,8 +87,8 @@ def test_model_facts() -> None:
 
 def test_a_task_of_a_newer_server() -> None:
     message = convert.message_from_model_facts(FACTS)
-    message.task = "segmentation"
-    with pytest.raises(FerrymanError, match="'segmentation' that this client does not know; upgrade the client"):
+    message.task = "pose"
+    with pytest.raises(FerrymanError, match="'pose' that this client does not know; upgrade the client"):
         convert.model_facts_from_message(message)
 
 

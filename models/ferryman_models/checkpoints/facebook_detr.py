@@ -1,4 +1,4 @@
-"""DETR's weights as facebookresearch/detr names them."""
+"""DETR's weights as facebookresearch/detr names them: detectors, and panoptic models with a mask head."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ferryman.errors import CheckpointError
 from ferryman_models.checkpoints.fused import split_qkv
-from ferryman_models.checkpoints.hf_detr import RESNET
+from ferryman_models.checkpoints.hf_detr import RESNET, add_mask_head
 from ferryman_models.checkpoints.renames import Renames, drop_tensors, rename_tensors
 from ferryman_models.detr import DETRConfig
 from ferryman_models.resnet import RESNETS, ResNetConfig
@@ -44,8 +44,15 @@ def our_tensors(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Te
     return rename_tensors(split_qkv(kept), RENAMES, where), notes
 
 
+def our_tensors_with_masks(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The same for a panoptic model (models/segmentation.py, `DETRsegm`)."""
+    kept, notes = drop_tensors(tensors, _DROPPED)
+    return rename_tensors(split_qkv(kept), add_mask_head(RENAMES), where), notes
+
+
 def config_from_tensors(state: Mapping[str, Tensor], where: str, *, backbone: str, dilate: bool) -> DETRConfig:
     """The configuration of a DETR with these tensors, ours by name. Raises CheckpointError when they are no DETR's."""
+    state = {name.removeprefix("detr."): tensor for name, tensor in state.items()}
     for name in ("query_embeddings", "class_head.weight", "encoder.0.up.weight"):
         if name not in state:
             raise CheckpointError(f"{where}: no DETR's weights: there is no {name}")

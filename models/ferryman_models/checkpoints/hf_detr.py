@@ -81,6 +81,24 @@ RENAMES: Renames = (
     (r"^bbox_predictor\.", "box_head."),
 )
 
+# Of the mask head, under the names of the published files and under those of transformers 5's modules.
+MASK_HEAD: Renames = (
+    (r"^bbox_attention\.(q_linear|q_proj)\.", "attention_map.query."),
+    (r"^bbox_attention\.(k_linear|k_proj)\.", "attention_map.key."),
+    (r"^mask_head\.lay(\d)\.", lambda m: f"mask_head.convs.{int(m[1]) - 1}."),
+    (r"^mask_head\.gn(\d)\.", lambda m: f"mask_head.norms.{int(m[1]) - 1}."),
+    (r"^mask_head\.adapter(\d)\.", lambda m: f"mask_head.adapters.{int(m[1]) - 1}."),
+    (r"^mask_head\.(out_lay|output_conv)\.", "mask_head.out."),
+    (r"^mask_head\.conv(\d)\.(conv|norm)\.", lambda m: f"mask_head.{m[2]}s.{int(m[1]) - 1}."),
+    (r"^mask_head\.fpn_stages\.(\d)\.fpn_adapter\.", r"mask_head.adapters.\1."),
+    (r"^mask_head\.fpn_stages\.(\d)\.refine\.(conv|norm)\.", lambda m: f"mask_head.{m[2]}s.{int(m[1]) + 2}."),
+)
+
+
+def add_mask_head(detector: Renames) -> Renames:
+    """The names of a DETR with a mask head: those of a DETR, below `detr.` on both sides, and the head's."""
+    return (*MASK_HEAD, (r"^detr\.", ""), *detector, (r"^(?!attention_map\.|mask_head\.)", "detr."))
+
 
 COUNTER = (r"\.num_batches_tracked$", "batch norm's counters answer nothing")
 
@@ -104,8 +122,11 @@ def detr_config_from_hf(facts: DETRFacts, classes: int) -> DETRConfig:
 def _backbone(facts: DETRFacts) -> ResNetConfig:
     own = facts.backbone_config
     if isinstance(own, ResNetFacts):
-        if own.out_features not in (None, (f"stage{len(own.depths)}",)):
-            raise ValueError(f"the backbone answers with {own.out_features}, DETR needs its last stage")
+        stages = tuple(f"stage{number + 1}" for number in range(len(own.depths)))
+        if own.out_features not in (None, stages, stages[-1:]):
+            raise ValueError(
+                f"the backbone answers with {own.out_features}, DETR needs its last stage, or all for masks"
+            )
         expansion = 4 if own.layer_type == "bottleneck" else 1
         widths = tuple(size // expansion for size in own.hidden_sizes)
         if own.embedding_size != widths[0]:

@@ -14,9 +14,18 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ferryman.errors import CheckpointError
-from ferryman.specs import ModelSpec, PreprocessSpec, Task, classification_spec, detection_spec, embedding_spec
+from ferryman.specs import (
+    ModelSpec,
+    PreprocessSpec,
+    Task,
+    classification_spec,
+    detection_spec,
+    embedding_spec,
+    segmentation_spec,
+)
 from ferryman_models.checkpoints import hf_detr, hf_vit
 from ferryman_models.checkpoints.base import Checkpoint, build_model
+from ferryman_models.checkpoints.coco import NO_STUFF, PANOPTIC_CLASSES, PANOPTIC_STUFF
 from ferryman_models.checkpoints.fused import split_gate
 from ferryman_models.checkpoints.hf_config import HFConfig
 from ferryman_models.checkpoints.lora import Adapter
@@ -26,6 +35,7 @@ from ferryman_models.checkpoints.processors import load_processor
 from ferryman_models.checkpoints.renames import Renames, drop_tensors, rename_tensors
 from ferryman_models.checkpoints.tensors import find_weights, read_json, read_state
 from ferryman_models.detr import DETR, DETRConfig
+from ferryman_models.detr_masks import DETRForMasks, mask_grid
 from ferryman_models.vit import ViT, ViTConfig
 
 CONFIG_NAME = "config.json"
@@ -67,6 +77,14 @@ FAMILIES: dict[str, _Family] = {
         head=("class_head.weight", 1),
         dropped=(hf_detr.COUNTER,),
     ),
+    "DetrForSegmentation": _Family(
+        "segmentation",
+        hf_detr.DETRFacts,
+        hf_detr.detr_config_from_hf,
+        hf_detr.add_mask_head(hf_detr.RENAMES),
+        head=("detr.class_head.weight", 1),
+        dropped=(hf_detr.COUNTER,),
+    ),
 }
 
 
@@ -99,13 +117,16 @@ def load_huggingface(folder: Path, source: str, adapter: Adapter | None = None) 
         config = family.config(facts, len(labels))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    model = build_model(lambda: _module(config), state, str(folder))
+    model = build_model(lambda: _module(config, family.task), state, str(folder))
+    spec = _spec(config, preprocess, labels, family.task, path)
+    if family.task == "segmentation" and not spec.stuff:
+        notes = (*notes, NO_STUFF)
     return Checkpoint(
         source=source,
         sha256=file.sha256 if adapter is None else adapter.sha256_with(file.sha256),
         architecture=name,
         module=model,
-        spec=_spec(config, preprocess, labels, path),
+        spec=spec,
         format="Hugging Face",
         notes=notes,
     )
@@ -156,12 +177,19 @@ def _labels(
     return tuple(names[index] for index in range(classes))
 
 
-def _module(config: ViTConfig | DETRConfig) -> nn.Module:
-    return ViT(config) if isinstance(config, ViTConfig) else DETR(config)
+def _module(config: ViTConfig | DETRConfig, task: Task) -> nn.Module:
+    if isinstance(config, ViTConfig):
+        return ViT(config)
+    return DETRForMasks(config) if task == "segmentation" else DETR(config)
 
 
-def _spec(config: ViTConfig | DETRConfig, preprocess: PreprocessSpec, labels: tuple[str, ...], path: Path) -> ModelSpec:
+def _spec(
+    config: ViTConfig | DETRConfig, preprocess: PreprocessSpec, labels: tuple[str, ...], task: Task, path: Path
+) -> ModelSpec:
     try:
+        if isinstance(config, DETRConfig) and task == "segmentation":
+            stuff = PANOPTIC_STUFF if config.classes == PANOPTIC_CLASSES else ()
+            return segmentation_spec(preprocess, labels, config.queries, mask_grid(preprocess.size), stuff)
         if isinstance(config, DETRConfig):
             return detection_spec(preprocess, labels, config.queries)
         grid = config.grid(preprocess.size)

@@ -56,10 +56,15 @@ def read_state(paths: list[Path]) -> StateFile:
             raise CheckpointError(f"{path} holds {min(twice)}, which another shard holds too")
         dtypes |= {str(tensor.dtype).removeprefix("torch.") for tensor in found.values()}
         tensors |= {name: t.float() if t.is_floating_point() else t for name, t in found.items()}
-    digests = {path.name: sha256_file(path) for path in paths}
-    together = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-    sha256 = digests[paths[0].name] if len(paths) == 1 else hashlib.sha256(together.encode()).hexdigest()
-    return StateFile(tensors, sha256, sum(path.stat().st_size for path in paths), tuple(sorted(dtypes)))
+    return StateFile(tensors, digest_files(paths), sum(path.stat().st_size for path in paths), tuple(sorted(dtypes)))
+
+
+def digest_files(paths: list[Path]) -> str:
+    """SHA-256 of one file, or of the lines `DIGEST  NAME` of several; see StateFile."""
+    digests = sorted((path.name, sha256_file(path)) for path in paths)
+    if len(digests) == 1:
+        return digests[0][1]
+    return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in digests).encode()).hexdigest()
 
 
 def find_weights(folder: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ferryman.specs import Task
+from ferryman.specs import SEGMENTING, Task
 
 _HERE = Path(__file__).parent
 
@@ -11,4 +11,4 @@ EMBEDDED: dict[str, Path] = {name: _HERE / name / "model.safetensors" for name i
 
 def pictures_folder(task: Task) -> Path:
     """The demo's pictures for a task: drawn from held-out digits, a few small PNG files."""
-    return _HERE / "pictures" / task
+    return _HERE / "pictures" / ("detection" if task in SEGMENTING else task)

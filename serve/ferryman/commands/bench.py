@@ -75,11 +75,18 @@ def choose_ask(answers: Answers, image: bytes) -> Ask:
     """The call that the model answers; found by trying, since a server's model says its task only when asked."""
     from ferryman.errors import TaskError
 
-    try:
-        answers.classify([image], 5)
-    except TaskError:
-        return lambda data: answers.detect([data], 0.5)[1]
-    return lambda data: answers.classify([data], 5)[1]
+    asks: list[Ask] = [
+        lambda data: answers.classify([data], 5)[1],
+        lambda data: answers.segment([data], None)[1],
+        lambda data: answers.detect([data], 0.5)[1],
+    ]
+    for ask in asks[:-1]:
+        try:
+            ask(image)
+        except TaskError:
+            continue
+        return ask
+    return asks[-1]
 
 
 def print_latency(report: LatencyReport) -> None:

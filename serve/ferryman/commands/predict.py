@@ -1,4 +1,4 @@
-"""`ferryman classify`, `detect` and `embed`: a few pictures, in this process or through a server."""
+"""`ferryman classify`, `detect`, `embed` and `segment`: a few pictures, in this process or through a server."""
 
 import os
 from collections.abc import Callable, Generator, Sequence
@@ -11,17 +11,17 @@ import numpy as np
 from PIL import Image
 
 from ferryman.commands.console import err, make_table, out, print_json, print_table, show_stages
-from ferryman.drawing import draw_classification, draw_detections, draw_embedding
+from ferryman.drawing import draw_classification, draw_detections, draw_embedding, draw_segmentation
 from ferryman.errors import EngineError, FerrymanError, FileAccessError, ImageError, UsageError
 from ferryman.files import replace_file
 from ferryman.predictor import Predictor, Timings
 from ferryman.preprocess import decode_image
-from ferryman.results import Classification, Detections, Embedding
+from ferryman.results import Classification, Detections, Embedding, Segmentation
 
 if TYPE_CHECKING:
     from ferryman.client import Client
 
-T = TypeVar("T", Classification, Detections, Embedding)
+T = TypeVar("T", Classification, Detections, Embedding, Segmentation)
 
 
 class Answers(Protocol):
@@ -35,6 +35,8 @@ class Answers(Protocol):
 
     def embed(self, images: Sequence[bytes]) -> tuple[list[Embedding], Timings]: ...
 
+    def segment(self, images: Sequence[bytes], score_threshold: float | None) -> tuple[list[Segmentation], Timings]: ...
+
 
 class _Local:
     def __init__(self, predictor: Predictor) -> None:
@@ -42,6 +44,7 @@ class _Local:
         self.classify = predictor.classify
         self.detect = predictor.detect
         self.embed = predictor.embed
+        self.segment = predictor.segment
 
 
 class _Remote:
@@ -59,6 +62,10 @@ class _Remote:
 
     def embed(self, images: Sequence[bytes]) -> tuple[list[Embedding], Timings]:
         answer = self._client.embed(images, model=self.name, version=self._version)
+        return list(answer.results), answer.timings
+
+    def segment(self, images: Sequence[bytes], score_threshold: float | None) -> tuple[list[Segmentation], Timings]:
+        answer = self._client.segment(images, model=self.name, version=self._version, score_threshold=score_threshold)
         return list(answer.results), answer.timings
 
 
@@ -140,6 +147,33 @@ def run_detect(asker: Asker, images: list[Path], score: float, draw: Path | None
     with asker.open() as answers:
         task = _Task(lambda data: answers.detect([data], score)[0][0], draw_answer, to_json, to_rows)
         _run(task, answers.name, images, draw, json_output, ("image", "label", "score", "box (x1, y1, x2, y2)"))
+
+
+def run_segment(asker: Asker, images: list[Path], score: float | None, draw: Path | None, json_output: bool) -> None:
+    """Prints the segments of every picture; a picture that can't be answered does not stop the others."""
+
+    def to_json(answer: Segmentation) -> dict[str, object]:
+        return {
+            "segments": [
+                {
+                    "label": s.label,
+                    "score": round(s.score, 6),
+                    "box": list(s.box_xyxy),
+                    "area": s.mask.area,
+                    "mask": {"size": list(s.mask.size), "counts": list(s.mask.counts)},
+                }
+                for s in answer.segments
+            ]
+        }
+
+    def to_rows(answer: Segmentation) -> list[tuple[str, ...]]:
+        pixels = answer.size[0] * answer.size[1]
+        rows = [(s.label, f"{s.score:.3f}", f"{s.mask.area / pixels:.1%}") for s in answer.segments]
+        return rows or [("nothing", "", "")]
+
+    with asker.open() as answers:
+        task = _Task(lambda data: answers.segment([data], score)[0][0], draw_segmentation, to_json, to_rows)
+        _run(task, answers.name, images, draw, json_output, ("image", "label", "score", "share of the picture"))
 
 
 def run_embed(asker: Asker, images: list[Path], output: Path | None, draw: Path | None, json_output: bool) -> None:

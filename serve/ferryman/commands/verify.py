@@ -109,5 +109,9 @@ def print_report(report: ParityReport) -> None:
         if not report.detections:
             threshold = report.tolerance.score_threshold
             task = f", no detection above {threshold} to match: export with --samples that show objects"
+    if report.pixel_agreement is not None:
+        task += f", {report.pixel_agreement:.3%} of the pixels or more agree"
+    if report.mask_iou is not None:
+        task += f", masks' IoU {report.mask_iou:.4f} or more"
     height, width = report.size
     out.print(f"{report.target} at {height}x{width} ({report.runtime_version}): {verdict}{task}")

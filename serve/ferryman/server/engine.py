@@ -70,12 +70,11 @@ class Engine:
         """Images that are being decoded, waiting or running now."""
         return self._inside
 
-    def check_task(self, task: Task) -> None:
-        """Raises TaskError when the model answers another task."""
-        if self.model.bundle.spec.task != task:
-            raise TaskError(
-                f"{self.model.name} is a {self.model.bundle.spec.task} model and can't answer {task} requests"
-            )
+    def check_task(self, *tasks: Task) -> None:
+        """Raises TaskError unless the model's task is one of these."""
+        task = self.model.bundle.spec.task
+        if task not in tasks:
+            raise TaskError(f"{self.model.name} is a {task} model and can't answer {tasks[0]} requests")
 
     async def answer(
         self, images: Sequence[bytes], make: MakeResult[T], deadline: float | None = None

@@ -14,6 +14,7 @@ from ferryman.convert import (
     message_from_embedding,
     message_from_frame_error,
     message_from_model_facts,
+    message_from_segmentation,
     message_from_timings,
 )
 from ferryman.errors import FerrymanError, UnavailableError, UsageError
@@ -26,10 +27,11 @@ from ferryman.results import (
     detections_from_outputs,
     embedding_from_outputs,
 )
+from ferryman.segmenting import segmentation_from_outputs
 from ferryman.server.engine import Engine
 from ferryman.server.interceptors import UNEXPECTED, CallsInFlight, Context
 from ferryman.server.repository import ModelRepository
-from ferryman.specs import Facts, ModelSpec, Task
+from ferryman.specs import DETECTING, SEGMENTING, Facts, ModelSpec, Task
 from ferryman.v1 import vision_pb2 as pb
 from ferryman.v1 import vision_pb2_grpc
 
@@ -63,9 +65,22 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
             return message_from_embedding(embedding_from_outputs(outputs, index, geometry))
 
         results, timings, answerer = await self._answer(
-            "embedding", request.model, request.images, make, deadline_of(context)
+            ("embedding",), request.model, request.images, make, deadline_of(context)
         )
         return pb.EmbedResponse(results=results, timings=timings, answerer=answerer)
+
+    async def Segment(self, request: pb.SegmentRequest, context: Context) -> pb.SegmentResponse:
+        threshold = request.score_threshold if request.HasField("score_threshold") else None
+        if threshold is not None:
+            check_threshold(threshold)
+
+        def make(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> pb.Segmentation:
+            return message_from_segmentation(segmentation_from_outputs(outputs, index, geometry, spec, threshold))
+
+        results, timings, answerer = await self._answer(
+            SEGMENTING, request.model, request.images, make, deadline_of(context)
+        )
+        return pb.SegmentResponse(results=results, timings=timings, answerer=answerer)
 
     async def StreamClassify(self, request_iterator: AsyncIterable[pb.StreamClassifyRequest], context: Context) -> None:
         await self._stream(request_iterator, context, self._classify, pb.StreamClassifyResponse)
@@ -85,22 +100,28 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         def make(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> pb.Classification:
             return message_from_classification(classification_from_outputs(outputs, index, geometry, spec, top_k))
 
-        results, timings, answerer = await self._answer("classification", request.model, request.images, make, deadline)
+        results, timings, answerer = await self._answer(
+            ("classification",), request.model, request.images, make, deadline
+        )
         return pb.ClassifyResponse(results=results, timings=timings, answerer=answerer)
 
     async def _detect(self, request: pb.DetectRequest, deadline: float | None) -> pb.DetectResponse:
         threshold = request.score_threshold if request.HasField("score_threshold") else DEFAULT_SCORE_THRESHOLD
-        if not 0 <= threshold <= 1:  # NaN as well
-            raise UsageError(f"score_threshold is {threshold:g}, expected a value in [0, 1]", "score_threshold")
+        check_threshold(threshold)
 
         def make(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> pb.Detections:
             return message_from_detections(detections_from_outputs(outputs, index, geometry, spec, threshold))
 
-        results, timings, answerer = await self._answer("detection", request.model, request.images, make, deadline)
+        results, timings, answerer = await self._answer(DETECTING, request.model, request.images, make, deadline)
         return pb.DetectResponse(results=results, timings=timings, answerer=answerer)
 
     async def _answer(
-        self, task: Task, ref: pb.ModelRef, images: Sequence[bytes], make: MakeMessage[T], deadline: float | None
+        self,
+        tasks: tuple[Task, ...],
+        ref: pb.ModelRef,
+        images: Sequence[bytes],
+        make: MakeMessage[T],
+        deadline: float | None,
     ) -> tuple[list[T], pb.Timings, pb.Answerer]:
         if not images:
             raise UsageError("the request holds no image; send at least one", "images")
@@ -111,7 +132,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
                 "images",
             )
         engine = await self._models.get(ref.name, ref.version)
-        engine.check_task(task)
+        engine.check_task(*tasks)
         model = engine.model
 
         def make_one(outputs: Outputs, index: int, geometry: Geometry) -> T:
@@ -178,6 +199,12 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         finally:
             for task in (stopper, reader, *started):
                 task.cancel()
+
+
+def check_threshold(score_threshold: float) -> None:
+    """Raises UsageError unless it is a score."""
+    if not 0 <= score_threshold <= 1:  # NaN as well
+        raise UsageError(f"score_threshold is {score_threshold:g}, expected a value in [0, 1]", "score_threshold")
 
 
 def deadline_of(context: Context) -> float | None:

@@ -176,6 +176,52 @@ class EmbedResponse(_message.Message):
     answerer: Answerer
     def __init__(self, results: _Optional[_Iterable[_Union[Embedding, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., answerer: _Optional[_Union[Answerer, _Mapping]] = ...) -> None: ...
 
+class SegmentRequest(_message.Message):
+    __slots__ = ("model", "images", "score_threshold")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    SCORE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    model: ModelRef
+    images: _containers.RepeatedScalarFieldContainer[bytes]
+    score_threshold: float
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., images: _Optional[_Iterable[bytes]] = ..., score_threshold: _Optional[float] = ...) -> None: ...
+
+class Segment(_message.Message):
+    __slots__ = ("label", "class_id", "score", "box", "area", "counts")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    CLASS_ID_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    AREA_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    class_id: int
+    score: float
+    box: Box
+    area: int
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, label: _Optional[str] = ..., class_id: _Optional[int] = ..., score: _Optional[float] = ..., box: _Optional[_Union[Box, _Mapping]] = ..., area: _Optional[int] = ..., counts: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Segmentation(_message.Message):
+    __slots__ = ("size", "segments", "canvas")
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    CANVAS_FIELD_NUMBER: _ClassVar[int]
+    size: Size
+    segments: _containers.RepeatedCompositeFieldContainer[Segment]
+    canvas: Size
+    def __init__(self, size: _Optional[_Union[Size, _Mapping]] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., canvas: _Optional[_Union[Size, _Mapping]] = ...) -> None: ...
+
+class SegmentResponse(_message.Message):
+    __slots__ = ("results", "timings", "answerer")
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    ANSWERER_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[Segmentation]
+    timings: Timings
+    answerer: Answerer
+    def __init__(self, results: _Optional[_Iterable[_Union[Segmentation, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., answerer: _Optional[_Union[Answerer, _Mapping]] = ...) -> None: ...
+
 class StreamClassifyRequest(_message.Message):
     __slots__ = ("frame_id", "request")
     FRAME_ID_FIELD_NUMBER: _ClassVar[int]

@@ -54,6 +54,11 @@ class VisionServiceStub:
                 request_serializer=ferryman_dot_v1_dot_vision__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=ferryman_dot_v1_dot_vision__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.Segment = channel.unary_unary(
+                '/ferryman.v1.VisionService/Segment',
+                request_serializer=ferryman_dot_v1_dot_vision__pb2.SegmentRequest.SerializeToString,
+                response_deserializer=ferryman_dot_v1_dot_vision__pb2.SegmentResponse.FromString,
+                _registered_method=True)
         self.StreamClassify = channel.stream_stream(
                 '/ferryman.v1.VisionService/StreamClassify',
                 request_serializer=ferryman_dot_v1_dot_vision__pb2.StreamClassifyRequest.SerializeToString,
@@ -100,6 +105,13 @@ class VisionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Segment(self, request, context):
+        """The segments of each image, with a mask each.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StreamClassify(self, request_iterator, context):
         """Classify for a camera: answers come in the order of the requests.
         """
@@ -138,6 +150,11 @@ def add_VisionServiceServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=ferryman_dot_v1_dot_vision__pb2.EmbedRequest.FromString,
                     response_serializer=ferryman_dot_v1_dot_vision__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Segment': grpc.unary_unary_rpc_method_handler(
+                    servicer.Segment,
+                    request_deserializer=ferryman_dot_v1_dot_vision__pb2.SegmentRequest.FromString,
+                    response_serializer=ferryman_dot_v1_dot_vision__pb2.SegmentResponse.SerializeToString,
             ),
             'StreamClassify': grpc.stream_stream_rpc_method_handler(
                     servicer.StreamClassify,
@@ -241,6 +258,33 @@ class VisionService:
             '/ferryman.v1.VisionService/Embed',
             ferryman_dot_v1_dot_vision__pb2.EmbedRequest.SerializeToString,
             ferryman_dot_v1_dot_vision__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Segment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ferryman.v1.VisionService/Segment',
+            ferryman_dot_v1_dot_vision__pb2.SegmentRequest.SerializeToString,
+            ferryman_dot_v1_dot_vision__pb2.SegmentResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -30,7 +30,8 @@ def shift_boxes(golden: GoldenSamples) -> GoldenSamples:
 def test_help_names_every_command(cli: Cli) -> None:
     outcome = cli("--help")
     assert outcome.status == 0
-    commands = ["demo", "export", "verify", "inspect", "serve", "classify", "detect", "embed", "bench", "doctor"]
+    commands = ["demo", "export", "verify", "inspect", "serve", "classify", "detect", "embed", "segment"]
+    commands += ["bench", "doctor"]
     assert re.findall(r"^  (\w+)  ", outcome.stdout, re.MULTILINE) == commands
     for command in commands:
         assert "--json" in cli(command, "--help").stdout
