@@ -25,7 +25,7 @@ from ferryman_export.parity_html import render_parity
 from ferryman_export.reference import normalize_reference, reference_outputs
 from ferryman_export.samples import MIN_SAMPLES, add_crops, make_inputs, read_pictures
 from ferryman_export.sources import open_source, resize_spec
-from ferryman_export.wrappers import EXPORT_MODULES, ExportModule
+from ferryman_export.wrappers import ExportModule, choose_module
 from ferryman_models.zoo import pictures_folder
 
 GRAPH = "model.onnx"
@@ -43,7 +43,7 @@ class ExportRequest:
     default the embedded ones; size: (height, width) of the canvas, by default the checkpoint's
     tolerance: largest absolute error of every limited output, by default the precision's own
     arch, labels: of a bare weights file; see `sources.open_source`
-    module: wraps the model into the graph contract, by default the task's own (`wrappers.EXPORT_MODULES`)
+    module: wraps the model into the graph contract, by default the task's own (`wrappers.choose_module`)
     """
 
     source: str
@@ -69,12 +69,12 @@ def export(request: ExportRequest, progress: Progress = lambda stage, done, tota
     name = _check_name(request.name or Path(checkpoint.source).stem)
     spec = resize_spec(checkpoint, request.size)
     pictures = read_pictures(request.samples or pictures_folder(spec.task))
-    pictures = add_crops(pictures, MIN_SAMPLES, spec.preprocess.size if spec.task == "detection" else None)
+    pictures = add_crops(pictures, MIN_SAMPLES, spec.preprocess.size if spec.preprocess.fit == "pad" else None)
 
     progress("answer the golden samples with PyTorch", 0, 1)
     names, inputs = make_inputs(pictures, spec)
     golden = GoldenSamples(names, inputs, reference_outputs(checkpoint.module, inputs, spec))
-    wrap = request.module or EXPORT_MODULES[spec.task]
+    wrap = request.module or choose_module(spec)
     module = wrap(checkpoint.module, spec)
     check_wrapper(module, golden, spec, tolerance)
 

@@ -34,7 +34,8 @@ def _classification(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> Tenso
     return {"logits": logits, "probabilities": _softmax(logits).astype(np.float32)}
 
 
-def _detection(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> Tensors:
+def _detect(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits of every query and its box, xyxy clipped to [0, 1]."""
     image = normalize_reference(inputs["image"], spec.preprocess)
     height, width = (int(side) for side in inputs["valid_size"])
     valid = np.zeros(image.shape[1:], dtype=np.bool_)
@@ -44,12 +45,29 @@ def _detection(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> Tensors:
     logits = output.logits[-1, 0].numpy()
     cx, cy, w, h = output.boxes_cxcywh[-1, 0].numpy().astype(np.float64).T
     boxes = np.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), axis=1)
+    return logits, np.clip(boxes, 0, 1).astype(np.float32)
+
+
+def _detection(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> Tensors:
+    logits, boxes = _detect(model, inputs, spec)
     objects = _softmax(logits)[:, :-1]
     return {
         "logits": logits,
-        "boxes": np.clip(boxes, 0, 1).astype(np.float32),
+        "boxes": boxes,
         "scores": objects.max(axis=1).astype(np.float32),
         "labels": objects.argmax(axis=1).astype(np.int64),
+    }
+
+
+def _ranked_detection(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> Tensors:
+    logits, boxes = _detect(model, inputs, spec)
+    ranking = np.argsort(-logits, axis=None, kind="stable")[: int(spec.outputs[1].shape[1])]
+    queries, labels = np.unravel_index(ranking, logits.shape)
+    return {
+        "logits": logits[queries],
+        "boxes": boxes[queries],
+        "scores": (1 / (1 + np.exp(-logits[queries, labels].astype(np.float64)))).astype(np.float32),
+        "labels": labels.astype(np.int64),
     }
 
 
@@ -73,7 +91,7 @@ def reference_outputs(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> Ten
 
     inputs: per input of the spec an array whose first dimension counts samples; likewise the outputs.
     """
-    reference = _REFERENCES[spec.task]
+    reference = _ranked_detection if spec.ranked else _REFERENCES[spec.task]
     with torch.inference_mode():
         answers = [
             reference(model, {name: array[index] for name, array in inputs.items()}, spec)

@@ -9,6 +9,7 @@ from ferryman_models.checkpoints.huggingface import load_huggingface
 from ferryman_models.checkpoints.native import load_native
 from ferryman_models.checkpoints.tensors import read_json
 from ferryman_models.checkpoints.timm import is_timm, load_timm
+from ferryman_models.checkpoints.transformers_models import TransformersClassifier, TransformersDetector, spec_at
 from ferryman_models.checkpoints.weights_file import ARCHITECTURES, load_weights_file
 from ferryman_models.detr import DETR
 from ferryman_models.vit import ViT
@@ -71,6 +72,11 @@ def resize_spec(checkpoint: Checkpoint, size: tuple[int, int] | None) -> ModelSp
         preprocess = PreprocessSpec.model_validate(facts)
     except ValueError as error:
         raise UsageError(f"{checkpoint.source} can't be exported at {size[0]}x{size[1]}: {error}") from error
+    if isinstance(checkpoint.module, TransformersClassifier | TransformersDetector):
+        try:
+            return spec_at(checkpoint.module, preprocess, dict(enumerate(spec.labels)))
+        except UsageError as error:
+            raise UsageError(f"{checkpoint.source}: {error}") from error
     if isinstance(checkpoint.module, DETR):
         return detection_spec(preprocess, spec.labels, checkpoint.module.config.queries)
     if isinstance(checkpoint.module, ViT) and spec.task == "embedding":

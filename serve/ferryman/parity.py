@@ -1,7 +1,7 @@
 """Does a variant answer like PyTorch? Compares it with the golden samples, alone and in every slot of a batch."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from ferryman.diagnose import explain_failure
 from ferryman.errors import ParityError
 from ferryman.golden import GoldenSamples, Tensors
 from ferryman.manifest import Tolerance
-from ferryman.matching import match_detections
+from ferryman.matching import align_detections, match_detections
 from ferryman.specs import Facts, ModelSpec
 
 BATCHES = (1, 2, 5)
@@ -129,6 +129,8 @@ def check_parity(
                 for slot, index in enumerate(indices)
             ]
         advance(len(indices))
+    if spec.ranked and not problems:
+        answers = [_align(answer, golden, tolerance) for answer in answers]
     if problems:
         unique = tuple(dict.fromkeys(problems))
         return _report(target, runtime_version, batches, (), None, None, 0, tolerance, unique)
@@ -161,6 +163,13 @@ def check_parity(
         hint = explain_failure([(a.sample, a.batch, a.slot, a.outputs) for a in answers], golden, spec, tolerance)
         failures = [f"{failures[0]}{f' - {hint}' if hint else ''}", *failures[1:]]
     return _report(target, runtime_version, batches, errors, top1, matched, wanted, tolerance, tuple(failures))
+
+
+def _align(answer: Answer, golden: GoldenSamples, tolerance: Tolerance) -> Answer:
+    """The answer in the reference's order, which equal scores do not fix."""
+    reference = {name: array[answer.sample] for name, array in golden.outputs.items()}
+    limits = [tolerance.limit(name, reference[name]) or 0.0 for name in ("boxes", "scores")]
+    return replace(answer, outputs=align_detections(answer.outputs, reference, *limits))
 
 
 def check_contract(outputs: Tensors, spec: ModelSpec, samples: Sequence[str]) -> list[str]:

@@ -73,6 +73,7 @@ class ModelSpec(Facts):
     """What a model takes and answers: the graph contract for its task, its preprocessing, its labels.
 
     labels: one name a class, without the "no object" class; empty for embeddings
+    ranked: a detector's answers are its best pairs of a query and a class, not one a query; see `_CONTRACT`
     """
 
     task: Task
@@ -80,17 +81,20 @@ class ModelSpec(Facts):
     labels: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    ranked: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.task == "embedding") == bool(self.labels):
             raise ValueError(f"{self.task} with {len(self.labels)} labels")
-        if self.task == "detection" and self.preprocess.fit != "pad":
-            raise ValueError("detection needs fit='pad': boxes are relative to the valid area")
+        if self.task == "detection" and (self.preprocess.fit == "crop" or self.preprocess.stretch_to is not None):
+            raise ValueError("detection needs fit='pad', or 'stretch' to the canvas: a crop would lose objects")
+        if self.ranked and self.task != "detection":
+            raise ValueError(f"ranked answers belong to detection, not to {self.task}")
         height, width = self.preprocess.size
         classes = len(self.labels)
-        sizes: dict[str, int | str] = {"batch": "batch", "height": height, "width": width}
-        sizes |= {"classes": classes, "classes + 1": classes + 1}
+        sizes: dict[str, int | str] = {"batch": "batch", "height": height, "width": width, "classes": classes}
+        sizes["classes + 1"] = classes if self.ranked else classes + 1
         for kind, tensors, contract in zip(
             ("inputs", "outputs"), (self.inputs, self.outputs), _CONTRACT[self.task], strict=True
         ):
@@ -115,6 +119,9 @@ def _tensor(name: str, dtype: DType, *shape: int | str) -> TensorSpec:
 
 
 # The graph contract: inputs and outputs of each task. A dimension's name stands for one size throughout.
+# A detector that scores each class by itself (sigmoid) has no "no object" class: its `classes + 1` is `classes`, and its
+# answers are ranked, best first, over all pairs of a query and a class. "queries" then counts those answers; each
+# repeats its query's logits and box, so that logits[i, labels[i]] is the logit of scores[i].
 _IMAGE = _tensor("image", "uint8", "batch", "height", "width", 3)
 _CONTRACT: dict[Task, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {
     "classification": (
@@ -165,19 +172,26 @@ def classification_spec(preprocess: PreprocessSpec, labels: tuple[str, ...]) -> 
     )
 
 
-def detection_spec(preprocess: PreprocessSpec, labels: tuple[str, ...], queries: int) -> ModelSpec:
-    """The graph contract of a detector with these labels and that many queries."""
+def detection_spec(
+    preprocess: PreprocessSpec, labels: tuple[str, ...], queries: int, *, ranked: bool = False
+) -> ModelSpec:
+    """The graph contract of a detector with these labels and that many queries.
+
+    ranked: of one with sigmoid scores, whose `queries` are its best pairs of a query and a class
+    """
+    scored = len(labels) + (not ranked)
     return ModelSpec(
         task="detection",
         preprocess=preprocess,
         labels=labels,
         inputs=(_image(preprocess), TensorSpec(name="valid_size", dtype="int32", shape=("batch", 2))),
         outputs=(
-            TensorSpec(name="logits", dtype="float32", shape=("batch", queries, len(labels) + 1)),
+            TensorSpec(name="logits", dtype="float32", shape=("batch", queries, scored)),
             TensorSpec(name="boxes", dtype="float32", shape=("batch", queries, 4)),
             TensorSpec(name="scores", dtype="float32", shape=("batch", queries)),
             TensorSpec(name="labels", dtype="int64", shape=("batch", queries)),
         ),
+        ranked=ranked,
     )
 
 

@@ -1,7 +1,7 @@
 """Checkpoints that `save_pretrained` of `transformers` wrote: config.json, weights, preprocessor_config.json.
 
 The tensors' names are those of the published files, which `save_pretrained` still writes, and those that the modules
-of transformers 5 have.
+of transformers 5 have. A class that is not among `FAMILIES` loads by transformers itself, see `transformers_models`.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +22,7 @@ from ferryman_models.checkpoints.hf_config import HFConfig
 from ferryman_models.checkpoints.processors import load_processor
 from ferryman_models.checkpoints.renames import Renames, drop_tensors, rename_tensors
 from ferryman_models.checkpoints.tensors import find_weights, read_json, read_state
+from ferryman_models.checkpoints.transformers_models import load_transformers
 from ferryman_models.detr import DETR, DETRConfig
 from ferryman_models.vit import ViT, ViTConfig
 
@@ -71,7 +72,10 @@ def load_huggingface(folder: Path, source: str) -> Checkpoint:
     """The checkpoint in `folder`, fp32, in `eval()` mode. Raises CheckpointError that says what is wrong with it."""
     path = folder / CONFIG_NAME
     document = read_json(path)
-    name, family = _family(document, path)
+    name = _architecture(document, path)
+    family = FAMILIES.get(name)
+    if family is None:
+        return load_transformers(folder, source, name)
     try:
         facts = family.facts.model_validate(document)
     except ValidationError as error:
@@ -100,13 +104,11 @@ def load_huggingface(folder: Path, source: str) -> Checkpoint:
     )
 
 
-def _family(document: dict[str, object], path: Path) -> tuple[str, _Family]:
+def _architecture(document: dict[str, object], path: Path) -> str:
     names = document.get("architectures")
-    name = str(names[0]) if isinstance(names, list) and names else ""
-    if name not in FAMILIES:
-        what = f"the architecture {name!r} is not known" if name else "it names no architecture"
-        raise CheckpointError(f"{path}: {what}; known are {', '.join(FAMILIES)}")
-    return name, FAMILIES[name]
+    if not isinstance(names, list) or not names:
+        raise CheckpointError(f"{path}: it names no architecture; Ferryman's own are {', '.join(FAMILIES)}")
+    return str(names[0])
 
 
 def _labels(facts: HFConfig, state: dict[str, Tensor], family: _Family, path: Path) -> tuple[str, ...]:
