@@ -70,7 +70,8 @@ def _is_all_true(values: Any) -> Any:
     """What torch.export leaves of a check inside a model; PyTorch 2.13 has no translation of it."""
     from onnxscript import opset18
 
-    return opset18.Cast(opset18.ReduceMin(opset18.Cast(values, to=TensorProto.INT32), keepdims=0), to=TensorProto.BOOL)
+    op: Any = opset18  # its types are those of ONNX's tensors, not of the exporter's values
+    return op.Cast(op.ReduceMin(op.Cast(values, to=TensorProto.INT32), keepdims=0), to=TensorProto.BOOL)
 
 
 def keep_constants(program: torch.onnx.ONNXProgram) -> None:

@@ -88,7 +88,9 @@ def align_detections(
     same &= np.abs(answer["scores"] - reference["scores"]) <= max_score
     order = np.arange(len(same))
     rows = np.flatnonzero(~same)  # most rows are where they belong; the rest is paired with the nearest of its class
-    distance = np.abs(reference["boxes"][rows, None].astype(np.float64) - answer["boxes"][None, rows]).max(-1, initial=0)
+    distance = np.abs(reference["boxes"][rows, None].astype(np.float64) - answer["boxes"][None, rows]).max(
+        -1, initial=0
+    )
     apart = np.abs(reference["scores"][rows, None].astype(np.float64) - answer["scores"][None, rows])
     distance = np.maximum(distance, apart)
     distance[reference["labels"][rows, None] != answer["labels"][None, rows]] = np.inf

@@ -119,8 +119,8 @@ def _tensor(name: str, dtype: DType, *shape: int | str) -> TensorSpec:
 
 
 # The graph contract: inputs and outputs of each task. A dimension's name stands for one size throughout.
-# A detector that scores each class by itself (sigmoid) has no "no object" class: its `classes + 1` is `classes`, and its
-# answers are ranked, best first, over all pairs of a query and a class. "queries" then counts those answers; each
+# A detector that scores each class by itself (sigmoid) has no "no object" class: its `classes + 1` is `classes`, and
+# its answers are ranked, best first, over all pairs of a query and a class. "queries" then counts those answers; each
 # repeats its query's logits and box, so that logits[i, labels[i]] is the logit of scores[i].
 _IMAGE = _tensor("image", "uint8", "batch", "height", "width", 3)
 _CONTRACT: dict[Task, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {

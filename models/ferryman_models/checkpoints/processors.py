@@ -40,7 +40,7 @@ class _Size(BaseModel):
 class _Processor(BaseModel):
     """What the processors have in common; None where the class's own default holds.
 
-    pad_size: of a detector, its canvas; crop_pct: of the shorter side, what the crop keeps
+    pad_size: what a detector's pictures are padded to; crop_pct: of the shorter side, what the crop keeps
     include_top: EfficientNet divides by the deviation twice; rescale_offset: it takes one off what it scaled
     """
 
@@ -166,11 +166,11 @@ def _spec(processor: _Processor, defaults: _Defaults, family: str) -> Preprocess
 
 def _fit_canvas(size: _Size, processor: _Processor, defaults: _Defaults) -> dict[str, object]:
     """How a detector's pictures are fitted: stretched where both sides are given, padded otherwise."""
-    pads = processor.pad_size if processor.do_pad is not False else None
     if size.height is None or size.width is None:
-        height, width = _sides(pads, "pad_size") if pads else _canvas(size)
+        height, width = _canvas(size)
         return {"size": (height // defaults.unit * defaults.unit, width // defaults.unit * defaults.unit), "fit": "pad"}
-    if pads and (pads.height, pads.width) != (size.height, size.width):
+    pads = processor.pad_size
+    if pads is not None and processor.do_pad and (pads.height, pads.width) != (size.height, size.width):
         raise ValueError(f"pictures stretched to {_sides(size, 'size')} and then padded can't be followed")
     return {"size": (size.height, size.width), "fit": "stretch"}
 

@@ -191,8 +191,8 @@ def _read_config(model_class: Any, document: dict[str, object], name: str, folde
     if document.get("use_timm_backbone") is False and document.get("backbone_config") is None:
         # transformers would look its configuration up in the hub.
         raise CheckpointError(
-            f"{path}: the backbone {document.get('backbone')!r} is only named; save the model again with transformers 5, "
-            "which writes its configuration (backbone_config) too"
+            f"{path}: the backbone {document.get('backbone')!r} is only named; save the model again with transformers "
+            "5, which writes its configuration (backbone_config) too"
         )
     try:
         return config_class.from_dict(document)
@@ -243,7 +243,9 @@ def _load_model(model_class: Any, config: Any, file: StateFile, folder: Path) ->
 def _is_bgr(folder: Path) -> bool:
     """Whether the processor turns channels around, as MobileViT's does unless told otherwise."""
     document = read_json(folder / FILE_NAME)
-    default = str(document.get("image_processor_type") or document.get("feature_extractor_type")).startswith("MobileViT")
+    default = str(document.get("image_processor_type") or document.get("feature_extractor_type")).startswith(
+        "MobileViT"
+    )
     return bool(document.get("do_flip_channel_order", default))
 
 
