@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ferryman.bundle import Bundle
+from ferryman.golden import load_golden
 from ferryman.parity import ParityReports
 from ferryman.predictor import Predictor
 from ferryman_export.pipeline import ExportRequest, export
@@ -63,6 +64,8 @@ def prepare(family: Family, image: Image.Image) -> dict[str, Any]:
     return {name: inputs[name] for name in wanted}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", CHOSEN)
 @torch.no_grad()
 def test_answers_equal_transformers(name: str, samples: Path, tmp_path: Path) -> None:
@@ -77,6 +80,8 @@ def test_answers_equal_transformers(name: str, samples: Path, tmp_path: Path) ->
     assert [(entry.domain, entry.version) for entry in opset] == [("", 18)]
     if name.startswith(("deformable", "lw", "rt", "rf")):
         assert bundle.manifest.variants[0].operators["GridSample"] >= 1
+    logits = load_golden(bundle.file("golden.npz"), bundle.spec).outputs["logits"]
+    assert logits.std(axis=0).max() > 1e-3, "the pictures are all answered alike, which proves nothing"
     compare = compare_detections if name in DETECTORS else compare_classes
     with Predictor(bundle) as predictor:
         for path in sorted(samples.iterdir()):
@@ -101,7 +106,7 @@ def compare_detections(predictor: Predictor, path: Path, family: Family, model: 
     (found,), _ = predictor.detect([path.read_bytes()], score_threshold=0.0)
     assert len(found.detections) == len(expected["scores"])
     boxes = expected["boxes"].clamp(torch.zeros(4), torch.tensor([image.width, image.height] * 2))
-    assert boxes.std(dim=0).min() > 0.01 * max(image.size), "the boxes are all alike"
+    assert boxes.std(dim=0).max() > 0.01 * max(image.size), "the boxes are all alike"
     free = set(range(len(boxes)))
     for detection in found.detections:
         # As a set: equal scores have no order.
