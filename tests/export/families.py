@@ -259,9 +259,9 @@ CLASSIFIERS = {
     "clip": Family("CLIPForImageClassification", _multimodal, "CLIP", _CROPPED),
 }
 
-_CONDITIONAL = {"processor": "ConditionalDetr", "options": {"size": PADDED}}
-_DEFORMABLE = {"processor": "DeformableDetr", "options": {"size": PADDED}}
-_RT_DETR = {"processor": "RTDetr", "options": _SQUARE}
+_CONDITIONAL: dict[str, Any] = {"processor": "ConditionalDetr", "options": {"size": PADDED}}
+_DEFORMABLE: dict[str, Any] = {"processor": "DeformableDetr", "options": {"size": PADDED}}
+_RT_DETR: dict[str, Any] = {"processor": "RTDetr", "options": _SQUARE}
 DETECTORS = {
     "yolos": Family(
         "YolosForObjectDetection",
