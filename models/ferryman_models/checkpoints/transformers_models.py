@@ -128,11 +128,12 @@ def load_transformers(folder: Path, source: str, name: str) -> Checkpoint:
 
 
 def spec_at(
-    module: TransformersClassifier | TransformersDetector, preprocess: PreprocessSpec, names: dict[int, str]
+    module: TransformersClassifier | TransformersDetector, preprocess: PreprocessSpec, names: dict[int, str] | None
 ) -> ModelSpec:
     """The spec of what the module answers to a canvas, found by asking it once.
 
-    names: of the classes by their number. Raises UsageError when the module can't take that canvas.
+    names: of the classes by their number, `LABEL_0` and so on where there are none
+    Raises UsageError when the module can't take that canvas.
     """
     height, width = preprocess.size
     image = torch.zeros(1, 3, height, width)
@@ -149,7 +150,9 @@ def spec_at(
     return detection_spec(preprocess, labels, module.count_answers(queries, classes), ranked=module.facts.ranked)
 
 
-def _labels(names: dict[int, str], classes: int) -> tuple[str, ...]:
+def _labels(names: dict[int, str] | None, classes: int) -> tuple[str, ...]:
+    if names is None:  # as PVT's configuration leaves them
+        return tuple(f"LABEL_{index}" for index in range(classes))
     if sorted(names) != list(range(classes)):
         raise UsageError(f"id2label names {len(names)} classes, the head has {classes}")
     return tuple(str(names[index]) for index in range(classes))
