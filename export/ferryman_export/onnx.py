@@ -5,9 +5,11 @@ import logging
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
+from onnx import TensorProto
 
 from ferryman.errors import ExportError
 from ferryman.golden import Tensors
@@ -37,8 +39,11 @@ def export_onnx(module: ExportModule, example: Tensors, path: Path, metadata: di
         with warnings.catch_warnings(), torch.inference_mode():
             # Deprecations inside PyTorch's exporter; what matters is checked on the graph below.
             warnings.simplefilter("ignore")
+            captured = module
+            if module.strict:
+                captured = torch.export.export(module, arguments, dynamic_shapes=dynamic_shapes, strict=True)
             program = torch.onnx.export(
-                module,
+                captured,
                 arguments,
                 dynamo=True,
                 verbose=False,
@@ -46,6 +51,7 @@ def export_onnx(module: ExportModule, example: Tensors, path: Path, metadata: di
                 input_names=list(spec.input_names),
                 output_names=list(spec.output_names),
                 dynamic_shapes=dynamic_shapes,
+                custom_translation_table={torch.ops.aten._is_all_true.default: _is_all_true},
             )
     except (torch.onnx.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
         raise ExportError(f"PyTorch can't export this model to ONNX: {error}") from error
@@ -53,10 +59,32 @@ def export_onnx(module: ExportModule, example: Tensors, path: Path, metadata: di
         raise ExportError("PyTorch's exporter gave no program")
     for key, value in (graph_metadata(spec) | metadata).items():
         program.model.metadata_props[key] = value
+    keep_constants(program)
     size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     program.save(str(path), external_data=size > EXTERNAL_DATA_BYTES)
     check_graph(path, spec)
     return onnx.load(path, load_external_data=False)
+
+
+def _is_all_true(values: Any) -> Any:
+    """What torch.export leaves of a check inside a model; PyTorch 2.13 has no translation of it."""
+    from onnxscript import opset18
+
+    op: Any = opset18  # its types are those of ONNX's tensors, not of the exporter's values
+    return op.Cast(op.ReduceMin(op.Cast(values, to=TensorProto.INT32), keepdims=0), to=TensorProto.BOOL)
+
+
+def keep_constants(program: torch.onnx.ONNXProgram) -> None:
+    """Puts constants that the optimiser made and forgot into the graph.
+
+    onnxscript 0.7 names the bounds of a Clip that it makes of Min and Max after their input. Where one input gets two
+    of them (DETR's inverse sigmoid), the second's are renamed and nowhere stored.
+    """
+    graph = program.model.graph
+    for node in graph.all_nodes():
+        for value in node.inputs:
+            if value is not None and value.const_value is not None and value.producer() is None:
+                graph.initializers.setdefault(str(value.name), value)
 
 
 def graph_metadata(spec: ModelSpec) -> dict[str, str]:

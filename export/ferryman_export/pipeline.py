@@ -26,7 +26,7 @@ from ferryman_export.reference import normalize_reference, reference_outputs
 from ferryman_export.samples import MIN_SAMPLES, add_crops, choose_count, make_inputs, read_pictures
 from ferryman_export.sizes import propose_sizes
 from ferryman_export.sources import open_source, resize_spec, size_multiple
-from ferryman_export.wrappers import EXPORT_MODULES, ExportModule
+from ferryman_export.wrappers import ExportModule, choose_module
 from ferryman_models.checkpoints.base import Checkpoint
 from ferryman_models.zoo import pictures_folder
 
@@ -48,7 +48,7 @@ class ExportRequest:
     default the embedded ones
     sizes: (height, width) of each canvas, by default the checkpoint's alone; "auto": those that the samples waste least
     tolerance: largest absolute error of every limited output, by default the precision's own
-    module: wraps the model into the graph contract, by default the task's own (`wrappers.EXPORT_MODULES`)
+    module: wraps the model into the graph contract, by default the task's own (`wrappers.choose_module`)
     """
 
     source: str
@@ -146,7 +146,7 @@ def prepare(
     names, inputs = make_inputs(pictures, spec)
     advance = _counter(progress, "answer the golden samples with PyTorch", len(names))
     golden = GoldenSamples(names, inputs, reference_outputs(checkpoint.module, inputs, spec, advance))
-    wrap = request.module or EXPORT_MODULES[spec.task]
+    wrap = request.module or choose_module(spec)
     crossing = Crossing(spec, golden, wrap(checkpoint.module, spec), progress)
     check_wrapper(crossing, tolerance)
     return crossing

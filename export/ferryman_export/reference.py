@@ -43,20 +43,37 @@ def _run_detr(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> Any:
     return model(torch.from_numpy(image)[None], torch.from_numpy(valid)[None])
 
 
+def _answers(output: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits of every query and its box, xyxy clipped to [0, 1]."""
+    cx, cy, w, h = output.boxes_cxcywh[-1, 0].numpy().astype(np.float64).T
+    boxes = np.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), axis=1)
+    return output.logits[-1, 0].numpy(), np.clip(boxes, 0, 1).astype(np.float32)
+
+
 def _detection(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> Tensors:
     return _detections(_run_detr(model, inputs, spec))
 
 
 def _detections(output: Any) -> Tensors:
-    logits = output.logits[-1, 0].numpy()
-    cx, cy, w, h = output.boxes_cxcywh[-1, 0].numpy().astype(np.float64).T
-    boxes = np.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), axis=1)
+    logits, boxes = _answers(output)
     objects = _softmax(logits)[:, :-1]
     return {
         "logits": logits,
-        "boxes": np.clip(boxes, 0, 1).astype(np.float32),
+        "boxes": boxes,
         "scores": objects.max(axis=1).astype(np.float32),
         "labels": objects.argmax(axis=1).astype(np.int64),
+    }
+
+
+def _ranked_detection(model: nn.Module, inputs: Tensors, spec: ModelSpec) -> Tensors:
+    logits, boxes = _answers(_run_detr(model, inputs, spec))
+    ranking = np.argsort(-logits, axis=None, kind="stable")[: int(spec.outputs[1].shape[1])]
+    queries, labels = np.unravel_index(ranking, logits.shape)
+    return {
+        "logits": logits[queries],
+        "boxes": boxes[queries],
+        "scores": (1 / (1 + np.exp(-logits[queries, labels].astype(np.float64)))).astype(np.float32),
+        "labels": labels.astype(np.int64),
     }
 
 
@@ -111,7 +128,7 @@ def reference_outputs(
     inputs: per input of the spec an array whose first dimension counts samples; likewise the outputs
     advance: called with the number of samples done since the last call
     """
-    reference = _REFERENCES[spec.task]
+    reference = _ranked_detection if spec.ranked else _REFERENCES[spec.task]
     answers: list[Tensors] = []
     with torch.inference_mode():
         for index in range(len(inputs["image"])):

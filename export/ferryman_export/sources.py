@@ -24,6 +24,7 @@ from ferryman_models.checkpoints.lora import read_adapter
 from ferryman_models.checkpoints.native import load_native
 from ferryman_models.checkpoints.tensors import read_json
 from ferryman_models.checkpoints.timm import is_timm, load_timm
+from ferryman_models.checkpoints.transformers_models import TransformersClassifier, TransformersDetector, spec_at
 from ferryman_models.checkpoints.weights_file import ARCHITECTURES, load_weights_file
 from ferryman_models.detr import DETR
 from ferryman_models.detr_masks import DETRForMasks, mask_grid
@@ -140,12 +141,26 @@ def resize_spec(checkpoint: Checkpoint, size: tuple[int, int] | None) -> ModelSp
         preprocess = PreprocessSpec.model_validate(facts)
     except ValueError as error:
         raise UsageError(f"{checkpoint.source} can't be exported at {size[0]}x{size[1]}: {error}") from error
-    if isinstance(module, DETRForMasks):
-        return segmentation_spec(preprocess, spec.labels, module.config.queries, mask_grid(size), spec.stuff)
-    if isinstance(module, DETR):
-        return detection_spec(preprocess, spec.labels, module.config.queries)
-    if isinstance(module, PatchSegmenter):
-        return semantic_spec(preprocess, spec.labels)
-    if isinstance(module, ViT) and spec.task == "embedding":
-        return embedding_spec(preprocess, module.config.dim, module.config.grid(size))
-    return classification_spec(preprocess, spec.labels)
+    try:
+        return spec_with(checkpoint, preprocess)
+    except UsageError as error:
+        raise UsageError(f"{checkpoint.source}: {error}") from error
+
+
+def spec_with(checkpoint: Checkpoint, preprocess: PreprocessSpec) -> ModelSpec:
+    """The checkpoint's spec with another preprocessing. Raises UsageError when the model can't take its canvas."""
+    module, spec, size = checkpoint.module, checkpoint.spec, preprocess.size
+    match module:
+        case TransformersClassifier() | TransformersDetector():
+            result = spec_at(module, preprocess, dict(enumerate(spec.labels)))
+        case DETRForMasks():
+            result = segmentation_spec(preprocess, spec.labels, module.config.queries, mask_grid(size), spec.stuff)
+        case DETR():
+            result = detection_spec(preprocess, spec.labels, module.config.queries)
+        case PatchSegmenter():
+            result = semantic_spec(preprocess, spec.labels)
+        case ViT() if spec.task == "embedding":
+            result = embedding_spec(preprocess, module.config.dim, module.config.grid(size))
+        case _:
+            result = classification_spec(preprocess, spec.labels)
+    return result

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ferryman.errors import ExportError
 from ferryman.specs import ModelSpec
 from ferryman_models.attention import attend_plain, set_attend
+from ferryman_models.checkpoints.transformers_models import TransformersDetector
 from ferryman_models.detr import DETR, DetrOutput
 from ferryman_models.detr_masks import DetrMasksOutput
 from ferryman_models.patch_segmenter import PatchSegmenter
@@ -24,6 +25,7 @@ class ExportModule(nn.Module):
     """Base: holds the model in `eval()` mode with plain attention, and normalises its input.
 
     model: takes what the subclass gives it; spec: what the graph takes and answers
+    strict: torch.export must read the model's bytecode, which takes several times as long
     """
 
     mean: Tensor
@@ -34,6 +36,7 @@ class ExportModule(nn.Module):
         set_attend(model, attend_plain)
         self.model = model.eval()
         self.spec = spec
+        self.strict = isinstance(model, TransformersDetector) and model.strict
         # In units of pixel values, so that the graph needs one subtraction and one division.
         self.register_buffer("mean", torch.tensor(spec.preprocess.mean) * 255)
         self.register_buffer("std", torch.tensor(spec.preprocess.std) * 255)
@@ -78,7 +81,10 @@ class EmbeddingExport(ExportModule):
 
 
 class DetectionExport(ExportModule):
-    """Graph contract of a DETR. A ViT's position embeddings are those of the spec's canvas, as constants."""
+    """Graph contract of a detector with a softmax over classes and "no object", as DETR's.
+
+    A ViT's position embeddings are those of the spec's canvas, as constants.
+    """
 
     def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
         fitted = resize_positions(model, spec.preprocess.size) if isinstance(model, DETR) else model
@@ -115,6 +121,30 @@ class DetectionExport(ExportModule):
         # The probability is over all classes, the choice among all but the last ("no object").
         scores, labels = logits.softmax(dim=-1)[..., :-1].max(dim=-1)
         return logits, self.to_corners(output.boxes_cxcywh[-1]), scores, labels
+
+
+class RankedDetectionExport(DetectionExport):
+    """Graph contract of a detector that scores each class by itself: its best pairs of a query and a class."""
+
+    def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
+        super().__init__(model, spec)
+        self.classes = len(spec.labels)
+        self.answers = int(spec.outputs[1].shape[1])
+
+    def forward(self, image: Tensor, valid_size: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """image: (batch, height, width, 3) uint8 RGB; valid_size: (batch, 2) int32, (height, width) of the real pixels
+
+        Returns, best first, logits (batch, answers, classes) and boxes (batch, answers, 4) xyxy in [0, 1] of the valid
+        area, both of the answer's query, scores (batch, answers), labels (batch, answers) int64.
+        """
+        normalised, valid = self.mask_padding(self.normalize(image), valid_size)
+        output = self.model(normalised, valid)
+        logits, boxes = output.logits[-1], self.to_corners(output.boxes_cxcywh[-1])
+        # (batch, queries, classes) -> (batch, queries * classes); by logits, since scores near one round together
+        best, places = logits.flatten(1).topk(self.answers, dim=1)
+        queries, labels = (places // self.classes)[..., None], places % self.classes
+        logits = logits.gather(1, queries.expand(-1, -1, self.classes))
+        return logits, boxes.gather(1, queries.expand(-1, -1, 4)), best.sigmoid(), labels
 
 
 class SegmentationExport(DetectionExport):
@@ -177,3 +207,8 @@ EXPORT_MODULES: dict[str, type[ExportModule]] = {
     "segmentation": SegmentationExport,
     "semantic-segmentation": SemanticExport,
 }
+
+
+def choose_module(spec: ModelSpec) -> type[ExportModule]:
+    """The ExportModule of the spec's task."""
+    return RankedDetectionExport if spec.ranked else EXPORT_MODULES[spec.task]

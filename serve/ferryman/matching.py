@@ -69,3 +69,45 @@ def match_detections(
         )
     count = len(wanted) + len(extra)
     return Matches(count, len(wanted) - len(free_wanted), first)
+
+
+def align_detections(
+    answer: Mapping[str, NDArray[Any]], reference: Mapping[str, NDArray[Any]], max_box: float, max_score: float
+) -> dict[str, NDArray[Any]]:
+    """A ranked detector's answer with its rows in the reference's order.
+
+    Rows of nearly equal scores swap places from runtime to runtime. So do those on either side of the list's end: where
+    the answer has another row there than the reference, both scored within `max_score` of the reference's last, it
+    takes the reference's values but for the score, which is as right an answer.
+
+    answer, reference: all outputs of one image, each (answers, ...); max_box, max_score: errors that are rounding
+    """
+    last = float(reference["scores"].min(initial=np.inf))
+    same = answer["labels"] == reference["labels"]
+    same &= np.abs(answer["boxes"] - reference["boxes"]).max(axis=1, initial=0) <= max_box
+    same &= np.abs(answer["scores"] - reference["scores"]) <= max_score
+    order = np.arange(len(same))
+    rows = np.flatnonzero(~same)  # most rows are where they belong; the rest is paired with the nearest of its class
+    distance = np.abs(reference["boxes"][rows, None].astype(np.float64) - answer["boxes"][None, rows]).max(
+        -1, initial=0
+    )
+    apart = np.abs(reference["scores"][rows, None].astype(np.float64) - answer["scores"][None, rows])
+    distance = np.maximum(distance, apart)
+    distance[reference["labels"][rows, None] != answer["labels"][None, rows]] = np.inf
+    wanted, offered = set(range(len(rows))), set(range(len(rows)))
+    ends: list[int] = []
+    for flat in np.argsort(distance, axis=None, kind="stable"):
+        row, column = divmod(int(flat), len(rows))
+        if row in wanted and column in offered and distance[row, column] <= max(max_box, max_score):
+            order[rows[row]] = rows[column]
+            wanted.remove(row)
+            offered.remove(column)
+    for row, column in zip(sorted(wanted), sorted(offered), strict=True):
+        order[rows[row]] = rows[column]
+        scores = reference["scores"][rows[row]], answer["scores"][rows[column]]
+        if all(abs(float(score) - last) <= max_score for score in scores):
+            ends.append(int(rows[row]))
+    aligned = {name: array[order] for name, array in answer.items()}
+    for name in aligned.keys() - {"scores"}:
+        aligned[name][ends] = reference[name][ends]
+    return aligned

@@ -78,6 +78,7 @@ class ModelSpec(Facts):
 
     labels: one name a class, without the "no object" class; empty for embeddings
     stuff: for segmentation, the classes that have no instances (sky, grass): one segment each in a picture
+    ranked: a detector's answers are its best pairs of a query and a class, not one a query; see `_CONTRACT`
     """
 
     task: Task
@@ -86,23 +87,29 @@ class ModelSpec(Facts):
     stuff: tuple[Annotated[int, Field(ge=0)], ...] = ()
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    ranked: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.task == "embedding") == bool(self.labels):
             raise ValueError(f"{self.task} with {len(self.labels)} labels")
-        if self.task in DETECTING and self.preprocess.fit != "pad":
-            raise ValueError(f"{self.task} needs fit='pad': boxes are relative to the valid area")
+        crops = self.preprocess.fit == "crop" or self.preprocess.stretch_to is not None
+        if self.task == "detection" and crops:
+            raise ValueError("detection needs fit='pad', or 'stretch' to the canvas: a crop would lose objects")
+        if self.ranked and self.task != "detection":
+            raise ValueError(f"ranked answers belong to detection, not to {self.task}")
+        if self.task == "segmentation" and self.preprocess.fit != "pad":
+            raise ValueError("segmentation needs fit='pad': boxes and masks are relative to the valid area")
         if self.stuff and (self.task != "segmentation" or max(self.stuff) >= len(self.labels)):
             raise ValueError(f"stuff must be classes of a segmentation model, got {self.stuff} for {self.task}")
-        if self.task == "semantic-segmentation" and (self.preprocess.fit == "crop" or self.preprocess.stretch_to):
+        if self.task == "semantic-segmentation" and crops:
             raise ValueError("semantic-segmentation needs a fit that cuts nothing away: every pixel gets a class")
         if self.task == "semantic-segmentation" and len(self.labels) > MAX_MAP_CLASSES:
             raise ValueError(f"a semantic map holds up to {MAX_MAP_CLASSES} classes, got {len(self.labels)}")
         height, width = self.preprocess.size
         classes = len(self.labels)
-        sizes: dict[str, int | str] = {"batch": "batch", "height": height, "width": width}
-        sizes |= {"classes": classes, "classes + 1": classes + 1}
+        sizes: dict[str, int | str] = {"batch": "batch", "height": height, "width": width, "classes": classes}
+        sizes["classes + 1"] = classes if self.ranked else classes + 1
         for kind, tensors, contract in zip(
             ("inputs", "outputs"), (self.inputs, self.outputs), _CONTRACT[self.task], strict=True
         ):
@@ -127,6 +134,9 @@ def _tensor(name: str, dtype: DType, *shape: int | str) -> TensorSpec:
 
 
 # The graph contract: inputs and outputs of each task. A dimension's name stands for one size throughout.
+# A detector that scores each class by itself (sigmoid) has no "no object" class: its `classes + 1` is `classes`, and
+# its answers are ranked, best first, over all pairs of a query and a class. "queries" then counts those answers; each
+# repeats its query's logits and box, so that logits[i, labels[i]] is the logit of scores[i].
 _IMAGE = _tensor("image", "uint8", "batch", "height", "width", 3)
 _VALID_SIZE = _tensor("valid_size", "int32", "batch", 2)
 _DETECTIONS = (
@@ -193,14 +203,21 @@ def classification_spec(preprocess: PreprocessSpec, labels: tuple[str, ...]) -> 
     )
 
 
-def detection_spec(preprocess: PreprocessSpec, labels: tuple[str, ...], queries: int) -> ModelSpec:
-    """The graph contract of a detector with these labels and that many queries."""
+def detection_spec(
+    preprocess: PreprocessSpec, labels: tuple[str, ...], queries: int, *, ranked: bool = False
+) -> ModelSpec:
+    """The graph contract of a detector with these labels and that many queries.
+
+    ranked: of one with sigmoid scores, whose `queries` are its best pairs of a query and a class
+    """
+    scored = len(labels) + (not ranked)
     return ModelSpec(
         task="detection",
         preprocess=preprocess,
         labels=labels,
         inputs=(_image(preprocess), _VALID_SIZE),
-        outputs=_detections(labels, queries),
+        outputs=_detections(queries, scored),
+        ranked=ranked,
     )
 
 
@@ -233,7 +250,7 @@ def segmentation_spec(
         labels=labels,
         stuff=stuff,
         inputs=(_image(preprocess), _VALID_SIZE),
-        outputs=(*_detections(labels, queries), masks),
+        outputs=(*_detections(queries, len(labels) + 1), masks),
     )
 
 
@@ -252,9 +269,9 @@ def semantic_spec(preprocess: PreprocessSpec, labels: tuple[str, ...]) -> ModelS
     )
 
 
-def _detections(labels: tuple[str, ...], queries: int) -> tuple[TensorSpec, ...]:
+def _detections(queries: int, scored: int) -> tuple[TensorSpec, ...]:
     return (
-        TensorSpec(name="logits", dtype="float32", shape=("batch", queries, len(labels) + 1)),
+        TensorSpec(name="logits", dtype="float32", shape=("batch", queries, scored)),
         TensorSpec(name="boxes", dtype="float32", shape=("batch", queries, 4)),
         TensorSpec(name="scores", dtype="float32", shape=("batch", queries)),
         TensorSpec(name="labels", dtype="int64", shape=("batch", queries)),

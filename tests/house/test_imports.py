@@ -29,11 +29,19 @@ class Room:
 
 ROOMS = {
     "ferryman": Room(frozenset({"ferryman_models", "ferryman_export"} | LEARNING | ONNX), frozenset()),
-    "ferryman_models": Room(frozenset({"ferryman_export", "onnxruntime"} | ONNX), frozenset({"export", "train"})),
+    "ferryman_models": Room(
+        frozenset({"ferryman_export", "onnxruntime"} | ONNX), frozenset({"export", "train", "transformers"})
+    ),
     "ferryman_export": Room(frozenset(), frozenset({"export", "hub"})),
 }
 MODELS_MAY_USE = {"ferryman.specs", "ferryman.preprocess", "ferryman.errors", "ferryman.files"}
-EXTRAS_OF_A_ROOM = {"export", "hub", "train", "dev"}  # any other extra adds a runtime, and `ferryman` may import that
+EXTRAS_OF_A_ROOM = {
+    "export",
+    "hub",
+    "train",
+    "transformers",
+    "dev",
+}  # any other extra adds a runtime, and `ferryman` may import that
 
 
 class Import(NamedTuple):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ferryman.matching import match_detections, pairwise_iou
+from ferryman.matching import align_detections, match_detections, pairwise_iou
 
 Boxes = NDArray[np.float32]
 UNIT = (0.0, 0.0, 1.0, 1.0)
@@ -117,3 +117,32 @@ def test_order_never_matters() -> None:
     shuffled = {name: array[order] for name, array in reference.items()}
     matches = match_detections(shuffled, reference, score_threshold=0.3, min_iou=0.99)
     assert (matches.wanted, matches.matched) == (40, 40)
+
+
+TOP, LOW = (0.0, 0.0, 0.2, 0.2), (0.4, 0.4, 0.8, 0.8)
+RANKED = answer((1, 0.9, LEFT), (2, 0.9, RIGHT), (1, 0.5, TOP), (0, 0.2, LOW))
+ALIGNED: dict[str, tuple[dict[str, NDArray[Any]], float, float]] = {
+    # What a runtime answers, and how far its boxes and scores are from the reference once they are aligned.
+    "the same": (RANKED, 0, 0),
+    "equal scores swapped": (answer((2, 0.9, RIGHT), (1, 0.9, LEFT), (1, 0.5, TOP), (0, 0.2, LOW)), 0, 0),
+    "all turned around": (answer((0, 0.2, LOW), (1, 0.5, TOP), (2, 0.9, RIGHT), (1, 0.9, LEFT)), 0, 0),
+    "another one at the end": (answer((1, 0.9, LEFT), (2, 0.9, RIGHT), (1, 0.5, TOP), (3, 0.2, TOP)), 0, 0),
+    "another one, scored below": (answer((1, 0.9, LEFT), (2, 0.9, RIGHT), (1, 0.5, TOP), (3, 0.1, TOP)), 0.6, 0.1),
+    "another one in the middle": (answer((1, 0.9, LEFT), (2, 0.9, RIGHT), (1, 0.5, LOW), (0, 0.2, LOW)), 0.6, 0),
+    "a box that is off": (answer((2, 0.9, RIGHT), (1, 0.9, NEAR_LEFT), (1, 0.5, TOP), (0, 0.2, LOW)), 1e-4, 0),
+    "a score that is off": (answer((1, 0.9, LEFT), (2, 0.8, RIGHT), (1, 0.5, TOP), (0, 0.2, LOW)), 0, 0.1),
+}
+
+
+@pytest.mark.parametrize(("given", "box_error", "score_error"), ALIGNED.values(), ids=ALIGNED)
+def test_alignment(given: dict[str, NDArray[Any]], box_error: float, score_error: float) -> None:
+    aligned = align_detections(given, RANKED, max_box=1e-5, max_score=1e-5)
+    assert np.abs(aligned["boxes"] - RANKED["boxes"]).max() == pytest.approx(box_error, abs=1e-7)
+    assert np.abs(aligned["scores"] - RANKED["scores"]).max() == pytest.approx(score_error, abs=1e-7)
+
+
+def test_alignment_of_twins_and_of_nothing() -> None:
+    twins = answer((1, 0.9, LEFT), (1, 0.9, LEFT), (1, 0.9, NEAR_LEFT))
+    aligned = align_detections({name: array[::-1] for name, array in twins.items()}, twins, 1e-6, 1e-6)
+    np.testing.assert_array_equal(aligned["boxes"], twins["boxes"])
+    assert align_detections(answer(), answer(), 0, 0)["boxes"].shape == (0, 4)

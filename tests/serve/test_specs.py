@@ -45,7 +45,10 @@ def test_the_contract_of_each_task() -> None:
         "scores": ("batch", 7),
         "labels": ("batch", 7),
     }
-    for spec in (classifier, detector, SPECS["toy-embedder"]):
+    ranked = detection_spec(PreprocessSpec(size=(32, 48), fit="stretch"), labels, queries=7, ranked=True)
+    assert ranked.outputs[0].shape == ("batch", 7, 2)
+    assert ranked.outputs[1:] == detector.outputs[1:]
+    for spec in (classifier, detector, ranked, SPECS["toy-embedder"]):
         assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
@@ -86,9 +89,16 @@ BREACHES: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "detector that crops": (
         "toy-detector",
-        {"preprocess": PreprocessSpec(size=(32, 32), fit="stretch")},
-        "detection needs fit='pad'",
+        {"preprocess": PreprocessSpec(size=(32, 32), fit="crop", shortest_edge=32)},
+        "detection needs fit='pad', or 'stretch' to the canvas",
     ),
+    "detector that stretches and crops": (
+        "toy-detector",
+        {"preprocess": PreprocessSpec(size=(32, 32), fit="stretch", stretch_to=(40, 40))},
+        "a crop would lose objects",
+    ),
+    "ranked with no object": ("toy-detector", {"ranked": True}, r"classes \+ 1 4"),
+    "ranked classes": ("toy-classifier", {"ranked": True}, "belong to detection, not to classification"),
     "queries that differ": (
         "toy-detector",
         {"outputs": (*DETECTOR.outputs[:2], _output("scores", "batch", 4), DETECTOR.outputs[3])},

@@ -1,7 +1,7 @@
 """Checkpoints that `save_pretrained` of `transformers` wrote: config.json, weights, preprocessor_config.json.
 
 The tensors' names are those of the published files, which `save_pretrained` still writes, and those that the modules
-of transformers 5 have.
+of transformers 5 have. A class that is not among `FAMILIES` loads by transformers itself, see `transformers_models`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +34,7 @@ from ferryman_models.checkpoints.processors import FILE_NAME as PROCESSOR_NAME
 from ferryman_models.checkpoints.processors import load_processor
 from ferryman_models.checkpoints.renames import Renames, drop_tensors, rename_tensors
 from ferryman_models.checkpoints.tensors import find_weights, read_json, read_state
+from ferryman_models.checkpoints.transformers_models import load_transformers
 from ferryman_models.detr import DETR, DETRConfig
 from ferryman_models.detr_masks import DETRForMasks, mask_grid
 from ferryman_models.vit import ViT, ViTConfig
@@ -95,7 +96,12 @@ def load_huggingface(folder: Path, source: str, adapter: Adapter | None = None) 
     """
     path = folder / CONFIG_NAME
     document = read_json(path)
-    name, family = _family(document, path)
+    name = _architecture(document, path)
+    family = FAMILIES.get(name)
+    if family is None:
+        if adapter is not None:
+            raise CheckpointError(f"{path}: an adapter can't be merged into a {name}, only into {', '.join(FAMILIES)}")
+        return load_transformers(folder, source, name)
     if adapter is not None:
         name, family = _give_head(name, family, adapter)
     try:
@@ -132,13 +138,11 @@ def load_huggingface(folder: Path, source: str, adapter: Adapter | None = None) 
     )
 
 
-def _family(document: dict[str, object], path: Path) -> tuple[str, _Family]:
+def _architecture(document: dict[str, object], path: Path) -> str:
     names = document.get("architectures")
-    name = str(names[0]) if isinstance(names, list) and names else ""
-    if name not in FAMILIES:
-        what = f"the architecture {name!r} is not known" if name else "it names no architecture"
-        raise CheckpointError(f"{path}: {what}; known are {', '.join(FAMILIES)}")
-    return name, FAMILIES[name]
+    if not isinstance(names, list) or not names:
+        raise CheckpointError(f"{path}: it names no architecture; Ferryman's own are {', '.join(FAMILIES)}")
+    return str(names[0])
 
 
 def _our_tensors(

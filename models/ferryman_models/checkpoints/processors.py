@@ -1,5 +1,6 @@
 """Hugging Face's `preprocessor_config.json` as a PreprocessSpec."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -37,7 +38,11 @@ class _Size(BaseModel):
 
 
 class _Processor(BaseModel):
-    """What the processors of ViT, DeiT, BiT and DETR have in common; None where the class's own default holds."""
+    """What the processors have in common; None where the class's own default holds.
+
+    pad_size: what a detector's pictures are padded to; crop_pct: of the shorter side, what the crop keeps
+    include_top: EfficientNet divides by the deviation twice; rescale_offset: it takes one off what it scaled
+    """
 
     model_config = ConfigDict(extra="ignore")
     do_resize: bool = True
@@ -47,28 +52,70 @@ class _Processor(BaseModel):
     crop_size: Positive | tuple[Positive, Positive] | _Size | None = None
     do_rescale: bool = True
     rescale_factor: Annotated[float, Field(gt=0)] = 1 / 255
-    do_normalize: bool = True
+    do_normalize: bool | None = None
     image_mean: Triple | None = None
     image_std: Triple | None = None
+    do_pad: bool | None = None
+    pad_size: _Size | None = None
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    include_top: bool = True
+    rescale_offset: bool = False
 
 
 class _Defaults(BaseModel):
+    """Of a class of processors.
+
+    square: an old size of one number means both sides, not the shorter one
+    detects: fits pictures to a detector's canvas; unit: sides are cut to its multiples, as the model's patches would
+    crop_pct: what the crop keeps, for the classes that resize the shorter side to size / crop_pct
+    """
+
     size: _Size
     resample: int
     crop: bool = False
+    crop_side: int = 224
     mean: Triple
     std: Triple
-    square: bool = True  # an old size of one number means both sides, not the shorter one
+    normalize: bool = True
+    square: bool = True
+    detects: bool = False
+    unit: int = 1
+    crop_pct: float | None = None
 
 
+_detr = partial(_Defaults, resample=2, mean=_MEAN, std=_STD, square=False, detects=True)
+_DETR = _detr(size=_Size(shortest_edge=800, longest_edge=1333))
+_IMAGENET = partial(_Defaults, mean=_MEAN, std=_STD)
+_CENTRED = partial(_Defaults, mean=_HALF, std=_HALF)
 # By the name without "ImageProcessor", "FeatureExtractor" and what follows: transformers' own defaults.
 _FAMILIES = {
-    "ViT": _Defaults(size=_Size(height=224, width=224), resample=2, mean=_HALF, std=_HALF),
-    "DeiT": _Defaults(size=_Size(height=256, width=256), resample=3, crop=True, mean=_HALF, std=_HALF),
+    "ViT": _CENTRED(size=_Size(height=224, width=224), resample=2),
+    "DeiT": _CENTRED(size=_Size(height=256, width=256), resample=3, crop=True),
     "Bit": _Defaults(
         size=_Size(shortest_edge=224), resample=3, crop=True, mean=_CLIP_MEAN, std=_CLIP_STD, square=False
     ),
-    "Detr": _Defaults(size=_Size(shortest_edge=800, longest_edge=1333), resample=2, mean=_MEAN, std=_STD, square=False),
+    "CLIP": _Defaults(
+        size=_Size(shortest_edge=224), resample=3, crop=True, mean=_CLIP_MEAN, std=_CLIP_STD, square=False
+    ),
+    "Beit": _CENTRED(size=_Size(height=224, width=224), resample=3),
+    "ConvNext": _CENTRED(size=_Size(shortest_edge=384), resample=3, square=False, crop_pct=224 / 256),
+    "PoolFormer": _IMAGENET(size=_Size(shortest_edge=224), resample=3, crop=True, square=False, crop_pct=0.9),
+    "Levit": _IMAGENET(size=_Size(shortest_edge=224), resample=3, crop=True, square=False, crop_pct=224 / 256),
+    "EfficientNet": _CENTRED(size=_Size(height=346, width=346), resample=3, crop_side=289),
+    "MobileViT": _CENTRED(
+        size=_Size(shortest_edge=224), resample=3, crop=True, crop_side=256, normalize=False, square=False
+    ),
+    "MobileNetV1": _CENTRED(size=_Size(shortest_edge=256), resample=2, crop=True, square=False),
+    "MobileNetV2": _CENTRED(size=_Size(shortest_edge=256), resample=2, crop=True, square=False),
+    "Pvt": _IMAGENET(size=_Size(height=224, width=224), resample=3),
+    "Segformer": _IMAGENET(size=_Size(height=512, width=512), resample=2),
+    "Siglip": _CENTRED(size=_Size(height=224, width=224), resample=3),
+    "Detr": _DETR,
+    "DeformableDetr": _DETR,
+    "ConditionalDetr": _DETR,
+    "RfDetr": _DETR,
+    "Yolos": _detr(size=_Size(shortest_edge=800, longest_edge=1333), unit=16),
+    "RTDetr": _detr(size=_Size(height=640, width=640), normalize=False),
 }
 
 
@@ -105,27 +152,58 @@ def _spec(processor: _Processor, defaults: _Defaults, family: str) -> Preprocess
     if resample not in _KERNELS:
         raise ValueError(f"the kernel {resample} (resample) is not known; known are {sorted(_KERNELS)}")
     facts: dict[str, object] = {"interpolation": _KERNELS[resample]} | _scale(processor, defaults)
+    if family == "EfficientNet":
+        if processor.rescale_offset:
+            raise ValueError("rescale_offset is true, which a mean and a deviation of pixel values can't follow")
+        if processor.include_top:  # see EfficientNetImageProcessor._preprocess
+            once, again = cast("Triple", facts["std"]), processor.image_std or defaults.std
+            facts["std"] = tuple(one * other for one, other in zip(once, again, strict=True))
     size = _size(processor.size, defaults)
-    if family == "Detr":
-        return PreprocessSpec.model_validate(facts | {"size": _canvas(size), "fit": "pad"})
+    if defaults.detects:
+        return PreprocessSpec.model_validate(facts | _fit_canvas(size, processor, defaults))
+    return PreprocessSpec.model_validate(facts | _fit_crop(size, processor, defaults, family))
+
+
+def _fit_canvas(size: _Size, processor: _Processor, defaults: _Defaults) -> dict[str, object]:
+    """How a detector's pictures are fitted: stretched where both sides are given, padded otherwise."""
+    if size.height is None or size.width is None:
+        height, width = _canvas(size)
+        return {"size": (height // defaults.unit * defaults.unit, width // defaults.unit * defaults.unit), "fit": "pad"}
+    pads = processor.pad_size
+    if pads is not None and processor.do_pad and (pads.height, pads.width) != (size.height, size.width):
+        raise ValueError(f"pictures stretched to {_sides(size, 'size')} and then padded can't be followed")
+    return {"size": (size.height, size.width), "fit": "stretch"}
+
+
+def _fit_crop(size: _Size, processor: _Processor, defaults: _Defaults, family: str) -> dict[str, object]:
+    """How a classifier's pictures are fitted."""
+    if family == "ConvNext":
+        if size.shortest_edge is None:
+            raise ValueError("size has no shortest_edge")
+        sides = (size.shortest_edge, size.shortest_edge)
+        if size.shortest_edge >= 384:  # stretched, not cropped, as ConvNextImageProcessor.resize has it
+            return {"size": sides, "fit": "stretch"}
+        kept = processor.crop_pct or 224 / 256
+        return {"size": sides, "fit": "crop", "shortest_edge": int(size.shortest_edge / kept)}
     crops = defaults.crop if processor.do_center_crop is None else processor.do_center_crop
-    crop = _sides(_as_size(processor.crop_size, square=True), "crop_size") if crops else None
+    crop = _sides(_as_size(processor.crop_size, square=True), "crop_size") if crops and processor.crop_size else None
     if crops and processor.crop_size is None:
-        crop = (224, 224)
+        crop = (defaults.crop_side, defaults.crop_side)
     if size.shortest_edge is not None:
         if crop is None:
             raise ValueError("size has a shortest_edge and there is no crop, but a graph needs pictures of one size")
-        return PreprocessSpec.model_validate(facts | {"size": crop, "fit": "crop", "shortest_edge": size.shortest_edge})
+        kept = (processor.crop_pct if family == "PoolFormer" else None) or defaults.crop_pct or 1
+        return {"size": crop, "fit": "crop", "shortest_edge": int(size.shortest_edge / kept)}
     to = _sides(size, "size")
     if crop is None or crop == to:
-        return PreprocessSpec.model_validate(facts | {"size": to, "fit": "stretch"})
-    return PreprocessSpec.model_validate(facts | {"size": crop, "fit": "stretch", "stretch_to": to})
+        return {"size": to, "fit": "stretch"}
+    return {"size": crop, "fit": "stretch", "stretch_to": to}
 
 
 def _scale(processor: _Processor, defaults: _Defaults) -> dict[str, object]:
     """Mean and deviation of pixel values in [0, 1], with the processor's own factor worked in."""
     mean, std = processor.image_mean or defaults.mean, processor.image_std or defaults.std
-    if not processor.do_normalize:
+    if not (defaults.normalize if processor.do_normalize is None else processor.do_normalize):
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     factor = processor.rescale_factor if processor.do_rescale else 1.0
     if abs(factor * 255 - 1) > 1e-9:
@@ -154,9 +232,7 @@ def _sides(size: _Size, name: str) -> tuple[int, int]:
 
 
 def _canvas(size: _Size) -> tuple[int, int]:
-    """A detector's canvas: its fixed size, or one of 4:3 with the shorter side that it asks for."""
-    if size.height is not None and size.width is not None:
-        return size.height, size.width
+    """A detector's canvas for padded pictures: the largest that is asked for, or one of 4:3 with that shorter side."""
     if size.max_height is not None and size.max_width is not None:
         return size.max_height, size.max_width
     shortest = size.shortest_edge or DETECTION_CANVAS[0]
