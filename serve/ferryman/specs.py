@@ -94,12 +94,10 @@ class ModelSpec(Facts):
         if (self.task == "embedding") == bool(self.labels):
             raise ValueError(f"{self.task} with {len(self.labels)} labels")
         crops = self.preprocess.fit == "crop" or self.preprocess.stretch_to is not None
-        if self.task == "detection" and crops:
-            raise ValueError("detection needs fit='pad', or 'stretch' to the canvas: a crop would lose objects")
+        if self.task in DETECTING and crops:
+            raise ValueError(f"{self.task} needs fit='pad', or 'stretch' to the canvas: a crop would lose objects")
         if self.ranked and self.task != "detection":
             raise ValueError(f"ranked answers belong to detection, not to {self.task}")
-        if self.task == "segmentation" and self.preprocess.fit != "pad":
-            raise ValueError("segmentation needs fit='pad': boxes and masks are relative to the valid area")
         if self.stuff and (self.task != "segmentation" or max(self.stuff) >= len(self.labels)):
             raise ValueError(f"stuff must be classes of a segmentation model, got {self.stuff} for {self.task}")
         if self.task == "semantic-segmentation" and crops:
