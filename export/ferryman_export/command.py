@@ -23,6 +23,7 @@ def run_export(
     tolerance: float | None,
     arch: str | None,
     labels: Path | None,
+    bisect: bool,
     json_output: bool,
 ) -> None:
     """Raises what `pipeline.export` raises; nothing is left in the repository then."""
@@ -30,8 +31,10 @@ def run_export(
         if target != str(TARGET):
             raise UsageError(f"target {target} can't be built by this version; it builds {TARGET}")
     start = time.monotonic()
+    found: list[str] = []
+    tell = found.append if bisect else None
     with show_stages() as progress:
-        request = ExportRequest(source, repository, name, samples, sizes, tolerance, arch, labels)
+        request = ExportRequest(source, repository, name, samples, sizes, tolerance, arch, labels, tell)
         bundle = export(request, progress)
     seconds, peak_bytes = time.monotonic() - start, peak_memory_bytes()
     reports = read_parity(bundle).reports
@@ -44,10 +47,13 @@ def run_export(
             "seconds": round(seconds, 3),
             "peak_memory_bytes": peak_bytes,
         }
-        print_json(document | {"parity": [report.model_dump(mode="json") for report in reports]})
+        findings = {"bisect": found} if bisect else {}
+        print_json(document | findings | {"parity": [report.model_dump(mode="json") for report in reports]})
         return
     for report in reports:
         print_report(report)
+    for line in found:
+        out.print(line)
     out.print(f"{bundle.path}: written in {seconds:.0f} s with at most {peak_bytes / 1e9:.1f} GB of memory")
     out.print(f"the comparison is shown in {bundle.path / 'parity.html'}")
 

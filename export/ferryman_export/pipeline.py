@@ -20,6 +20,7 @@ from ferryman.manifest import SCHEMA_VERSION, SourceFacts, Tolerance, VariantFac
 from ferryman.parity import TOLERANCES, ParityReport, ParityReports, check_parity, count_runs
 from ferryman.runtimes import RUNTIMES
 from ferryman.specs import ModelSpec, Target
+from ferryman_export.bisect import bisect
 from ferryman_export.onnx import count_operators, export_onnx
 from ferryman_export.parity_html import render_parity
 from ferryman_export.reference import normalize_reference, reference_outputs
@@ -48,6 +49,8 @@ class ExportRequest:
     sizes: (height, width) of each canvas, by default the checkpoint's alone; "auto": those that the samples waste least
     tolerance: largest absolute error of every limited output, by default the precision's own
     arch, labels: of a bare weights file; see `sources.open_source`
+    bisect: where given, PyTorch and the graph are compared module by module too, and it is called with the finding of
+    each size, a line
     module: wraps the model into the graph contract, by default the task's own (`wrappers.EXPORT_MODULES`)
     """
 
@@ -59,6 +62,7 @@ class ExportRequest:
     tolerance: float | None = None
     arch: str | None = None
     labels: Path | None = None
+    bisect: Callable[[str], None] | None = None
     module: Callable[[torch.nn.Module, ModelSpec], ExportModule] | None = None
 
 
@@ -91,7 +95,8 @@ def export(request: ExportRequest, progress: Progress = lambda stage, done, tota
         tools = tool_versions()
         metadata = {"ferryman.source_sha256": source.sha256} | {f"ferryman.tool.{key}": v for key, v in tools.items()}
         crossed = [
-            cross(crossing, index, new.folder, metadata, name, tolerance) for index, crossing in enumerate(crossings)
+            cross(crossing, index, new.folder, metadata, name, tolerance, request.bisect)
+            for index, crossing in enumerate(crossings)
         ]
         progress("write the bundle", 0, 1)
         labels = crossings[0].spec.labels
@@ -148,15 +153,32 @@ def prepare(
 
 
 def cross(
-    crossing: Crossing, index: int, folder: Path, metadata: dict[str, str], name: str, tolerance: Tolerance
+    crossing: Crossing,
+    index: int,
+    folder: Path,
+    metadata: dict[str, str],
+    name: str,
+    tolerance: Tolerance,
+    tell: Callable[[str], None] | None = None,
 ) -> tuple[ParityReport, VariantFacts]:
-    """Writes one size's graph, proof and golden samples into `folder`. Raises ParityError, ExportError."""
+    """Writes one size's graph, proof and golden samples into `folder`. Raises ParityError, ExportError.
+
+    tell: see `ExportRequest.bisect`
+    """
     spec, golden = crossing.spec, crossing.golden
     crossing.progress("write the ONNX graph", 0, 1)
     path = folder / sized_name(GRAPH, index, spec)
     graph = export_onnx(crossing.module, golden.batch([0, 1]), path, metadata)
     report, answers = prove(path, crossing, tolerance)
-    report.raise_for_failures()
+    hint = "--bisect names the first module that diverges"
+    if tell is not None:
+        crossing.progress("compare module by module", 0, 1)
+        hint = bisect(path, crossing.module, golden).describe()
+        tell(hint)
+    try:
+        report.raise_for_failures()
+    except ParityError as error:
+        raise ParityError(f"{error}; {hint}") from error
     save_golden(folder / sized_name(GOLDEN, index, spec), golden)
     page = render_parity(name, report, golden, answers, spec)
     (folder / sized_name("parity.html", index, spec)).write_text(page, encoding="utf-8")

@@ -65,12 +65,16 @@ def export(
         str | None, typer.Option(help="What a bare weights file holds, such as dinov2_vits14 or detr_resnet50.")
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="Text file with its labels, one a line.")] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Compare module by module too; name the first that diverges from PyTorch.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Export a checkpoint to REPOSITORY/NAME/VERSION, proved against PyTorch; exit status 3 when out of tolerance."""
     with _exporting("the export"):
         from ferryman_export.command import run_export
-    run_export(source, output, name, parse_sizes(size), target or [], samples, tolerance, arch, labels, json_output)
+    sizes = parse_sizes(size)
+    run_export(source, output, name, sizes, target or [], samples, tolerance, arch, labels, bisect, json_output)
 
 
 @app.command()
