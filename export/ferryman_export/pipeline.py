@@ -2,7 +2,7 @@
 
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -11,6 +11,7 @@ from typing import Literal, cast
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ferryman.bundle import Bundle, new_version, seal
 from ferryman.errors import ParityError, UsageError
@@ -24,7 +25,7 @@ from ferryman_export.bisect import bisect
 from ferryman_export.onnx import count_operators, export_onnx
 from ferryman_export.parity_html import render_parity
 from ferryman_export.reference import normalize_reference, reference_outputs
-from ferryman_export.samples import MIN_SAMPLES, add_crops, choose_count, make_inputs, read_pictures
+from ferryman_export.samples import MIN_SAMPLES, add_crops, choose_count, choose_evenly, make_inputs, read_pictures
 from ferryman_export.sizes import propose_sizes
 from ferryman_export.sources import open_source, resize_spec, size_multiple
 from ferryman_export.wrappers import EXPORT_MODULES, ExportModule
@@ -44,8 +45,8 @@ class ExportRequest:
     """What to export and where to.
 
     source: an embedded name or a checkpoint file; repository: the model repository that gets NAME/VERSION
-    name: of the model, by default the source's; samples: a folder of real pictures for the golden samples, by
-    default the embedded ones
+    name: of the model, by default the source's; samples: a folder of real pictures for the golden samples, or
+    such pictures by name; by default the embedded ones
     sizes: (height, width) of each canvas, by default the checkpoint's alone; "auto": those that the samples waste least
     tolerance: largest absolute error of every limited output, by default the precision's own
     arch, labels: of a bare weights file; see `sources.open_source`
@@ -57,7 +58,7 @@ class ExportRequest:
     source: str
     repository: Path
     name: str | None = None
-    samples: Path | None = None
+    samples: Path | Mapping[str, Image.Image] | None = None
     sizes: tuple[tuple[int, int], ...] | Literal["auto"] = ()
     tolerance: float | None = None
     arch: str | None = None
@@ -82,9 +83,14 @@ def export(request: ExportRequest, progress: Progress = lambda stage, done, tota
     progress: called with the stage's name, steps done and steps in all
     Raises ParityError when an answer is out of tolerance, CheckpointError, ExportError, UsageError, FileAccessError.
     """
-    tolerance = _tolerance(request.tolerance)
+    _tolerance(request.tolerance)  # before anything that takes time
     progress("load the checkpoint", 0, 1)
-    checkpoint = open_source(request.source, request.arch, request.labels)
+    return export_checkpoint(open_source(request.source, request.arch, request.labels), request, progress)
+
+
+def export_checkpoint(checkpoint: Checkpoint, request: ExportRequest, progress: Progress) -> Bundle:
+    """`export` of a checkpoint that is loaded already; what names the source in `request` is not looked at."""
+    tolerance = _tolerance(request.tolerance)
     name = _check_name(request.name or Path(checkpoint.source).stem)
     source = SourceFacts(source=checkpoint.source, architecture=checkpoint.architecture, sha256=checkpoint.sha256)
     crossings = [
@@ -122,7 +128,7 @@ def choose_specs(checkpoint: Checkpoint, request: ExportRequest) -> list[ModelSp
     """What the graph of each wanted size must be. Raises UsageError for sizes that the model can't take."""
     sizes = request.sizes
     if sizes == "auto":
-        if request.samples is None:
+        if not isinstance(request.samples, Path):
             raise UsageError("--size auto looks at your pictures: name their folder with --samples")
         sizes = propose_sizes(request.samples, checkpoint.spec.preprocess.size, size_multiple(checkpoint.module))
     if len(set(sizes)) < len(sizes):
@@ -139,9 +145,11 @@ def prepare(
     checkpoint: Checkpoint, spec: ModelSpec, request: ExportRequest, tolerance: Tolerance, progress: Progress
 ) -> Crossing:
     """The golden samples, and the wrapper proved on them in PyTorch."""
-    pictures = read_pictures(
-        request.samples or pictures_folder(spec.task), choose_count(checkpoint.module, spec.preprocess.size)
-    )
+    count = choose_count(checkpoint.module, spec.preprocess.size)
+    if isinstance(request.samples, Mapping):
+        pictures = dict(choose_evenly(list(request.samples.items()), count))
+    else:
+        pictures = read_pictures(request.samples or pictures_folder(spec.task), count)
     pictures = add_crops(pictures, MIN_SAMPLES, spec.preprocess.size if spec.task == "detection" else None)
     names, inputs = make_inputs(pictures, spec)
     advance = _counter(progress, "answer the golden samples with PyTorch", len(names))
