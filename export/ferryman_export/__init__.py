@@ -6,7 +6,7 @@ The public face; `export` is imported when it is first used, for it takes PyTorc
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ferryman_export.own import export
+    from ferryman_export.api import export
 
 __all__ = ["export"]
 
@@ -14,6 +14,6 @@ __all__ = ["export"]
 def __getattr__(name: str) -> object:
     if name != "export":
         raise AttributeError(f"module 'ferryman_export' has no attribute {name!r}")
-    from ferryman_export.own import export
+    from ferryman_export.api import export
 
     return export

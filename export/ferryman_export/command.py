@@ -23,6 +23,7 @@ def run_export(
     tolerance: float | None,
     arch: str | None,
     labels: Path | None,
+    spec: Path | None,
     bisect: bool,
     json_output: bool,
 ) -> None:
@@ -34,7 +35,7 @@ def run_export(
     found: list[str] = []
     tell = found.append if bisect else None
     with show_stages() as progress:
-        request = ExportRequest(source, repository, name, samples, sizes, tolerance, arch, labels, tell)
+        request = ExportRequest(source, repository, name, samples, sizes, tolerance, arch, labels, spec, tell)
         bundle = export(request, progress)
     seconds, peak_bytes = time.monotonic() - start, peak_memory_bytes()
     reports = read_parity(bundle).reports

@@ -1,4 +1,4 @@
-"""Your own model: any `torch.nn.Module` that keeps a small contract, exported and proved like the known ones.
+"""Your own model: the small contract that a `torch.nn.Module` keeps to be exported and proved like the known ones.
 
 The contract, by task; all floats are float32 on the CPU, and the batch may have any size:
 
@@ -15,20 +15,15 @@ Several tensors are returned as a tuple in that order.
 
 import hashlib
 import inspect
-import io
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import cast
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from ferryman.bundle import Bundle
-from ferryman.errors import FileAccessError, ImageError, UsageError
-from ferryman.preprocess import decode_image
+from ferryman.errors import UsageError
+from ferryman.parity import BATCHES
 from ferryman.specs import ModelSpec, PreprocessSpec, Task, classification_spec, detection_spec, embedding_spec
-from ferryman_export.pipeline import ExportRequest, Progress, export_checkpoint
 from ferryman_models.checkpoints.base import Checkpoint
 from ferryman_models.detr import DetrOutput
 
@@ -38,34 +33,6 @@ _WANTED: dict[Task, str] = {
     "embedding": "a tuple of cls (batch, dim) and patches (batch, rows, columns, dim)",
 }
 _BOX_LIMIT = 2.0  # a box at the edge may reach out of [0, 1] a little; pixels are far beyond
-
-
-def export(
-    module: nn.Module,
-    spec: ModelSpec,
-    samples: Path | str | Sequence[Image.Image | Path | str],
-    repository: Path | str,
-    *,
-    name: str | None = None,
-    tolerance: float | None = None,
-    bisect: Callable[[str], None] | None = None,
-    progress: Progress = lambda stage, done, total: None,
-) -> Bundle:
-    """Exports a module of your own to `repository`/NAME/VERSION, proved against PyTorch, or leaves nothing behind.
-
-    module: in `eval()` mode, keeps the contract above; an attention of Ferryman's inside it becomes the plain one
-    spec: see `ferryman.specs`: `classification_spec`, `detection_spec` and `embedding_spec` build it
-    samples: real pictures to compare on: a folder, or pictures, opened or by their paths
-    name: of the model, by default the module's class; tolerance: largest absolute error of every limited output
-    bisect, progress: as in `pipeline.ExportRequest` and `pipeline.export`
-    Raises UsageError for a module that breaks the contract and for wrong arguments, ParityError when an answer is out
-    of tolerance, ExportError when PyTorch can't export the module, ImageError, FileAccessError.
-    """
-    name = name or type(module).__name__
-    checkpoint = checkpoint_from_module(module, spec, name)
-    pictures = Path(samples) if isinstance(samples, str | Path) else open_pictures(samples)
-    request = ExportRequest(name, Path(repository), name, pictures, tolerance=tolerance, bisect=bisect)
-    return export_checkpoint(checkpoint, request, progress)
 
 
 def checkpoint_from_module(module: nn.Module, spec: ModelSpec, source: str) -> Checkpoint:
@@ -135,13 +102,13 @@ def derive_spec(module: nn.Module, task: Task, labels: tuple[str, ...], preproce
             "the module answers differently when asked the same twice: something in its forward is random, such as "
             "F.dropout without training=self.training"
         )
-    third = _answer(module, task, preprocess, 3)
-    for one, other in zip(first, third, strict=True):
-        if one.shape[0] != 2 or other.shape != (3, *one.shape[1:]):
-            raise UsageError(
-                f"the module answers a batch of 2 with {tuple(one.shape)} and of 3 with {tuple(other.shape)}; it "
-                f"must return {_WANTED[task]}"
-            )
+    for batch in BATCHES:
+        for one, other in zip(first, _answer(module, task, preprocess, batch), strict=True):
+            if one.shape[0] != 2 or other.shape != (batch, *one.shape[1:]):
+                raise UsageError(
+                    f"the module answers a batch of 2 with {tuple(one.shape)} and of {batch} with {tuple(other.shape)}"
+                    f"; it must return {_WANTED[task]}"
+                )
     shapes = [tuple(tensor.shape) for tensor in first]
     if task == "classification":
         if len(labels) != shapes[0][1]:
@@ -214,32 +181,3 @@ def _check_mode(module: nn.Module) -> None:
             raise UsageError(
                 f"{name} is {dtype} on {tensor.device}, expected float32 on the CPU: call float() and cpu() first"
             )
-
-
-def open_pictures(pictures: Sequence[Image.Image | Path | str]) -> Mapping[str, Image.Image]:
-    """Upright RGB pictures, by their paths' names or their numbers. Raises UsageError, ImageError, FileAccessError."""
-    if not pictures:
-        raise UsageError("there is no picture to compare on: give at least one real one")
-    result: dict[str, Image.Image] = {}
-    for index, picture in enumerate(pictures):
-        if isinstance(picture, Image.Image):
-            result[f"picture {index}"] = _copy_picture(picture, index)
-            continue
-        path = Path(picture)
-        try:
-            result[f"{index} {path.name}"] = decode_image(path.read_bytes())
-        except OSError as error:
-            raise FileAccessError(f"can't read {path}: {error.strerror}") from error
-        except ImageError as error:
-            raise ImageError(f"{path}: {error}") from error
-    return result
-
-
-def _copy_picture(picture: Image.Image, index: int) -> Image.Image:
-    """Through the one decoder, so that transparency and 16 bits end up as they will in service."""
-    buffer = io.BytesIO()
-    try:
-        ImageOps.exif_transpose(picture).save(buffer, "PNG")
-    except (OSError, ValueError) as error:
-        raise ImageError(f"picture {index} is of mode {picture.mode}; convert it to RGB first") from error
-    return decode_image(buffer.getvalue())

@@ -49,7 +49,7 @@ class ExportRequest:
     such pictures by name; by default the embedded ones
     sizes: (height, width) of each canvas, by default the checkpoint's alone; "auto": those that the samples waste least
     tolerance: largest absolute error of every limited output, by default the precision's own
-    arch, labels: of a bare weights file; see `sources.open_source`
+    arch, labels: of a bare weights file; spec: of an exported program; see `sources.open_source`
     bisect: where given, PyTorch and the graph are compared module by module too, and it is called with the finding of
     each size, a line
     module: wraps the model into the graph contract, by default the task's own (`wrappers.EXPORT_MODULES`)
@@ -63,6 +63,7 @@ class ExportRequest:
     tolerance: float | None = None
     arch: str | None = None
     labels: Path | None = None
+    spec: Path | None = None
     bisect: Callable[[str], None] | None = None
     module: Callable[[torch.nn.Module, ModelSpec], ExportModule] | None = None
 
@@ -85,7 +86,7 @@ def export(request: ExportRequest, progress: Progress = lambda stage, done, tota
     """
     _tolerance(request.tolerance)  # before anything that takes time
     progress("load the checkpoint", 0, 1)
-    return export_checkpoint(open_source(request.source, request.arch, request.labels), request, progress)
+    return export_checkpoint(open_source(request.source, request.arch, request.labels, request.spec), request, progress)
 
 
 def export_checkpoint(checkpoint: Checkpoint, request: ExportRequest, progress: Progress) -> Bundle:

@@ -6,6 +6,7 @@ from torch import nn
 
 from ferryman.errors import CheckpointError, FileAccessError, UsageError
 from ferryman.specs import ModelSpec, PreprocessSpec, classification_spec, detection_spec, embedding_spec
+from ferryman_export.program import SPEC_FILE, load_program
 from ferryman_models.checkpoints.base import Checkpoint
 from ferryman_models.checkpoints.huggingface import load_huggingface
 from ferryman_models.checkpoints.native import load_native
@@ -17,13 +18,22 @@ from ferryman_models.vit import ViT
 from ferryman_models.zoo import EMBEDDED
 
 
-def open_source(source: str, arch: str | None = None, labels: Path | None = None) -> Checkpoint:
-    """Loads an embedded checkpoint by name, a folder, one of Ferryman's own files, or a bare weights file.
+def open_source(
+    source: str, arch: str | None = None, labels: Path | None = None, spec: Path | None = None
+) -> Checkpoint:
+    """Loads an embedded checkpoint by name, a folder, one of Ferryman's own files, an exported program, bare weights.
 
     arch, labels: of a bare weights file; see `weights_file`; labels: a text file, one a line
+    spec: of an exported program; see `program.ProgramSpec`
     Raises CheckpointError, and UsageError for an option that does not belong to this source.
     """
     path = Path(source)
+    if path.suffix == ".pt2" and arch is None and labels is None:
+        if spec is None:
+            raise UsageError(f"{source} does not say what its model is for; add --spec FILE with {SPEC_FILE}")
+        return load_program(path, source, spec)
+    if spec is not None:
+        raise UsageError("--spec belongs to an exported program (.pt2); this source says itself what it is for")
     if arch is not None and not path.is_dir() and source not in EMBEDDED:
         return load_weights_file(path, arch, source, read_labels(labels))
     if arch is not None or labels is not None:
@@ -66,6 +76,10 @@ def resize_spec(checkpoint: Checkpoint, size: tuple[int, int] | None) -> ModelSp
     spec = checkpoint.spec
     if size is None or size == spec.preprocess.size:
         return spec
+    if checkpoint.format in ("module", "program"):
+        raise UsageError(
+            f"{checkpoint.source} has the one canvas of its spec, {spec.preprocess.size}; leave --size out"
+        )
     facts = spec.preprocess.model_dump()
     facts["size"] = size
     if spec.preprocess.shortest_edge is not None:

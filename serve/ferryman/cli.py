@@ -65,6 +65,9 @@ def export(
         str | None, typer.Option(help="What a bare weights file holds, such as dinov2_vits14 or detr_resnet50.")
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="Text file with its labels, one a line.")] = None,
+    spec: Annotated[
+        Path | None, typer.Option(help="JSON file with task, labels and preprocess of an exported program (.pt2).")
+    ] = None,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Compare module by module too; name the first that diverges from PyTorch.")
     ] = False,
@@ -74,7 +77,7 @@ def export(
     with _exporting("the export"):
         from ferryman_export.command import run_export
     sizes = parse_sizes(size)
-    run_export(source, output, name, sizes, target or [], samples, tolerance, arch, labels, bisect, json_output)
+    run_export(source, output, name, sizes, target or [], samples, tolerance, arch, labels, spec, bisect, json_output)
 
 
 @app.command()

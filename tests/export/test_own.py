@@ -160,7 +160,7 @@ BAD: dict[str, tuple[str, Callable[[Tensor], object], str]] = {
     "NaN": ("classification", lambda x: logits(x) * float("nan"), "returns NaN or infinite"),
     "half": ("classification", lambda x: logits(x).half(), r"float16 \(2, 3\), expected float32"),
     "other labels": ("classification", lambda x: logits(x, 4), "logits of 4 classes, there are 3 labels"),
-    "a fixed batch": ("classification", lambda x: logits(x)[:1], r"a batch of 2 with \(1, 3\)"),
+    "a fixed batch": ("classification", lambda x: logits(x)[:1], r"a batch of 2 with \(1, 3\) and of 1"),
     "random": ("classification", lambda x: F.dropout(logits(x) + 1), "differently when asked the same twice"),
     "an error": ("classification", lambda x: x @ x, r"fails on float32 \(2, 3, 32, 48\): RuntimeError"),
     "logits alone": ("detection", lambda x: queries(x, 5), "for detection it must return a DetrOutput, or"),
