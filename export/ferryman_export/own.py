@@ -6,11 +6,11 @@ The contract, by task; all floats are float32 on the CPU, and the batch may have
                      forward has a second argument, valid (batch, height, width) bool, True on pixels, False on padding
     classification   returns logits (batch, classes)
     detection        returns logits (batch, queries, classes + 1), "no object" last, and boxes (batch, queries, 4),
-                     centre x, centre y, width, height in [0, 1] of the canvas (of the valid area with a second
-                     argument); or a `ferryman_models.detr.DetrOutput`
+                     centre x, centre y, width, height in [0, 1] of the valid area, or, without a second argument, of
+                     the whole image; or a `ferryman_models.detr.DetrOutput`
     embedding        returns cls (batch, dim) and patches (batch, rows, columns, dim)
 
-Several tensors are returned as a tuple in that order.
+Several tensors are returned as a tuple in that order. Padding holds zeros when the module gets it.
 """
 
 import hashlib
@@ -69,7 +69,10 @@ def digest_state(module: nn.Module) -> str:
 
 
 class OwnDetector(nn.Module):
-    """A detector of the contract above with the signature of `DETR`: the mask always, every layer's answers."""
+    """A detector of the contract above with the signature of `DETR`: the mask always, every layer's answers.
+
+    A module that does not know of padding has its boxes scaled from the whole image to the valid area.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -79,10 +82,20 @@ class OwnDetector(nn.Module):
     def forward(self, image: Tensor, valid: Tensor) -> DetrOutput:
         """See `DETR.forward`; there is one layer, and no memory: an empty tensor stands for it."""
         output = self.inner(image, valid) if self.takes_valid else self.inner(image)
-        if isinstance(output, DetrOutput):
-            return output
-        logits, boxes_cxcywh = output
-        return DetrOutput(logits[None], boxes_cxcywh[None], image.new_zeros(0))
+        if not isinstance(output, DetrOutput):
+            logits, boxes_cxcywh = output
+            output = DetrOutput(logits[None], boxes_cxcywh[None], image.new_zeros(0))
+        return output if self.takes_valid else output._replace(boxes_cxcywh=self.rescale(output.boxes_cxcywh, valid))
+
+    def rescale(self, boxes_cxcywh: Tensor, valid: Tensor) -> Tensor:
+        """(layers, batch, queries, 4) in [0, 1] of the whole image -> of the valid area, which begins at the top left.
+
+        valid: (batch, height, width) bool
+        """
+        real = valid.to(boxes_cxcywh.dtype)
+        # Shares of the image's width and height, (batch,) each.
+        width, height = real[:, 0].mean(dim=1), real[:, :, 0].mean(dim=1)
+        return boxes_cxcywh / torch.stack((width, height, width, height), dim=1)[:, None]
 
 
 def takes_valid(module: nn.Module) -> bool:

@@ -111,6 +111,29 @@ def test_exports(build: Callable[[], nn.Module], spec: ModelSpec, pictures: Path
     np.testing.assert_allclose(answer[spec.output_names[0]], first.numpy(), atol=1e-4)
 
 
+class Pointer(nn.Module):
+    """Two queries, whatever the image: one box at its left half, one over the whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("boxes", torch.tensor([[0.25, 0.5, 0.5, 1.0], [0.5, 0.5, 1.0, 1.0]]))
+        self.boxes: Tensor
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """image: (batch, 3, height, width). Returns (batch, 2, 5) and (batch, 2, 4)."""
+        level = image.mean(dim=(1, 2, 3))[:, None, None]
+        return (5 + level + torch.arange(5)).expand(-1, 2, -1), self.boxes + level * 0
+
+
+def test_boxes_of_a_detector_without_a_mask_are_of_the_valid_area(pictures: Path, tmp_path: Path) -> None:
+    """A square picture on the 32x48 canvas fills two thirds of its width: the left half is three quarters of it."""
+    bundle = ferryman_export.export(Pointer().eval(), detection_spec(PAD, OBJECTS, 2), pictures, tmp_path)
+    with Predictor(bundle) as predictor:
+        canvas = np.full((1, 32, 48, 3), 100, dtype=np.uint8)
+        answer = predictor.sessions[0].run({"image": canvas, "valid_size": np.array([[32, 32]], dtype=np.int32)})
+    np.testing.assert_allclose(answer["boxes"][0], [[0, 0, 0.75, 1], [0, 0, 1, 1]], atol=1e-6)
+
+
 def test_pictures_and_a_module_of_ferrymans(checkpoints: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
     """Opened pictures of several modes and paths, mixed; DETR returns a DetrOutput."""
     checkpoint = open_source(str(checkpoints["detr"]))
