@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-
 _EMPTY, _EMPTY_SIDES = 1e-6, 1e-4  # a pixel of a picture of 1000x1000; what parity allows a side in fp32
 
 
@@ -23,8 +22,8 @@ class Matches:
 def pairwise_iou(first_xyxy: NDArray[np.floating], second_xyxy: NDArray[np.floating]) -> NDArray[np.float64]:
     """Intersection over union of all pairs: (n, 4), (m, 4) xyxy in [0, 1] -> (n, m) in [0, 1].
 
-    Two boxes that are next to empty, as those are that lie behind the picture's edge and were clipped there, give 1 when
-    their sides are equal but for rounding, which decides what is left of them.
+    Two boxes that are next to empty, as those are that lie behind the picture's edge and were clipped there, give 1
+    when their sides are equal but for rounding, which decides what is left of them.
     """
     first, second = first_xyxy.astype(np.float64)[:, None], second_xyxy.astype(np.float64)[None]
     sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
