@@ -24,6 +24,7 @@ def run_export(
     arch: str | None,
     labels: Path | None,
     spec: Path | None,
+    onnx_spec: Path | None,
     bisect: bool,
     json_output: bool,
 ) -> None:
@@ -35,7 +36,9 @@ def run_export(
     found: list[str] = []
     tell = found.append if bisect else None
     with show_stages() as progress:
-        request = ExportRequest(source, repository, name, samples, sizes, tolerance, arch, labels, spec, tell)
+        request = ExportRequest(
+            source, repository, name, samples, sizes, tolerance, arch, labels, spec, onnx_spec, tell
+        )
         bundle = export(request, progress)
     seconds, peak_bytes = time.monotonic() - start, peak_memory_bytes()
     reports = read_parity(bundle).reports

@@ -5,11 +5,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
+import onnx
 import torch
 from PIL import Image
 
@@ -22,10 +24,19 @@ from ferryman.parity import TOLERANCES, ParityReport, ParityReports, check_parit
 from ferryman.runtimes import RUNTIMES
 from ferryman.specs import ModelSpec, Target
 from ferryman_export.bisect import bisect
+from ferryman_export.foreign import ForeignModel, open_foreign
 from ferryman_export.onnx import count_operators, export_onnx
 from ferryman_export.parity_html import render_parity
 from ferryman_export.reference import normalize_reference, reference_outputs
-from ferryman_export.samples import MIN_SAMPLES, add_crops, choose_count, choose_evenly, make_inputs, read_pictures
+from ferryman_export.samples import (
+    MAX_SAMPLES,
+    MIN_SAMPLES,
+    add_crops,
+    choose_count,
+    choose_evenly,
+    make_inputs,
+    read_pictures,
+)
 from ferryman_export.sizes import propose_sizes
 from ferryman_export.sources import open_source, resize_spec, size_multiple
 from ferryman_export.wrappers import EXPORT_MODULES, ExportModule
@@ -50,6 +61,7 @@ class ExportRequest:
     sizes: (height, width) of each canvas, by default the checkpoint's alone; "auto": those that the samples waste least
     tolerance: largest absolute error of every limited output, by default the precision's own
     arch, labels: of a bare weights file; spec: of an exported program; see `sources.open_source`
+    onnx_spec: of someone else's ONNX file; see `foreign_spec.ForeignSpec`
     bisect: where given, PyTorch and the graph are compared module by module too, and it is called with the finding of
     each size, a line
     module: wraps the model into the graph contract, by default the task's own (`wrappers.EXPORT_MODULES`)
@@ -64,17 +76,22 @@ class ExportRequest:
     arch: str | None = None
     labels: Path | None = None
     spec: Path | None = None
+    onnx_spec: Path | None = None
     bisect: Callable[[str], None] | None = None
     module: Callable[[torch.nn.Module, ModelSpec], ExportModule] | None = None
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """One canvas size on its way: what the graph must be, what it must answer, and the module that becomes it."""
+    """One canvas size on its way: what the graph must be, what it must answer, and what becomes it.
+
+    write: the graph to a path, with metadata; module: in PyTorch, None when the source was an ONNX file
+    """
 
     spec: ModelSpec
     golden: GoldenSamples
-    module: ExportModule
+    write: Callable[[Path, dict[str, str]], onnx.ModelProto]
+    module: ExportModule | None
     progress: Progress
 
 
@@ -86,6 +103,8 @@ def export(request: ExportRequest, progress: Progress = lambda stage, done, tota
     """
     _tolerance(request.tolerance)  # before anything that takes time
     progress("load the checkpoint", 0, 1)
+    if request.onnx_spec is not None:
+        return export_foreign(open_foreign(request.source, request.onnx_spec), request, progress)
     return export_checkpoint(open_source(request.source, request.arch, request.labels, request.spec), request, progress)
 
 
@@ -98,6 +117,32 @@ def export_checkpoint(checkpoint: Checkpoint, request: ExportRequest, progress: 
         prepare(checkpoint, spec, request, tolerance, _name_stages(progress, spec))
         for spec in choose_specs(checkpoint, request)
     ]
+    return write_bundle(name, source, crossings, request, tolerance, progress)
+
+
+def export_foreign(model: ForeignModel, request: ExportRequest, progress: Progress) -> Bundle:
+    """`export` of an ONNX file: ONNX Runtime on the file stands for PyTorch. Raises UsageError for what needs it."""
+    if request.sizes or request.bisect or request.arch or request.labels or request.spec:
+        raise UsageError("--size, --bisect, --arch, --labels and --spec don't go with an ONNX file")
+    name = _check_name(request.name or Path(model.source.source).stem)
+    spec, progress = model.spec, _name_stages(progress, model.spec)
+    pictures = read_samples(request, spec, MAX_SAMPLES)
+    names, inputs = make_inputs(pictures, spec)
+    advance = _counter(progress, "answer the golden samples with the ONNX file", len(names))
+    golden = GoldenSamples(names, inputs, model.answer(inputs, advance))
+    crossing = Crossing(spec, golden, model.write, None, progress)
+    return write_bundle(name, model.source, [crossing], request, _tolerance(request.tolerance), progress)
+
+
+def write_bundle(
+    name: str,
+    source: SourceFacts,
+    crossings: list[Crossing],
+    request: ExportRequest,
+    tolerance: Tolerance,
+    progress: Progress,
+) -> Bundle:
+    """Writes and proves every crossing's graph, and seals the bundle. Raises ParityError, ExportError."""
     with new_version(request.repository, name) as new:
         tools = tool_versions()
         metadata = {"ferryman.source_sha256": source.sha256} | {f"ferryman.tool.{key}": v for key, v in tools.items()}
@@ -146,19 +191,23 @@ def prepare(
     checkpoint: Checkpoint, spec: ModelSpec, request: ExportRequest, tolerance: Tolerance, progress: Progress
 ) -> Crossing:
     """The golden samples, and the wrapper proved on them in PyTorch."""
-    count = choose_count(checkpoint.module, spec.preprocess.size)
-    if isinstance(request.samples, Mapping):
-        pictures = dict(choose_evenly(list(request.samples.items()), count))
-    else:
-        pictures = read_pictures(request.samples or pictures_folder(spec.task), count)
-    pictures = add_crops(pictures, MIN_SAMPLES, spec.preprocess.size if spec.task == "detection" else None)
+    pictures = read_samples(request, spec, choose_count(checkpoint.module, spec.preprocess.size))
     names, inputs = make_inputs(pictures, spec)
     advance = _counter(progress, "answer the golden samples with PyTorch", len(names))
     golden = GoldenSamples(names, inputs, reference_outputs(checkpoint.module, inputs, spec, advance))
     wrap = request.module or EXPORT_MODULES[spec.task]
-    crossing = Crossing(spec, golden, wrap(checkpoint.module, spec), progress)
-    check_wrapper(crossing, tolerance)
-    return crossing
+    module = wrap(checkpoint.module, spec)
+    check_wrapper(module, golden, tolerance, progress)
+    return Crossing(spec, golden, partial(export_onnx, module, golden.batch([0, 1])), module, progress)
+
+
+def read_samples(request: ExportRequest, spec: ModelSpec, count: int) -> dict[str, Image.Image]:
+    """At most `count` of the request's pictures, and crops of them where they are too few or leave no padding."""
+    if isinstance(request.samples, Mapping):
+        pictures = dict(choose_evenly(list(request.samples.items()), count))
+    else:
+        pictures = read_pictures(request.samples or pictures_folder(spec.task), count)
+    return add_crops(pictures, MIN_SAMPLES, spec.preprocess.size if spec.task == "detection" else None)
 
 
 def cross(
@@ -177,10 +226,10 @@ def cross(
     spec, golden = crossing.spec, crossing.golden
     crossing.progress("write the ONNX graph", 0, 1)
     path = folder / sized_name(GRAPH, index, spec)
-    graph = export_onnx(crossing.module, golden.batch([0, 1]), path, metadata)
+    graph = crossing.write(path, metadata)
     report, answers = prove(path, crossing, tolerance)
-    hint = "--bisect names the first module that diverges"
-    if tell is not None:
+    hint = "--bisect names the first module that diverges" if crossing.module else "look at the --onnx-spec"
+    if tell is not None and crossing.module is not None:
         crossing.progress("compare module by module", 0, 1)
         hint = bisect(path, crossing.module, golden).describe()
         tell(hint)
@@ -195,9 +244,9 @@ def cross(
     return report, variant
 
 
-def check_wrapper(crossing: Crossing, tolerance: Tolerance) -> None:
+def check_wrapper(module: ExportModule, golden: GoldenSamples, tolerance: Tolerance, progress: Progress) -> None:
     """The wrapper in PyTorch against the reference, before anything is exported. Raises ParityError."""
-    module, spec, golden = crossing.module, crossing.spec, crossing.golden
+    spec = module.spec
     image = golden.inputs["image"]
     with torch.inference_mode():
         normalised = module.normalize(torch.from_numpy(image)).numpy()
@@ -214,7 +263,7 @@ def check_wrapper(crossing: Crossing, tolerance: Tolerance) -> None:
             answers = cast("tuple[torch.Tensor, ...]", module(*tensors))
             return {name: answer.numpy() for name, answer in zip(spec.output_names, answers, strict=True)}
 
-        advance = _counter(crossing.progress, "check the wrapper", count_runs(len(golden), WRAPPER_BATCHES))
+        advance = _counter(progress, "check the wrapper", count_runs(len(golden), WRAPPER_BATCHES))
         what = "the wrapper in PyTorch"
         report = check_parity(run, golden, spec, tolerance, what, torch.__version__, WRAPPER_BATCHES, advance)
     report.raise_for_failures()

@@ -46,6 +46,8 @@ def open_source(
             "folder in Hugging Face or timm layout"
         )
     if not path.is_dir():
+        if path.suffix == ".onnx":
+            raise UsageError(f"{source} does not say what it takes and answers; add --onnx-spec FILE")
         if path.suffix in (".pth", ".pt", ".bin"):
             raise UsageError(f"{source} does not say what it holds; add --arch: {', '.join(ARCHITECTURES)}")
         return load_native(path, source)

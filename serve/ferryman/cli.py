@@ -68,6 +68,9 @@ def export(
     spec: Annotated[
         Path | None, typer.Option(help="JSON file with task, labels and preprocess of an exported program (.pt2).")
     ] = None,
+    onnx_spec: Annotated[
+        Path | None, typer.Option(help="JSON file that says what an ONNX file of someone else's takes and answers.")
+    ] = None,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Compare module by module too; name the first that diverges from PyTorch.")
     ] = False,
@@ -77,7 +80,21 @@ def export(
     with _exporting("the export"):
         from ferryman_export.command import run_export
     sizes = parse_sizes(size)
-    run_export(source, output, name, sizes, target or [], samples, tolerance, arch, labels, spec, bisect, json_output)
+    run_export(
+        source,
+        output,
+        name,
+        sizes,
+        target or [],
+        samples,
+        tolerance,
+        arch,
+        labels,
+        spec,
+        onnx_spec,
+        bisect,
+        json_output,
+    )
 
 
 @app.command()

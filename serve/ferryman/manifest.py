@@ -22,6 +22,10 @@ class FileFacts(Facts):
     size_bytes: Annotated[int, Field(ge=0)]
 
 
+# Of a source that was an ONNX file: its PyTorch source was not seen, its reference is that file in ONNX Runtime.
+ONNX_ARCHITECTURE = "onnx"
+
+
 class SourceFacts(Facts):
     """The checkpoint that was exported: as the user named it, its architecture, and the weights file's digest."""
 

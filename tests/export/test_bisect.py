@@ -34,6 +34,7 @@ def exported(
         checkpoint = open_source(str(source))
         request = ExportRequest(str(source), folder, samples=pictures)
         crossing = prepare(checkpoint, checkpoint.spec, request, TOLERANCES["fp32"], lambda stage, done, total: None)
+        assert crossing.module is not None
         path = folder / f"{kind}.onnx"
         export_onnx(crossing.module, crossing.golden.batch([0, 1]), path, {})
         result[kind] = path, crossing.module, crossing.golden
