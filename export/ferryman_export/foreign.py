@@ -150,7 +150,7 @@ def _check_input(session: onnxruntime.InferenceSession, foreign: ForeignSpec, so
 
 
 def _derive_spec(session: onnxruntime.InferenceSession, foreign: ForeignSpec, source: str) -> ModelSpec:
-    """The contract with as many queries as the file answers with. Raises UsageError where outputs and spec don't fit."""
+    """The contract with as many queries as the file answers with. Raises UsageError where outputs and spec differ."""
     outputs = foreign.outputs
     names = [outputs.logits, outputs.boxes] if isinstance(outputs, DetectionOutputs) else [outputs.logits]
     known = [value.name for value in session.get_outputs()]
