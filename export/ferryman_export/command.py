@@ -1,4 +1,4 @@
-"""`ferryman export`: the pipeline behind the command line."""
+"""`ferryman export`, and `ferryman inspect` of a checkpoint: what is behind the command line."""
 
 import resource
 import sys
@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from ferryman.commands.console import out, print_json, show_stages
+from ferryman.commands.console import make_table, out, print_json, print_table, show_stages
 from ferryman.commands.inspect import read_parity
 from ferryman.commands.verify import print_report
 from ferryman.errors import UsageError
 from ferryman_export.pipeline import TARGET, ExportRequest, export
+from ferryman_export.sources import SourceOptions, open_source
 
 
 def run_export(
@@ -21,11 +22,9 @@ def run_export(
     targets: list[str],
     samples: Path | None,
     tolerance: float | None,
-    arch: str | None,
-    labels: Path | None,
-    head: Path | None,
-    adapter: Path | None,
-    revision: str | None,
+    options: SourceOptions,
+    onnx_spec: Path | None,
+    bisect: bool,
     json_output: bool,
 ) -> None:
     """Raises what `pipeline.export` raises; nothing is left in the repository then."""
@@ -33,9 +32,10 @@ def run_export(
         if target != str(TARGET):
             raise UsageError(f"target {target} can't be built by this version; it builds {TARGET}")
     start = time.monotonic()
+    found: list[str] = []
     with show_stages() as progress:
         request = ExportRequest(
-            source, repository, name, samples, sizes, tolerance, arch, labels, head, adapter, revision
+            source, repository, name, samples, sizes, tolerance, options, onnx_spec, found.append if bisect else None
         )
         bundle = export(request, progress)
     seconds, peak_bytes = time.monotonic() - start, peak_memory_bytes()
@@ -48,13 +48,68 @@ def run_export(
             "digest": bundle.digest,
             "seconds": round(seconds, 3),
             "peak_memory_bytes": peak_bytes,
+            "notes": bundle.manifest.source.notes,
         }
-        print_json(document | {"parity": [report.model_dump(mode="json") for report in reports]})
+        findings = {"bisect": found} if bisect else {}
+        print_json(document | findings | {"parity": [report.model_dump(mode="json") for report in reports]})
         return
+    for note in bundle.manifest.source.notes:
+        out.print(f"note: {note}")
     for report in reports:
         print_report(report)
+    for line in found:
+        out.print(line)
     out.print(f"{bundle.path}: written in {seconds:.0f} s with at most {peak_bytes / 1e9:.1f} GB of memory")
     out.print(f"the comparison is shown in {bundle.path / 'parity.html'}")
+
+
+def run_inspect_source(source: str, options: SourceOptions, json_output: bool) -> None:
+    """Loads the checkpoint, which is how anything that is wrong with it is found, and prints its facts."""
+    with show_stages() as progress:
+        progress("load the checkpoint", 0, 1)
+        checkpoint = open_source(source, options, progress)
+    spec = checkpoint.spec
+    parameters = sum(parameter.numel() for parameter in checkpoint.module.parameters())
+    if json_output:
+        document = {
+            "source": checkpoint.source,
+            "format": checkpoint.format,
+            "architecture": checkpoint.architecture,
+            "sha256": checkpoint.sha256,
+            "parameters": parameters,
+            "stored_as": checkpoint.dtypes,
+            "spec": spec.model_dump(mode="json"),
+            "notes": checkpoint.notes,
+        }
+        print_json(document)
+        return
+    preprocess = spec.preprocess
+    table = make_table("", "")
+    table.show_header = False
+    table.add_row("checkpoint", checkpoint.source)
+    table.add_row("format", checkpoint.format)
+    table.add_row("architecture", checkpoint.architecture)
+    stored = ", ".join(checkpoint.dtypes)
+    table.add_row("size", f"{parameters:,} parameters, stored as {stored}, {parameters * 4 / 1e6:.1f} MB as float32")
+    table.add_row("digest", checkpoint.sha256)
+    first = ", ".join(spec.labels[:5]) + (", …" if len(spec.labels) > 5 else "")
+    table.add_row("task", f"{spec.task}, {len(spec.labels)} labels{f': {first}' if first else ''}")
+    for kind, tensors in (("input", spec.inputs), ("output", spec.outputs)):
+        for tensor in tensors:
+            table.add_row(kind, f"{tensor.name}: {tensor.dtype} ({', '.join(str(size) for size in tensor.shape)})")
+    how = {"crop": f"shorter side to {preprocess.shortest_edge}, centre cut out of", "pad": "fitted into"}
+    table.add_row(
+        "preprocessing",
+        f"{how.get(preprocess.fit, 'stretched to')} {'x'.join(map(str, preprocess.size))}, {preprocess.interpolation}; "
+        f"mean {_round(preprocess.mean)}, deviation {_round(preprocess.std)}",
+    )
+    for note in checkpoint.notes:
+        table.add_row("note", note)
+    print_table(table)
+
+
+def _round(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
 
 
 def peak_memory_bytes() -> int:

@@ -2,15 +2,18 @@
 
 import platform
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
+import onnx
 import torch
+from PIL import Image
 
 from ferryman.bundle import Bundle, new_version, seal
 from ferryman.errors import ParityError, UsageError
@@ -20,12 +23,22 @@ from ferryman.manifest import SCHEMA_VERSION, SourceFacts, Tolerance, VariantFac
 from ferryman.parity import TOLERANCES, ParityReport, ParityReports, check_parity, count_runs
 from ferryman.runtimes import RUNTIMES
 from ferryman.specs import ModelSpec, Target
+from ferryman_export.bisect import bisect
+from ferryman_export.foreign import ForeignModel, open_foreign
 from ferryman_export.onnx import count_operators, export_onnx
 from ferryman_export.parity_html import render_parity
 from ferryman_export.reference import normalize_reference, reference_outputs
-from ferryman_export.samples import MIN_SAMPLES, add_crops, choose_count, make_inputs, read_pictures
+from ferryman_export.samples import (
+    MAX_SAMPLES,
+    MIN_SAMPLES,
+    add_crops,
+    choose_count,
+    choose_evenly,
+    make_inputs,
+    read_pictures,
+)
 from ferryman_export.sizes import propose_sizes
-from ferryman_export.sources import open_source, resize_spec, size_multiple
+from ferryman_export.sources import SourceOptions, open_source, resize_spec, size_multiple
 from ferryman_export.wrappers import ExportModule, choose_module
 from ferryman_models.checkpoints.base import Checkpoint
 from ferryman_models.zoo import pictures_folder
@@ -42,36 +55,41 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 class ExportRequest:
     """What to export and where to.
 
-    source, arch, labels, head, adapter, revision: see `sources.open_source`
+    source, options: see `sources.open_source`
     repository: the model repository that gets NAME/VERSION
-    name: of the model, by default the source's; samples: a folder of real pictures for the golden samples, by
-    default the embedded ones
+    name: of the model, by default the source's; samples: a folder of real pictures for the golden samples, or
+    such pictures by name; by default the embedded ones
     sizes: (height, width) of each canvas, by default the checkpoint's alone; "auto": those that the samples waste least
     tolerance: largest absolute error of every limited output, by default the precision's own
+    onnx_spec: of someone else's ONNX file; see `foreign_spec.ForeignSpec`
+    bisect: where given, PyTorch and the graph are compared module by module too, and it is called with the finding of
+    each size, a line
     module: wraps the model into the graph contract, by default the task's own (`wrappers.choose_module`)
     """
 
     source: str
     repository: Path
     name: str | None = None
-    samples: Path | None = None
+    samples: Path | Mapping[str, Image.Image] | None = None
     sizes: tuple[tuple[int, int], ...] | Literal["auto"] = ()
     tolerance: float | None = None
-    arch: str | None = None
-    labels: Path | None = None
-    head: Path | None = None
-    adapter: Path | None = None
-    revision: str | None = None
+    options: SourceOptions = field(default_factory=SourceOptions)
+    onnx_spec: Path | None = None
+    bisect: Callable[[str], None] | None = None
     module: Callable[[torch.nn.Module, ModelSpec], ExportModule] | None = None
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """One canvas size on its way: what the graph must be, what it must answer, and the module that becomes it."""
+    """One canvas size on its way: what the graph must be, what it must answer, and what becomes it.
+
+    write: the graph to a path, with metadata; module: in PyTorch, None when the source was an ONNX file
+    """
 
     spec: ModelSpec
     golden: GoldenSamples
-    module: ExportModule
+    write: Callable[[Path, dict[str, str]], onnx.ModelProto]
+    module: ExportModule | None
     progress: Progress
 
 
@@ -81,22 +99,61 @@ def export(request: ExportRequest, progress: Progress = lambda stage, done, tota
     progress: called with the stage's name, steps done and steps in all
     Raises ParityError when an answer is out of tolerance, CheckpointError, ExportError, UsageError, FileAccessError.
     """
-    tolerance = _tolerance(request.tolerance)
+    _tolerance(request.tolerance)  # before anything that takes time
     progress("load the checkpoint", 0, 1)
-    checkpoint = open_source(
-        request.source, request.arch, request.labels, request.head, request.adapter, request.revision, progress
-    )
+    if request.onnx_spec is not None:
+        return export_foreign(open_foreign(request.source, request.onnx_spec), request, progress)
+    return export_checkpoint(open_source(request.source, request.options, progress), request, progress)
+
+
+def export_checkpoint(checkpoint: Checkpoint, request: ExportRequest, progress: Progress) -> Bundle:
+    """`export` of a checkpoint that is loaded already; what names the source in `request` is not looked at."""
+    tolerance = _tolerance(request.tolerance)
     name = _check_name(request.name or checkpoint.name or Path(checkpoint.source).stem)
-    source = SourceFacts(source=checkpoint.source, architecture=checkpoint.architecture, sha256=checkpoint.sha256)
+    source = SourceFacts(
+        source=checkpoint.source,
+        architecture=checkpoint.architecture,
+        sha256=checkpoint.sha256,
+        format=checkpoint.format,
+        notes=checkpoint.notes,
+    )
     crossings = [
         prepare(checkpoint, spec, request, tolerance, _name_stages(progress, spec))
         for spec in choose_specs(checkpoint, request)
     ]
+    return write_bundle(name, source, crossings, request, tolerance, progress)
+
+
+def export_foreign(model: ForeignModel, request: ExportRequest, progress: Progress) -> Bundle:
+    """`export` of an ONNX file: ONNX Runtime on the file stands for PyTorch. Raises UsageError for what needs it."""
+    if request.sizes or request.bisect:
+        raise UsageError("--size and --bisect don't go with an ONNX file")
+    request.options.allow(request.source)
+    name = _check_name(request.name or Path(model.source.source).stem)
+    spec, progress = model.spec, _name_stages(progress, model.spec)
+    pictures = read_samples(request, spec, MAX_SAMPLES)
+    names, inputs = make_inputs(pictures, spec)
+    advance = _counter(progress, "answer the golden samples with the ONNX file", len(names))
+    golden = GoldenSamples(names, inputs, model.answer(inputs, advance))
+    crossing = Crossing(spec, golden, model.write, None, progress)
+    return write_bundle(name, model.source, [crossing], request, _tolerance(request.tolerance), progress)
+
+
+def write_bundle(
+    name: str,
+    source: SourceFacts,
+    crossings: list[Crossing],
+    request: ExportRequest,
+    tolerance: Tolerance,
+    progress: Progress,
+) -> Bundle:
+    """Writes and proves every crossing's graph, and seals the bundle. Raises ParityError, ExportError."""
     with new_version(request.repository, name) as new:
         tools = tool_versions()
         metadata = {"ferryman.source_sha256": source.sha256} | {f"ferryman.tool.{key}": v for key, v in tools.items()}
         crossed = [
-            cross(crossing, index, new.folder, metadata, name, tolerance) for index, crossing in enumerate(crossings)
+            cross(crossing, index, new.folder, metadata, name, tolerance, request.bisect)
+            for index, crossing in enumerate(crossings)
         ]
         progress("write the bundle", 0, 1)
         labels = crossings[0].spec.labels
@@ -122,7 +179,7 @@ def choose_specs(checkpoint: Checkpoint, request: ExportRequest) -> list[ModelSp
     """What the graph of each wanted size must be. Raises UsageError for sizes that the model can't take."""
     sizes = request.sizes
     if sizes == "auto":
-        if request.samples is None:
+        if not isinstance(request.samples, Path):
             raise UsageError("--size auto looks at your pictures: name their folder with --samples")
         sizes = propose_sizes(request.samples, checkpoint.spec.preprocess.size, size_multiple(checkpoint.module))
     if len(set(sizes)) < len(sizes):
@@ -139,29 +196,52 @@ def prepare(
     checkpoint: Checkpoint, spec: ModelSpec, request: ExportRequest, tolerance: Tolerance, progress: Progress
 ) -> Crossing:
     """The golden samples, and the wrapper proved on them in PyTorch."""
-    pictures = read_pictures(
-        request.samples or pictures_folder(spec.task), choose_count(checkpoint.module, spec.preprocess.size)
-    )
-    pictures = add_crops(pictures, MIN_SAMPLES, spec.preprocess.size if spec.preprocess.fit == "pad" else None)
+    pictures = read_samples(request, spec, choose_count(checkpoint.module, spec.preprocess.size))
     names, inputs = make_inputs(pictures, spec)
     advance = _counter(progress, "answer the golden samples with PyTorch", len(names))
     golden = GoldenSamples(names, inputs, reference_outputs(checkpoint.module, inputs, spec, advance))
     wrap = request.module or choose_module(spec)
-    crossing = Crossing(spec, golden, wrap(checkpoint.module, spec), progress)
-    check_wrapper(crossing, tolerance)
-    return crossing
+    module = wrap(checkpoint.module, spec)
+    check_wrapper(module, golden, tolerance, progress)
+    return Crossing(spec, golden, partial(export_onnx, module, golden.batch([0, 1])), module, progress)
+
+
+def read_samples(request: ExportRequest, spec: ModelSpec, count: int) -> dict[str, Image.Image]:
+    """At most `count` of the request's pictures, and crops of them where they are too few or leave no padding."""
+    if isinstance(request.samples, Mapping):
+        pictures = dict(choose_evenly(list(request.samples.items()), count))
+    else:
+        pictures = read_pictures(request.samples or pictures_folder(spec.task), count)
+    return add_crops(pictures, MIN_SAMPLES, spec.preprocess.size if spec.preprocess.fit == "pad" else None)
 
 
 def cross(
-    crossing: Crossing, index: int, folder: Path, metadata: dict[str, str], name: str, tolerance: Tolerance
+    crossing: Crossing,
+    index: int,
+    folder: Path,
+    metadata: dict[str, str],
+    name: str,
+    tolerance: Tolerance,
+    tell: Callable[[str], None] | None = None,
 ) -> tuple[ParityReport, VariantFacts]:
-    """Writes one size's graph, proof and golden samples into `folder`. Raises ParityError, ExportError."""
+    """Writes one size's graph, proof and golden samples into `folder`. Raises ParityError, ExportError.
+
+    tell: see `ExportRequest.bisect`
+    """
     spec, golden = crossing.spec, crossing.golden
     crossing.progress("write the ONNX graph", 0, 1)
     path = folder / sized_name(GRAPH, index, spec)
-    graph = export_onnx(crossing.module, golden.batch([0, 1]), path, metadata)
+    graph = crossing.write(path, metadata)
     report, answers = prove(path, crossing, tolerance)
-    report.raise_for_failures()
+    hint = "--bisect names the first module that diverges" if crossing.module else "look at the --onnx-spec"
+    if tell is not None and crossing.module is not None:
+        crossing.progress("compare module by module", 0, 1)
+        hint = bisect(path, crossing.module, golden).describe()
+        tell(hint)
+    try:
+        report.raise_for_failures()
+    except ParityError as error:
+        raise ParityError(f"{error}; {hint}") from error
     save_golden(folder / sized_name(GOLDEN, index, spec), golden)
     page = render_parity(name, report, golden, answers, spec)
     (folder / sized_name("parity.html", index, spec)).write_text(page, encoding="utf-8")
@@ -169,9 +249,9 @@ def cross(
     return report, variant
 
 
-def check_wrapper(crossing: Crossing, tolerance: Tolerance) -> None:
+def check_wrapper(module: ExportModule, golden: GoldenSamples, tolerance: Tolerance, progress: Progress) -> None:
     """The wrapper in PyTorch against the reference, before anything is exported. Raises ParityError."""
-    module, spec, golden = crossing.module, crossing.spec, crossing.golden
+    spec = module.spec
     image = golden.inputs["image"]
     with torch.inference_mode():
         normalised = module.normalize(torch.from_numpy(image)).numpy()
@@ -188,7 +268,7 @@ def check_wrapper(crossing: Crossing, tolerance: Tolerance) -> None:
             answers = cast("tuple[torch.Tensor, ...]", module(*tensors))
             return {name: answer.numpy() for name, answer in zip(spec.output_names, answers, strict=True)}
 
-        advance = _counter(crossing.progress, "check the wrapper", count_runs(len(golden), WRAPPER_BATCHES))
+        advance = _counter(progress, "check the wrapper", count_runs(len(golden), WRAPPER_BATCHES))
         what = "the wrapper in PyTorch"
         report = check_parity(run, golden, spec, tolerance, what, torch.__version__, WRAPPER_BATCHES, advance)
     report.raise_for_failures()

@@ -1,6 +1,8 @@
 """Real pictures for the golden samples."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -11,6 +13,7 @@ from ferryman.golden import Tensors
 from ferryman.preprocess import decode_image, fit_image, stack_inputs
 from ferryman.specs import ModelSpec
 
+Item = TypeVar("Item")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_SAMPLES = 16
 MIN_SAMPLES = 6  # one more than the largest batch that parity runs, so that every batch has other neighbours
@@ -35,7 +38,12 @@ def find_pictures(folder: Path, most: int) -> list[Path]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise UsageError(f"{folder} holds no picture ({', '.join(SUFFIXES)})")
-    return [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, most).astype(int))]
+    return choose_evenly(paths, most)
+
+
+def choose_evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """All items when there are at most `most`, else so many of them at equal distances."""
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, most).astype(int))]
 
 
 def read_pictures(folder: Path, most: int = MAX_SAMPLES) -> dict[str, Image.Image]:

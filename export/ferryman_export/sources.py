@@ -1,6 +1,6 @@
 """What can be exported: resolves SOURCE, as it stands on the command line, to a loaded checkpoint."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -16,6 +16,7 @@ from ferryman.specs import (
     semantic_spec,
 )
 from ferryman_export.hub import Progress, download, is_hub_id
+from ferryman_export.program import SPEC_FILE, load_program
 from ferryman_models.checkpoints.base import Checkpoint
 from ferryman_models.checkpoints.google_npz import load_google_npz
 from ferryman_models.checkpoints.huggingface import load_huggingface
@@ -32,57 +33,90 @@ from ferryman_models.patch_segmenter import PatchSegmenter
 from ferryman_models.vit import ViT
 from ferryman_models.zoo import EMBEDDED
 
+# Whom each option belongs to, for the error when it is given with another source.
+_OWNERS = {
+    "arch": "a bare weights file",
+    "labels": "a bare weights file",
+    "head": "the bare weights of a DINOv2",
+    "adapter": "a folder, or a model on a hub as owner/name",
+    "revision": "a model on a hub, given as owner/name",
+    "spec": "an exported program (.pt2)",
+}
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What else the command line says of a source; each option belongs to some kinds of source alone.
+
+    arch: what a bare weights file holds; labels: of its classes, a text file, one a line; head: of a DINOv2; see
+    `weights_file`
+    adapter: the folder of a LoRA adapter to merge into the weights; see `lora`
+    revision: branch, tag or commit of a model on a hub
+    spec: of an exported program; see `program.ProgramSpec`
+    """
+
+    arch: str | None = None
+    labels: Path | None = None
+    head: Path | None = None
+    adapter: Path | None = None
+    revision: str | None = None
+    spec: Path | None = None
+
+    def allow(self, source: str, *names: str) -> None:
+        """Raises UsageError for an option that is given and is not among `names`, those of this source."""
+        for name, owner in _OWNERS.items():
+            if vars(self)[name] is not None and name not in names:
+                raise UsageError(f"--{name} belongs to {owner}, got {source}")
+
 
 def open_source(
     source: str,
-    arch: str | None = None,
-    labels: Path | None = None,
-    head: Path | None = None,
-    adapter: Path | None = None,
-    revision: str | None = None,
+    options: SourceOptions = SourceOptions(),
     progress: Progress = lambda stage, done, total: None,
 ) -> Checkpoint:
-    """Loads an embedded checkpoint by name, a folder, one of Ferryman's own files, a bare weights file, or downloads
-    a model from a hub by `owner/name`.
+    """Loads an embedded checkpoint by name, a folder, a file, or downloads a model from a hub by `owner/name`.
 
-    arch, labels, head: of a bare weights file; see `weights_file`; labels: a text file, one a line; a `.npz` file is
-    Google's and says itself what it is
-    adapter: the folder of a LoRA adapter for this folder's or hub's model; see `lora`
-    revision: branch, tag or commit of a hub's model; progress: of its download, see `hub`
+    progress: of the download, see `hub`
     Raises CheckpointError, MissingExtraError, and UsageError for an option that does not belong to this source.
     """
     path = Path(source)
-    on_hub = arch is None and source not in EMBEDDED and not path.exists() and is_hub_id(source)
-    if revision is not None and not on_hub:
-        raise UsageError(f"--revision belongs to a model on a hub, given as owner/name, got {source}")
-    if adapter is not None and not (on_hub or path.is_dir()):
-        raise UsageError(f"--adapter needs a base that is a folder or on a hub, as owner/name, got {source}")
-    bare = not path.is_dir() and source not in EMBEDDED
-    if bare and path.suffix == ".npz":
-        if arch is not None or head is not None:
-            raise UsageError(
-                f"{source} is a ViT of Google's, which says itself what it is: leave out --arch and --head"
-            )
-        return load_google_npz(path, source, read_labels(labels))
-    if arch is not None and bare:
-        return load_weights_file(path, arch, source, read_labels(labels), head)
-    if arch is not None or labels is not None or head is not None:
-        raise UsageError("--arch, --labels and --head belong to a weights file; this source names its own")
     if source in EMBEDDED:
+        options.allow(source)
         return load_native(EMBEDDED[source], source)
-    if on_hub:
-        snapshot = download(source, revision, progress)
-        return open_folder(snapshot.folder, f"{source}@{snapshot.commit}", path.name, adapter)
+    if path.is_dir():
+        options.allow(source, "adapter")
+        return open_folder(path, source, path.absolute().name, options.adapter)
+    if options.arch is None and not path.exists() and is_hub_id(source):
+        options.allow(source, "adapter", "revision")
+        snapshot = download(source, options.revision, progress)
+        return open_folder(snapshot.folder, f"{source}@{snapshot.commit}", path.name, options.adapter)
+    return open_file(path, source, options)
+
+
+def open_file(path: Path, source: str, options: SourceOptions) -> Checkpoint:
+    """One of Ferryman's own files, bare weights, a ViT of Google's, or an exported program. Raises as `open_source`."""
+    if path.suffix == ".npz":
+        options.allow(source, "labels")
+        return load_google_npz(path, source, read_labels(options.labels))
+    if options.arch is not None:
+        options.allow(source, "arch", "labels", "head")
+        return load_weights_file(path, options.arch, source, read_labels(options.labels), options.head)
     if not path.exists():
         raise CheckpointError(
             f"there is no checkpoint {source!r}: give {', '.join(EMBEDDED)}, the path of a Ferryman checkpoint, a "
             "folder in Hugging Face or timm layout, or a model on a hub as owner/name"
         )
-    if not path.is_dir():
-        if path.suffix in (".pth", ".pt", ".bin"):
-            raise UsageError(f"{source} does not say what it holds; add --arch: {', '.join(ARCHITECTURES)}")
-        return load_native(path, source)
-    return open_folder(path, source, path.absolute().name, adapter)
+    missing = {
+        ".pt2": f"does not say what its model is for; add --spec FILE with {SPEC_FILE}",
+        ".onnx": "does not say what it takes and answers; add --onnx-spec FILE",
+    } | dict.fromkeys((".pth", ".pt", ".bin"), f"does not say what it holds; add --arch: {', '.join(ARCHITECTURES)}")
+    if path.suffix == ".pt2" and options.spec is not None:
+        options.allow(source, "spec")
+        return load_program(path, source, options.spec)
+    if path.suffix in missing:
+        raise UsageError(f"{source} {missing[path.suffix]}")
+    options.allow(source)
+    return load_native(path, source)
 
 
 def open_folder(folder: Path, source: str, name: str, adapter: Path | None = None) -> Checkpoint:
@@ -125,6 +159,10 @@ def resize_spec(checkpoint: Checkpoint, size: tuple[int, int] | None) -> ModelSp
     spec = checkpoint.spec
     if size is None or size == spec.preprocess.size:
         return spec
+    if checkpoint.format in ("module", "program"):
+        raise UsageError(
+            f"{checkpoint.source} has the one canvas of its spec, {spec.preprocess.size}; leave --size out"
+        )
     facts = spec.preprocess.model_dump()
     facts["size"] = size
     if spec.preprocess.shortest_edge is not None:

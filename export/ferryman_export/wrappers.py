@@ -5,7 +5,6 @@ implementation and parity covers it.
 """
 
 from dataclasses import replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -62,22 +61,26 @@ class ClassificationExport(ExportModule):
 
 
 class EmbeddingExport(ExportModule):
-    """Graph contract of an encoder. Position embeddings are those of the spec's canvas, as constants."""
+    """Graph contract of an encoder. A ViT's position embeddings are those of the spec's canvas, as constants.
+
+    Any other model returns class token and patches itself; see `own`.
+    """
 
     def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
-        if not isinstance(model, ViT) or not model.config.class_token:
+        if isinstance(model, ViT) and not model.config.class_token:
             raise ExportError("an embedding needs a model with patches and a class token")
-        super().__init__(resize_positions(model, spec.preprocess.size), spec)
-        self.prefix, self.grid = model.config.prefix, model.config.grid(spec.preprocess.size)
+        super().__init__(resize_positions(model, spec.preprocess.size) if isinstance(model, ViT) else model, spec)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """image: (batch, height, width, 3) uint8 RGB
 
         Returns the class token (batch, dim) and the patches (batch, rows, columns, dim), both float32.
         """
-        tokens = cast("ViT", self.model).forward_features(self.normalize(image))
+        if not isinstance(self.model, ViT):
+            return self.model(self.normalize(image))
+        config, tokens = self.model.config, self.model.forward_features(self.normalize(image))
         # (batch, rows*columns, dim) -> (batch, rows, columns, dim)
-        return tokens[:, 0], tokens[:, self.prefix :].unflatten(1, self.grid)
+        return tokens[:, 0], tokens[:, config.prefix :].unflatten(1, config.grid(self.spec.preprocess.size))
 
 
 class DetectionExport(ExportModule):

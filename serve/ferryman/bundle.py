@@ -138,6 +138,11 @@ class Bundle:
         return path
 
 
+def is_bundle(path: Path) -> bool:
+    """Whether `path` is, or was meant to be, what `Bundle.open` takes."""
+    return os.path.lexists(path / FILE_NAME) or bool(list_versions(path))
+
+
 def list_versions(folder: Path) -> list[int]:
     """Versions in a NAME folder, ascending; empty when there is no such folder that can be read."""
     try:

@@ -27,6 +27,25 @@ Draw = Annotated[
     Path | None,
     typer.Option(metavar="OUT.png", help="Draw the answer; a folder when there are several images."),
 ]
+SourceName = Annotated[
+    str,
+    typer.Argument(
+        help="An embedded name, a Ferryman checkpoint, a folder in Hugging Face or timm layout, a weights file with "
+        "--arch, an exported program with --spec, or a model on the Hugging Face hub as owner/name."
+    ),
+]
+Arch = Annotated[
+    str | None, typer.Option(help="What a bare weights file holds, such as dinov2_vits14 or detr_resnet50.")
+]
+Labels = Annotated[Path | None, typer.Option(help="Text file with its labels, one a line.")]
+Head = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Linear head of a DINOv2: of classes, or of segmentation.")
+]
+Adapter = Annotated[Path | None, typer.Option(metavar="DIR", help="LoRA adapter of peft to merge into it.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on a hub.")]
+Spec = Annotated[
+    Path | None, typer.Option(help="JSON file with task, labels and preprocess of an exported program (.pt2).")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of one inference; by default all.")]
 
 
@@ -45,13 +64,7 @@ def demo(
 
 @app.command()
 def export(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="An embedded name, a Ferryman checkpoint, a folder in Hugging Face or timm layout, or a model on the "
-            "Hugging Face hub as owner/name."
-        ),
-    ],
+    source: SourceName,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="REPOSITORY", help="Model repository.")],
     name: Annotated[str | None, typer.Option(help="The model's name, by default the source's.")] = None,
     size: Annotated[
@@ -65,33 +78,36 @@ def export(
     target: Annotated[list[str] | None, typer.Option(help="Variant to build; may be repeated.")] = None,
     samples: Annotated[Path | None, typer.Option(help="Folder of real pictures to compare on.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="Largest absolute error of every limited output.")] = None,
-    arch: Annotated[
-        str | None, typer.Option(help="What a bare weights file holds, such as dinov2_vits14 or detr_resnet50.")
+    arch: Arch = None,
+    labels: Labels = None,
+    head: Head = None,
+    adapter: Adapter = None,
+    revision: Revision = None,
+    spec: Spec = None,
+    onnx_spec: Annotated[
+        Path | None, typer.Option(help="JSON file that says what an ONNX file of someone else's takes and answers.")
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="Text file with its labels, one a line.")] = None,
-    head: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Linear head of a DINOv2: of classes, or of segmentation.")
-    ] = None,
-    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="LoRA adapter of peft to merge into it.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on a hub.")] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Compare module by module too; name the first that diverges from PyTorch.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Export a checkpoint to REPOSITORY/NAME/VERSION, proved against PyTorch; exit status 3 when out of tolerance."""
     with _exporting("the export"):
         from ferryman_export.command import run_export
+        from ferryman_export.sources import SourceOptions
+    sizes = parse_sizes(size)
     run_export(
         source,
         output,
         name,
-        parse_sizes(size),
+        sizes,
         target or [],
         samples,
         tolerance,
-        arch,
-        labels,
-        head,
-        adapter,
-        revision,
+        SourceOptions(arch, labels, head, adapter, revision, spec),
+        onnx_spec,
+        bisect,
         json_output,
     )
 
@@ -113,11 +129,32 @@ def verify(
 
 
 @app.command()
-def inspect(bundle: BundlePath, json_output: Json = False) -> None:
-    """Show what a bundle holds, where it comes from, and how closely it follows PyTorch."""
+def inspect(
+    what: Annotated[
+        str, typer.Argument(metavar="BUNDLE|SOURCE", help="A bundle, or a checkpoint that `export` would take.")
+    ],
+    arch: Arch = None,
+    labels: Labels = None,
+    head: Head = None,
+    adapter: Adapter = None,
+    revision: Revision = None,
+    spec: Spec = None,
+    json_output: Json = False,
+) -> None:
+    """Show what a bundle holds and how closely it follows PyTorch; or what a checkpoint is, before any export."""
+    from ferryman.bundle import is_bundle
     from ferryman.commands.inspect import run_inspect
 
-    run_inspect(bundle, json_output)
+    options = (arch, labels, head, adapter, revision, spec)
+    if is_bundle(Path(what)):
+        if options != (None,) * len(options):
+            raise UsageError(f"{what} is a bundle, which says itself what it is: leave out the options of a source")
+        run_inspect(Path(what), json_output)
+        return
+    with _exporting("inspecting a checkpoint"):
+        from ferryman_export.command import run_inspect_source
+        from ferryman_export.sources import SourceOptions
+    run_inspect_source(what, SourceOptions(*options), json_output)
 
 
 @app.command()

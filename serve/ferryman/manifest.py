@@ -22,12 +22,21 @@ class FileFacts(Facts):
     size_bytes: Annotated[int, Field(ge=0)]
 
 
+# Of a source that was an ONNX file: its PyTorch source was not seen, its reference is that file in ONNX Runtime.
+ONNX_ARCHITECTURE = "onnx"
+
+
 class SourceFacts(Facts):
-    """The checkpoint that was exported: as the user named it, its architecture, and the weights file's digest."""
+    """The checkpoint that was exported: as the user named it, its architecture, and the weights file's digest.
+
+    format: which of the known ones it was in; notes: what was left out of it or assumed, for whoever uses the bundle
+    """
 
     source: str
     architecture: str
     sha256: Sha256
+    format: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class VariantFacts(Facts):

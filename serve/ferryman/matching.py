@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_EMPTY, _EMPTY_SIDES = 1e-6, 1e-4  # a pixel of a picture of 1000x1000; what parity allows a side in fp32
+
 
 @dataclass(frozen=True)
 class Matches:
@@ -18,14 +20,19 @@ class Matches:
 
 
 def pairwise_iou(first_xyxy: NDArray[np.floating], second_xyxy: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Intersection over union of all pairs: (n, 4), (m, 4) xyxy -> (n, m) in [0, 1]; two equal empty boxes give 1."""
+    """Intersection over union of all pairs: (n, 4), (m, 4) xyxy in [0, 1] -> (n, m) in [0, 1].
+
+    Two boxes that are next to empty, as those are that lie behind the picture's edge and were clipped there, give 1
+    when their sides are equal but for rounding, which decides what is left of them.
+    """
     first, second = first_xyxy.astype(np.float64)[:, None], second_xyxy.astype(np.float64)[None]
     sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
     intersection = np.clip(sides, 0, None).prod(-1)
     areas = [np.clip(boxes[..., 2:] - boxes[..., :2], 0, None).prod(-1) for boxes in (first, second)]
     union = areas[0] + areas[1] - intersection
-    same = (first == second).all(-1)
-    return np.where(union > 0, intersection / np.where(union > 0, union, 1), same)
+    empty = np.maximum(*areas) <= _EMPTY
+    same = np.abs(first - second).max(-1, initial=0.0) <= _EMPTY_SIDES
+    return np.where(empty & same, 1.0, intersection / np.where(union > 0, union, 1))
 
 
 def match_detections(

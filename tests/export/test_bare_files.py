@@ -6,7 +6,7 @@ import pytest
 
 from ferryman.errors import UsageError
 from ferryman.specs import segmentation_spec, semantic_spec
-from ferryman_export.sources import open_source, resize_spec
+from ferryman_export.sources import SourceOptions, open_source, resize_spec
 from ferryman_models.checkpoints.base import Checkpoint
 from ferryman_models.checkpoints.weights_file import DETR_PREPROCESS, SEMANTIC_PREPROCESS
 from ferryman_models.detr import DETRConfig
@@ -22,15 +22,15 @@ def test_google_npz_says_itself_what_it_is(tmp_path: Path) -> None:
     path = write(tmp_path / "ViT-B_16.npz", google_arrays(hf_vit()))
     labels = tmp_path / "labels.txt"
     labels.write_text("a\nb\nc\nd\ne\n")
-    assert open_source(str(path), labels=labels).spec.labels == tuple("abcde")
+    assert open_source(str(path), SourceOptions(labels=labels)).spec.labels == tuple("abcde")
     for options in ({"arch": "vit_b_16"}, {"head": path}):
-        with pytest.raises(UsageError, match="a ViT of Google's, which says itself what it is: leave out --arch"):
-            open_source(str(path), **options)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(UsageError, match="belongs to"):
+            open_source(str(path), SourceOptions(**options))  # pyright: ignore[reportArgumentType]
 
 
 def test_head_of_a_source_that_names_its_own(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--arch, --labels and --head belong to a weights file"):
-        open_source("vit-digits", head=tmp_path / "head.pth")
+    with pytest.raises(UsageError, match="--head belongs to the bare weights of a DINOv2, got vit-digits"):
+        open_source("vit-digits", SourceOptions(head=tmp_path / "head.pth"))
 
 
 def test_other_sizes() -> None:

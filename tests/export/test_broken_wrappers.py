@@ -126,7 +126,7 @@ CASES: dict[str, tuple[str, Wrap, str]] = {
     "wrong in the graph alone": (
         "vit",
         WrongInTheGraph,
-        r"onnxruntime-cpu-fp32 is out of tolerance: output probabilities",
+        r"onnxruntime-cpu-fp32 at 32x32 is out of tolerance: output probabilities",
     ),
     "NaN": ("vit", NotANumber, r"output probabilities holds \d+ NaN"),
 }

@@ -19,7 +19,7 @@ from transformers import ViTForImageClassification
 from ferryman.bundle import Bundle
 from ferryman.errors import CheckpointError, HubError, MissingExtraError, UsageError
 from ferryman_export.hub import is_hub_id
-from ferryman_export.sources import open_source
+from ferryman_export.sources import SourceOptions, open_source
 
 from .hub_server import COMMIT, Hub, serve_hub
 from .tiny import save_hf_vit
@@ -62,14 +62,14 @@ def test_download_and_cache(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPa
     assert not any("pytorch_model" in request or "notes.txt" in request for request in hub.requests)
 
     hub.requests.clear()
-    assert open_source(ID, revision="v2").source == first.source
+    assert open_source(ID, SourceOptions(revision="v2")).source == first.source
     assert not any(request.startswith("GET") and "resolve" in request for request in hub.requests)
 
     point_at("http://127.0.0.1:1", Path(huggingface_hub.constants.HF_HUB_CACHE), monkeypatch)  # where nobody listens
     for revision in (None, "v2", COMMIT):
-        assert open_source(ID, revision=revision).source == first.source
+        assert open_source(ID, SourceOptions(revision=revision)).source == first.source
     with pytest.raises(HubError, match=r"can't be downloaded .*hf download .* --revision v3 --local-dir DIR"):
-        open_source(ID, revision="v3")
+        open_source(ID, SourceOptions(revision="v3"))
 
 
 def test_shards_and_pickles(hub: Hub, folder: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_cut_download(hub: Hub, tmp_path: Path) -> None:
 def test_refusals(source: str, revision: str | None, refusal: tuple[int, str], message: str, hub: Hub) -> None:
     hub.refusals = {source: refusal}
     with pytest.raises(HubError, match=message):
-        open_source(source, revision=revision)
+        open_source(source, SourceOptions(revision=revision))
 
 
 def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,9 +174,9 @@ def test_what_is_a_hub_id(source: str, expected: bool) -> None:
 
 def test_options_that_do_not_belong(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--revision belongs to a model on a hub"):
-        open_source(str(folder), revision="main")
-    with pytest.raises(UsageError, match="--adapter needs a base that is a folder or on a hub"):
-        open_source("vit-digits", adapter=tmp_path)
+        open_source(str(folder), SourceOptions(revision="main"))
+    with pytest.raises(UsageError, match="--adapter belongs to a folder, or a model on a hub"):
+        open_source("vit-digits", SourceOptions(adapter=tmp_path))
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "google/vit"}')
     with pytest.raises(UsageError, match=r"is an adapter \(of google/vit\).*ferryman export BASE --adapter"):
         open_source(str(tmp_path))

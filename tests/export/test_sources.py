@@ -161,5 +161,5 @@ def test_a_bare_weights_file_needs_its_architecture(tmp_path: Path) -> None:
     assert "no DETR's weights" in result.stderr
     result = run("export", "vit-digits", "-o", tmp_path / "r", "--labels", labels)
     assert result.returncode == 2
-    assert "this source names its own" in result.stderr
+    assert "--labels belongs to a bare weights file, got vit-digits" in result.stderr
     assert not (tmp_path / "r").exists()

@@ -21,6 +21,8 @@ IOUS = {
     "apart on both axes": (UNIT, (5, 5, 6, 6), 0.0),
     "empty and full": ((0.5, 0.5, 0.5, 0.5), UNIT, 0.0),
     "the same empty": ((0.5, 0.5, 0.5, 0.5), (0.5, 0.5, 0.5, 0.5), 1.0),
+    "nearly the same empty": ((1, 0.2, 1, 0.5), (1, 0.2, 1, 0.5000001), 1.0),
+    "nearly the same, next to empty": ((1, 0.2, 1, 0.5), (0.9999999, 0.2, 1, 0.5), 1.0),
     "two empty": ((0.5, 0.5, 0.5, 0.5), (0.2, 0.2, 0.2, 0.2), 0.0),
     "turned inside out": ((1, 1, 0, 0), UNIT, 0.0),
 }

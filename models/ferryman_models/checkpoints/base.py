@@ -16,6 +16,7 @@ class Checkpoint:
 
     source: what was asked for, as the user wrote it; sha256: of the weights (see `tensors.StateFile`); architecture:
     "vit" or "detr"; format: which of the known formats it was in
+    dtypes: that the weights are stored in
     notes: what the user should know: weights left out, facts that were missing and assumed
     name: what to call an export of it when the user does not say; by default what `source` ends with
     """
@@ -25,7 +26,8 @@ class Checkpoint:
     architecture: str
     module: nn.Module
     spec: ModelSpec
-    format: str = "ferryman"
+    format: str = "Ferryman"
+    dtypes: tuple[str, ...] = ("float32",)
     notes: tuple[str, ...] = ()
     name: str = ""
 

@@ -133,6 +133,7 @@ def load_huggingface(folder: Path, source: str, adapter: Adapter | None = None) 
         architecture=name,
         module=model,
         spec=spec,
+        dtypes=file.dtypes,
         format="Hugging Face",
         notes=notes,
     )

@@ -89,6 +89,7 @@ def load_timm(folder: Path, source: str, adapter: Adapter | None = None) -> Chec
         architecture=facts.architecture,
         module=model,
         spec=_spec(_preprocess(facts.pretrained_cfg, path), config, labels, path),
+        dtypes=file.dtypes,
         format="timm",
         notes=notes if adapter is None else notes + adapter.notes(),
     )

@@ -124,7 +124,7 @@ def load_transformers(folder: Path, source: str, name: str) -> Checkpoint:
         spec = spec_at(module.eval(), preprocess, config.id2label)
     except UsageError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    return Checkpoint(source, file.sha256, name, module, spec, "Hugging Face, by transformers")
+    return Checkpoint(source, file.sha256, name, module, spec, "Hugging Face, by transformers", file.dtypes)
 
 
 def spec_at(

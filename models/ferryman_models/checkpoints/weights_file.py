@@ -141,7 +141,7 @@ def load_weights_file(
     if spec.task == "segmentation" and not spec.stuff:
         notes = (*notes, NO_STUFF)
     sha256 = file.sha256 if head is None else digest_files([path, head])
-    return Checkpoint(source, sha256, arch, model, spec, format="weights file", notes=notes)
+    return Checkpoint(source, sha256, arch, model, spec, format="weights file", dtypes=file.dtypes, notes=notes)
 
 
 def _spec(model: nn.Module, labels: tuple[str, ...] | None, preprocess: PreprocessSpec, where: str) -> ModelSpec:

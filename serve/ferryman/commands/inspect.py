@@ -6,6 +6,7 @@ from ferryman.bundle import Bundle
 from ferryman.commands.console import make_table, out, print_json, print_table
 from ferryman.commands.verify import print_report
 from ferryman.errors import BundleCorruptError
+from ferryman.manifest import ONNX_ARCHITECTURE
 from ferryman.parity import ParityReports
 
 
@@ -37,6 +38,9 @@ def run_inspect(path: Path, json_output: bool) -> None:
     table.add_row("digest", bundle.digest)
     table.add_row("checkpoint", f"{manifest.source.source} ({manifest.source.architecture})")
     table.add_row("its digest", manifest.source.sha256)
+    foreign = manifest.source.architecture == ONNX_ARCHITECTURE
+    if foreign:
+        table.add_row("its reference", "the ONNX file itself in ONNX Runtime; its PyTorch source was not seen")
     table.add_row("task", f"{spec.task}, {len(spec.labels)} labels")
     for kind, tensors in (("input", spec.inputs), ("output", spec.outputs)):
         for tensor in tensors:
@@ -51,6 +55,7 @@ def run_inspect(path: Path, json_output: bool) -> None:
         )
     table.add_row("made with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items()))
     print_table(table)
-    out.print(f"\nAt export, against PyTorch fp32 ({len(manifest.files)} files, every digest right):")
+    reference = "the ONNX file" if foreign else "PyTorch fp32"
+    out.print(f"\nAt export, against {reference} ({len(manifest.files)} files, every digest right):")
     for report in parity.reports:
         print_report(report)
