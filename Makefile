@@ -6,11 +6,12 @@
 #   make protos   regenerate the gRPC code in serve/ferryman/v1
 #   make clean    remove .venv and everything generated
 #
-# PYTHON=python3.12 picks the interpreter, TORCH_INDEX=URL another index for torch.
+# PYTHON=python3.12 picks the interpreter, TORCH_INDEX=URL another index for torch, WORKERS=4 how many processes test.
 
 PYTHON ?=
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 ARGS ?=
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,7 +30,7 @@ demo: $(VENV)/.installed-export
 	$(BIN)/ferryman demo $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

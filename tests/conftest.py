@@ -1,8 +1,13 @@
 """Fixtures that every room may use."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Before torch is imported: workers side by side would each take every core, and wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parents[1]
 

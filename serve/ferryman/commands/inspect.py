@@ -36,8 +36,11 @@ def run_inspect(path: Path, json_output: bool) -> None:
     table.show_header = False
     table.add_row("bundle", f"{bundle.name}, version {bundle.version}, {manifest.created}")
     table.add_row("digest", bundle.digest)
-    table.add_row("checkpoint", f"{manifest.source.source} ({manifest.source.architecture})")
+    kind = ", ".join(part for part in (manifest.source.format, manifest.source.architecture) if part)
+    table.add_row("checkpoint", f"{manifest.source.source} ({kind})")
     table.add_row("its digest", manifest.source.sha256)
+    for note in manifest.source.notes:
+        table.add_row("note", note)
     foreign = manifest.source.architecture == ONNX_ARCHITECTURE
     if foreign:
         table.add_row("its reference", "the ONNX file itself in ONNX Runtime; its PyTorch source was not seen")
