@@ -20,20 +20,28 @@ from ferryman_models.zoo.scenes import make_digit_picture
 
 app = typer.Typer(help="Trains the embedded checkpoints.", no_args_is_help=True, add_completion=False)
 Work = Annotated[Path, typer.Option(help="Where an interrupted run resumes from.")]
+GoOn = Annotated[bool, typer.Option("--go-on", help="From the embedded weights, not from scratch.")]
 TEST_SCENES = 600
 
 
 @app.command("vit-digits")
-def train_vit(work: Work = Path("build/zoo")) -> None:
-    """About 35 minutes on one core."""
-    vit_digits.train(work, EMBEDDED[vit_digits.NAME])
+def train_vit(
+    work: Work = Path("build/zoo"),
+    go_on: GoOn = False,
+    steps: Annotated[int | None, typer.Option(help="Of the ViT, by default the schedule's.")] = None,
+) -> None:
+    """About an hour on one core."""
+    embedded = EMBEDDED[vit_digits.NAME]
+    start = load_native(embedded, vit_digits.NAME).module if go_on else None
+    assert start is None or isinstance(start, ViT)
+    vit_digits.train(work, embedded, start, steps)
     evaluate_vit()
 
 
 @app.command("detr-digits")
 def train_detr(
     work: Work = Path("build/zoo"),
-    go_on: Annotated[bool, typer.Option("--go-on", help="From the embedded weights, not from scratch.")] = False,
+    go_on: GoOn = False,
     steps: Annotated[int, typer.Option(help="Of the whole DETR.")] = detr_digits.SCHEDULE.steps,
 ) -> None:
     """Some hours on 2 cores."""

@@ -39,6 +39,7 @@ PREPROCESS = PreprocessSpec(
 CONFIG = ViTConfig(image_size=(24, 24), patch=4, dim=96, depth=5, heads=4, hidden=288, classes=10, pooling="mean")
 TEACHER_SCHEDULE = Schedule(steps=1500, peak=2e-3, weight_decay=0.05)
 SCHEDULE = Schedule(steps=9000, peak=1e-3, weight_decay=0.05)
+GO_ON = Schedule(steps=4000, peak=5e-4, weight_decay=0.05)  # from weights that are trained already
 BATCH = 64
 SEED = 20
 TEACHER_DIM = 128
@@ -162,11 +163,17 @@ class Trainee(nn.Module):
         return F.cross_entropy(self.vit.classify(tokens), answer.softmax(-1)) + found + sight
 
 
-def train(folder: Path, out: Path, steps: int = SCHEDULE.steps) -> ViT:
-    """Trains from scratch or resumes from `folder`; writes the checkpoint to `out`."""
+def train(folder: Path, out: Path, start: ViT | None = None, steps: int | None = None) -> ViT:
+    """Trains from scratch or on from `start`, or resumes from `folder`; writes the checkpoint to `out`.
+
+    steps: by default those of `SCHEDULE`, or of `GO_ON` from a start
+    """
+    schedule = SCHEDULE if start is None else GO_ON
     torch.manual_seed(SEED)
     teacher, trainee = Teacher(), Trainee()
     model = trainee.vit
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     digits, photographs = load_digits("train"), load_photographs("train")
     validation = load_digits("validation")
 
@@ -205,7 +212,15 @@ def train(folder: Path, out: Path, steps: int = SCHEDULE.steps) -> ViT:
 
     name = f"{NAME}-teacher"
     fit(name, teacher, parameters(teacher), TEACHER_SCHEDULE, teacher_loss, evaluate_teacher, folder)
-    fit(NAME, trainee, parameters(trainee), replace(SCHEDULE, steps=steps), step_loss, evaluate, folder)
+    fit(
+        NAME,
+        trainee,
+        parameters(trainee),
+        replace(schedule, steps=steps or schedule.steps),
+        step_loss,
+        evaluate,
+        folder,
+    )
     model.eval()
     save_native(out, model, classification_spec(PREPROCESS, LABELS))
     return model
