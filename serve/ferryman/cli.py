@@ -90,6 +90,9 @@ def export(
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Compare module by module too; name the first that diverges from PyTorch.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Answer where the model looked too: ViT, DINOv2 and DETR without masks.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Export a checkpoint to REPOSITORY/NAME/VERSION, proved against PyTorch; exit status 3 when out of tolerance."""
@@ -108,6 +111,7 @@ def export(
         SourceOptions(arch, labels, head, adapter, revision, spec),
         onnx_spec,
         bisect,
+        explain,
         json_output,
     )
 
