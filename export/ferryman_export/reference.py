@@ -128,8 +128,9 @@ def _capture(model: nn.Module) -> Generator[dict[str, NDArray[np.float64]], None
 
         return hook
 
-    where = "decoder.{}.cross_attention" if isinstance(model, DETR) else "blocks.{}.attention"
-    last = where.format(len(model.decoder if isinstance(model, DETR) else model.get_submodule("blocks")) - 1)
+    # Modules are named in the order of the layers, and a DETR's decoder comes after its backbone and encoder.
+    kind = ".cross_attention" if isinstance(model, DETR) else ".attention"
+    last = [name for name, _ in model.named_modules() if name.endswith(kind)][-1]
     hooks = [model.get_submodule(f"{last}.{name}").register_forward_hook(keep(name)) for name in ("query", "key")]
     try:
         yield found

@@ -27,6 +27,13 @@ Draw = Annotated[
     Path | None,
     typer.Option(metavar="OUT.png", help="Draw the answer; a folder when there are several images."),
 ]
+Explain = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="OUT.png",
+        help="Draw where the model looked, of models exported with --explain; a folder when there are several images.",
+    ),
+]
 SourceName = Annotated[
     str,
     typer.Argument(
@@ -188,12 +195,13 @@ def classify(
     target: TargetName = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
     draw: Draw = None,
+    explain: Explain = None,
     json_output: Json = False,
 ) -> None:
     """Name what pictures show."""
     from ferryman.commands.predict import Asker, run_classify
 
-    run_classify(Asker(bundle, address, model, target), images, top_k, draw, json_output)
+    run_classify(Asker(bundle, address, model, target), images, top_k, draw, explain, json_output)
 
 
 @app.command()
@@ -205,12 +213,13 @@ def detect(
     target: TargetName = None,
     score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score to show.")] = 0.5,
     draw: Draw = None,
+    explain: Explain = None,
     json_output: Json = False,
 ) -> None:
     """Find objects in pictures; boxes in the picture's own pixels."""
     from ferryman.commands.predict import Asker, run_detect
 
-    run_detect(Asker(bundle, address, model, target), images, score, draw, json_output)
+    run_detect(Asker(bundle, address, model, target), images, score, draw, explain, json_output)
 
 
 @app.command()
