@@ -25,6 +25,7 @@ def run_export(
     options: SourceOptions,
     onnx_spec: Path | None,
     bisect: bool,
+    explain: bool,
     json_output: bool,
 ) -> None:
     """Raises what `pipeline.export` raises; nothing is left in the repository then."""
@@ -34,8 +35,9 @@ def run_export(
     start = time.monotonic()
     found: list[str] = []
     with show_stages() as progress:
+        tell = found.append if bisect else None
         request = ExportRequest(
-            source, repository, name, samples, sizes, tolerance, options, onnx_spec, found.append if bisect else None
+            source, repository, name, samples, sizes, tolerance, options, onnx_spec, tell, explain=explain
         )
         bundle = export(request, progress)
     seconds, peak_bytes = time.monotonic() - start, peak_memory_bytes()

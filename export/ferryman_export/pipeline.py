@@ -24,6 +24,7 @@ from ferryman.parity import TOLERANCES, ParityReport, ParityReports, check_parit
 from ferryman.runtimes import RUNTIMES
 from ferryman.specs import ModelSpec, Target
 from ferryman_export.bisect import bisect
+from ferryman_export.explain import explained_spec
 from ferryman_export.foreign import ForeignModel, open_foreign
 from ferryman_export.onnx import count_operators, export_onnx
 from ferryman_export.parity_html import render_parity
@@ -65,6 +66,7 @@ class ExportRequest:
     bisect: where given, PyTorch and the graph are compared module by module too, and it is called with the finding of
     each size, a line
     module: wraps the model into the graph contract, by default the task's own (`wrappers.choose_module`)
+    explain: the graph answers where the model looked too; see `explain.explained_spec`
     """
 
     source: str
@@ -77,6 +79,7 @@ class ExportRequest:
     onnx_spec: Path | None = None
     bisect: Callable[[str], None] | None = None
     module: Callable[[torch.nn.Module, ModelSpec], ExportModule] | None = None
+    explain: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,8 @@ def export_checkpoint(checkpoint: Checkpoint, request: ExportRequest, progress: 
 
 def export_foreign(model: ForeignModel, request: ExportRequest, progress: Progress) -> Bundle:
     """`export` of an ONNX file: ONNX Runtime on the file stands for PyTorch. Raises UsageError for what needs it."""
-    if request.sizes or request.bisect:
-        raise UsageError("--size and --bisect don't go with an ONNX file")
+    if request.sizes or request.bisect or request.explain:
+        raise UsageError("--size, --bisect and --explain don't go with an ONNX file")
     request.options.allow(request.source)
     name = _check_name(request.name or Path(model.source.source).stem)
     spec, progress = model.spec, _name_stages(progress, model.spec)
@@ -176,7 +179,7 @@ def write_bundle(
 
 
 def choose_specs(checkpoint: Checkpoint, request: ExportRequest) -> list[ModelSpec]:
-    """What the graph of each wanted size must be. Raises UsageError for sizes that the model can't take."""
+    """What the graph of each wanted size must be. Raises UsageError for sizes, and maps, that the model hasn't got."""
     sizes = request.sizes
     if sizes == "auto":
         if not isinstance(request.samples, Path):
@@ -184,7 +187,10 @@ def choose_specs(checkpoint: Checkpoint, request: ExportRequest) -> list[ModelSp
         sizes = propose_sizes(request.samples, checkpoint.spec.preprocess.size, size_multiple(checkpoint.module))
     if len(set(sizes)) < len(sizes):
         raise UsageError("a size is given twice")
-    return [resize_spec(checkpoint, size) for size in sizes or (None,)]
+    specs = [resize_spec(checkpoint, size) for size in sizes or (None,)]
+    if request.explain:
+        return [explained_spec(spec, checkpoint.module, checkpoint.source) for spec in specs]
+    return specs
 
 
 def _name_stages(progress: Progress, spec: ModelSpec) -> Progress:

@@ -3,7 +3,8 @@
 Nothing is shared with `wrappers`, so a mistake in there can't hide in the golden samples as well.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 
 from ferryman.golden import Tensors
 from ferryman.specs import ModelSpec, PreprocessSpec
+from ferryman_models.detr import DETR
 from ferryman_models.vit import ViT
 
 
@@ -114,6 +116,52 @@ def _interpolation(pixels: int, cells: int) -> NDArray[np.float64]:
     return np.clip(1 - np.abs(places[:, None] - np.arange(cells)[None]), 0, None)
 
 
+@contextmanager
+def _capture(model: nn.Module) -> Generator[dict[str, NDArray[np.float64]], None, None]:
+    """What the last attention of a ViT or DETR makes of its inputs: `query` and `key`, (tokens, dim) each."""
+    found: dict[str, NDArray[np.float64]] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, torch.Tensor], None]:
+        def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            del module, inputs
+            found[name] = output[0].numpy().astype(np.float64)
+
+        return hook
+
+    # Modules are named in the order of the layers, and a DETR's decoder comes after its backbone and encoder.
+    kind = ".cross_attention" if isinstance(model, DETR) else ".attention"
+    last = [name for name, _ in model.named_modules() if name.endswith(kind)][-1]
+    hooks = [model.get_submodule(f"{last}.{name}").register_forward_hook(keep(name)) for name in ("query", "key")]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _attention(model: nn.Module, inputs: Tensors, spec: ModelSpec, found: Tensors) -> NDArray[np.float32]:
+    """(rows, columns), or for DETR (queries, rows, columns): of the weights that queries give to keys."""
+    rows, columns = (int(size) for size in spec.outputs[-1].shape[-2:])
+    heads = model.config.heads if isinstance(model, DETR | ViT) else 1
+    # (tokens, dim) -> (heads, tokens, dim / heads)
+    query, key = (found[name].reshape(len(found[name]), heads, -1).transpose(1, 0, 2) for name in ("query", "key"))
+    scores = np.einsum("htd,hsd->hts", query, key) / np.sqrt(query.shape[-1])
+    if isinstance(model, DETR):
+        # A cell is real where the pixel is that PyTorch's nearest resize of the mask takes.
+        sides = zip((rows, columns), spec.preprocess.size, inputs["valid_size"], strict=True)
+        real = [
+            np.floor(np.arange(cells, dtype=np.float32) * np.float32(pixels / cells)) < valid
+            for cells, pixels, valid in sides
+        ]
+        scores[:, :, ~np.outer(*real).ravel()] = -np.inf
+        return _softmax(scores).mean(axis=0).reshape(-1, rows, columns).astype(np.float32)
+    weights = _softmax(scores).mean(axis=0)
+    patches = rows * columns  # the last tokens, whatever stands before them
+    mean = isinstance(model, ViT) and model.config.pooling == "mean" and spec.task != "embedding"
+    row = weights[-patches:].mean(axis=0) if mean else weights[0]
+    return row[-patches:].reshape(rows, columns).astype(np.float32)
+
+
 _REFERENCES: dict[str, Callable[[nn.Module, Tensors, ModelSpec], Tensors]] = {
     "classification": _classification,
     "detection": _detection,
@@ -135,6 +183,12 @@ def reference_outputs(
     answers: list[Tensors] = []
     with torch.inference_mode():
         for index in range(len(inputs["image"])):
-            answers.append(reference(model, {name: array[index] for name, array in inputs.items()}, spec))
+            sample = {name: array[index] for name, array in inputs.items()}
+            if spec.explains:
+                with _capture(model) as found:
+                    answer = reference(model, sample, spec)
+                answers.append({**answer, "attention": _attention(model, sample, spec, found)})
+            else:
+                answers.append(reference(model, sample, spec))
             advance(1)
     return {name: np.stack([answer[name] for answer in answers]) for name in spec.output_names}

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from ferryman.errors import ExportError
 from ferryman.specs import ModelSpec
-from ferryman_models.attention import attend_plain, set_attend
+from ferryman_export.explain import attention_grid, last_attention, pool_patches
+from ferryman_models.attention import attend_plain, set_attend, watch_attention
 from ferryman_models.checkpoints.transformers_models import TransformersDetector
 from ferryman_models.detr import DETR, DetrOutput
 from ferryman_models.detr_masks import DetrMasksOutput
@@ -51,13 +52,17 @@ class ClassificationExport(ExportModule):
     def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
         super().__init__(resize_positions(model, spec.preprocess.size) if isinstance(model, ViT) else model, spec)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """image: (batch, height, width, 3) uint8 RGB
 
-        Returns logits and probabilities, both (batch, classes) float32.
+        Returns logits and probabilities, both (batch, classes) float32, and the attention where the spec has it.
         """
-        logits = self.model(self.normalize(image))
-        return logits, logits.softmax(dim=-1)
+        if not (self.spec.explains and isinstance(self.model, ViT)):
+            logits = self.model(self.normalize(image))
+            return logits, logits.softmax(dim=-1)
+        with watch_attention(last_attention(self.model)) as watched:
+            logits = self.model(self.normalize(image))
+        return logits, logits.softmax(dim=-1), pool_patches(watched.weights, self.model.config, self.spec)
 
 
 class EmbeddingExport(ExportModule):
@@ -71,16 +76,20 @@ class EmbeddingExport(ExportModule):
             raise ExportError("an embedding needs a model with patches and a class token")
         super().__init__(resize_positions(model, spec.preprocess.size) if isinstance(model, ViT) else model, spec)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """image: (batch, height, width, 3) uint8 RGB
 
-        Returns the class token (batch, dim) and the patches (batch, rows, columns, dim), both float32.
+        Returns the class token (batch, dim) and the patches (batch, rows, columns, dim), both float32, and the
+        attention where the spec has it.
         """
         if not isinstance(self.model, ViT):
             return self.model(self.normalize(image))
-        config, tokens = self.model.config, self.model.forward_features(self.normalize(image))
+        config = self.model.config
+        with watch_attention(last_attention(self.model)) as watched:
+            tokens = self.model.forward_features(self.normalize(image))
         # (batch, rows*columns, dim) -> (batch, rows, columns, dim)
-        return tokens[:, 0], tokens[:, config.prefix :].unflatten(1, config.grid(self.spec.preprocess.size))
+        answers = tokens[:, 0], tokens[:, config.prefix :].unflatten(1, config.grid(self.spec.preprocess.size))
+        return (*answers, pool_patches(watched.weights, config, self.spec)) if self.spec.explains else answers
 
 
 class DetectionExport(ExportModule):
@@ -114,9 +123,17 @@ class DetectionExport(ExportModule):
         """image: (batch, height, width, 3) uint8 RGB; valid_size: (batch, 2) int32, (height, width) of the real pixels
 
         Returns logits (batch, queries, classes + 1), boxes (batch, queries, 4) xyxy in [0, 1] of the valid area,
-        scores (batch, queries), labels (batch, queries) int64, never "no object".
+        scores (batch, queries), labels (batch, queries) int64, never "no object"; and each query's attention,
+        (batch, queries, rows, columns), where the spec has it.
         """
-        return self.answer(self.model(*self.mask_padding(self.normalize(image), valid_size)))
+        inputs = self.mask_padding(self.normalize(image), valid_size)
+        if not (self.spec.explains and isinstance(self.model, DETR)):
+            return self.answer(self.model(*inputs))
+        with watch_attention(last_attention(self.model)) as watched:
+            output = self.model(*inputs)
+        # (batch, heads, queries, rows*columns) -> (batch, queries, rows, columns)
+        attention = watched.weights.mean(dim=1).unflatten(-1, attention_grid(self.model, self.spec.preprocess.size))
+        return *self.answer(output), attention
 
     def answer(self, output: DetrOutput | DetrMasksOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits, boxes, scores and labels of the last decoder layer."""

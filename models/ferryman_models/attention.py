@@ -1,12 +1,25 @@
 """Multi-head attention (Vaswani et al. 2017, section 3.2), in a plain and a fused form."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(Q K^T / sqrt(d_head) + mask): (batch, heads, targets, sources), each target's in [0, 1] and 1 in all.
+
+    The parameters are those of `attend_plain`.
+    """
+    # Scaling the smaller operand first keeps the scores in range in half precision.
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(dim=-1)
 
 
 def attend_plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -18,16 +31,30 @@ def attend_plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None)
     mask: additive, broadcastable to (batch, heads, targets, sources), or None
     Returns (batch, heads, targets, d_head).
     """
-    # Scaling the smaller operand first keeps the scores in range in half precision.
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    if mask is not None:
-        scores = scores + mask
-    return scores.softmax(dim=-1) @ value
+    return attention_weights(query, key, mask) @ value
 
 
 def attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """The same as `attend_plain`, through PyTorch's fused kernel: faster to run and to train."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+class AttendAndKeep:
+    """`attend_plain` that keeps the weights of its last call, (batch, heads, targets, sources)."""
+
+    def __init__(self) -> None:
+        self._weights: Tensor | None = None
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        self._weights = attention_weights(query, key, mask)
+        return self._weights @ value
+
+    @property
+    def weights(self) -> Tensor:
+        """Raises RuntimeError before the first call."""
+        if self._weights is None:
+            raise RuntimeError("this attention has not run, so it has no weights")
+        return self._weights
 
 
 class MultiHeadAttention(nn.Module):
@@ -76,6 +103,17 @@ def set_attend(model: nn.Module, attend: Attend) -> None:
     for module in model.modules():
         if isinstance(module, MultiHeadAttention):
             module.attend = attend
+
+
+@contextmanager
+def watch_attention(attention: MultiHeadAttention) -> Generator[AttendAndKeep, None, None]:
+    """Keeps the weights that `attention` gives inside the block; the module may be shared, and is left as it was."""
+    before, keeper = attention.attend, AttendAndKeep()
+    attention.attend = keeper
+    try:
+        yield keeper
+    finally:
+        attention.attend = before
 
 
 def mask_from_valid(valid: Tensor, dtype: torch.dtype) -> Tensor:

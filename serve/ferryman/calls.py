@@ -6,7 +6,7 @@ came of it. Client and AsyncClient only do those things, one blocking and one aw
 
 import random
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -164,15 +164,17 @@ def check_timeout(timeout_s: float) -> float:
     return timeout_s
 
 
-def classify_call(images: Sequence[Image], model: str, version: int, top_k: int | None) -> Call[Answer[Classification]]:
-    request = _classify_request(_read_all(images), model, version, top_k)
+def classify_call(
+    images: Sequence[Image], model: str, version: int, top_k: int | None, explain: bool
+) -> Call[Answer[Classification]]:
+    request = _classify_request(_read_all(images), model, version, top_k, explain)
     return Call(lambda stubs: stubs.vision.Classify, request, convert.classifications_from_response)
 
 
 def detect_call(
-    images: Sequence[Image], model: str, version: int, score_threshold: float | None
+    images: Sequence[Image], model: str, version: int, score_threshold: float | None, explain: bool
 ) -> Call[Answer[Detections]]:
-    request = _detect_request(_read_all(images), model, version, score_threshold)
+    request = _detect_request(_read_all(images), model, version, score_threshold, explain)
     return Call(lambda stubs: stubs.vision.Detect, request, convert.detections_from_response)
 
 
@@ -218,6 +220,16 @@ def detect_stream(model: str, version: int, score_threshold: float | None) -> St
     return Stream(lambda stubs: stubs.vision.StreamDetect, request, convert.detection_frame_from_message)
 
 
+async def each_frame(frames: Iterable[Image] | AsyncIterable[Image]) -> AsyncIterator[Image]:
+    """The frames of either kind of source, one after the other."""
+    if isinstance(frames, AsyncIterable):
+        async for image in frames:
+            yield image
+    else:
+        for image in frames:
+            yield image
+
+
 def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
     """Options of a channel of either kind."""
     return [
@@ -253,13 +265,18 @@ def _read_all(images: Sequence[Image]) -> list[bytes]:
     return [read_image(image) for image in images]
 
 
-def _classify_request(images: list[bytes], model: str, version: int, top_k: int | None) -> pb.ClassifyRequest:
+def _classify_request(
+    images: list[bytes], model: str, version: int, top_k: int | None, explain: bool = False
+) -> pb.ClassifyRequest:
     _check_number("top_k", top_k, 32)
-    return pb.ClassifyRequest(model=_model_ref(model, version), images=images, top_k=top_k)
+    return pb.ClassifyRequest(model=_model_ref(model, version), images=images, top_k=top_k, explain=explain)
 
 
-def _detect_request(images: list[bytes], model: str, version: int, score_threshold: float | None) -> pb.DetectRequest:
-    return pb.DetectRequest(model=_model_ref(model, version), images=images, score_threshold=score_threshold)
+def _detect_request(
+    images: list[bytes], model: str, version: int, score_threshold: float | None, explain: bool = False
+) -> pb.DetectRequest:
+    ref = _model_ref(model, version)
+    return pb.DetectRequest(model=ref, images=images, score_threshold=score_threshold, explain=explain)
 
 
 def _model_ref(model: str, version: int) -> pb.ModelRef:

@@ -27,6 +27,13 @@ Draw = Annotated[
     Path | None,
     typer.Option(metavar="OUT.png", help="Draw the answer; a folder when there are several images."),
 ]
+Explain = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="OUT.png",
+        help="Draw where the model looked, of models exported with --explain; a folder when there are several images.",
+    ),
+]
 SourceName = Annotated[
     str,
     typer.Argument(
@@ -90,6 +97,9 @@ def export(
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Compare module by module too; name the first that diverges from PyTorch.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Answer where the model looked too: ViT, DINOv2 and DETR without masks.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Export a checkpoint to REPOSITORY/NAME/VERSION, proved against PyTorch; exit status 3 when out of tolerance."""
@@ -108,6 +118,7 @@ def export(
         SourceOptions(arch, labels, head, adapter, revision, spec),
         onnx_spec,
         bisect,
+        explain,
         json_output,
     )
 
@@ -184,12 +195,13 @@ def classify(
     target: TargetName = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
     draw: Draw = None,
+    explain: Explain = None,
     json_output: Json = False,
 ) -> None:
     """Name what pictures show."""
     from ferryman.commands.predict import Asker, run_classify
 
-    run_classify(Asker(bundle, address, model, target), images, top_k, draw, json_output)
+    run_classify(Asker(bundle, address, model, target), images, top_k, draw, explain, json_output)
 
 
 @app.command()
@@ -201,12 +213,13 @@ def detect(
     target: TargetName = None,
     score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score to show.")] = 0.5,
     draw: Draw = None,
+    explain: Explain = None,
     json_output: Json = False,
 ) -> None:
     """Find objects in pictures; boxes in the picture's own pixels."""
     from ferryman.commands.predict import Asker, run_detect
 
-    run_detect(Asker(bundle, address, model, target), images, score, draw, json_output)
+    run_detect(Asker(bundle, address, model, target), images, score, draw, explain, json_output)
 
 
 @app.command()

@@ -84,10 +84,14 @@ class Client(_Base[grpc.Channel]):
         model: str,
         version: int = 0,
         top_k: int | None = None,
+        explain: bool = False,
         timeout: float | None = None,
     ) -> Answer[Classification]:
-        """The best `top_k` classes of each picture, by default 5. version: 0 for the newest."""
-        return self._do(calls.classify_call(images, model, version, top_k), timeout)
+        """The best `top_k` classes of each picture, by default 5. version: 0 for the newest.
+
+        explain: and where the model looked; UsageError when it was exported without `--explain`
+        """
+        return self._do(calls.classify_call(images, model, version, top_k, explain), timeout)
 
     def detect(
         self,
@@ -96,10 +100,14 @@ class Client(_Base[grpc.Channel]):
         model: str,
         version: int = 0,
         score_threshold: float | None = None,
+        explain: bool = False,
         timeout: float | None = None,
     ) -> Answer[Detections]:
-        """The objects in each picture whose score is at least `score_threshold`, by default 0.5."""
-        return self._do(calls.detect_call(images, model, version, score_threshold), timeout)
+        """The objects in each picture whose score is at least `score_threshold`, by default 0.5.
+
+        explain: as of `classify`, for each object
+        """
+        return self._do(calls.detect_call(images, model, version, score_threshold, explain), timeout)
 
     def embed(
         self, images: Sequence[Image], *, model: str, version: int = 0, timeout: float | None = None
@@ -240,11 +248,13 @@ class AsyncClient(_Base[grpc.aio.Channel]):
         model: str,
         version: int = 0,
         top_k: int | None = None,
+        explain: bool = False,
         timeout: float | None = None,
     ) -> Answer[Classification]:
         """See Client.classify."""
         # In a thread, as all calls with pictures: files are read.
-        return await self._do(await asyncio.to_thread(calls.classify_call, images, model, version, top_k), timeout)
+        call = await asyncio.to_thread(calls.classify_call, images, model, version, top_k, explain)
+        return await self._do(call, timeout)
 
     async def detect(
         self,
@@ -253,10 +263,11 @@ class AsyncClient(_Base[grpc.aio.Channel]):
         model: str,
         version: int = 0,
         score_threshold: float | None = None,
+        explain: bool = False,
         timeout: float | None = None,
     ) -> Answer[Detections]:
         """See Client.detect."""
-        call = await asyncio.to_thread(calls.detect_call, images, model, version, score_threshold)
+        call = await asyncio.to_thread(calls.detect_call, images, model, version, score_threshold, explain)
         return await self._do(call, timeout)
 
     async def embed(
@@ -362,7 +373,7 @@ class AsyncClient(_Base[grpc.aio.Channel]):
         async def requests() -> AsyncIterator[Any]:
             try:
                 frame_id = 0
-                async for image in _each(frames):
+                async for image in calls.each_frame(frames):
                     yield await asyncio.to_thread(stream.request, frame_id, image)
                     frame_id += 1
             # It is raised to the caller below; in grpc's task it would only be logged.
@@ -384,12 +395,3 @@ class AsyncClient(_Base[grpc.aio.Channel]):
             call.cancel()
         if failures:
             raise failures[0]
-
-
-async def _each(frames: Iterable[Image] | AsyncIterable[Image]) -> AsyncIterator[Image]:
-    if isinstance(frames, AsyncIterable):
-        async for image in frames:
-            yield image
-    else:
-        for image in frames:
-            yield image

@@ -6,6 +6,7 @@ from typing import get_args
 import numpy as np
 
 from ferryman.answers import Answer, Answerer, Frame, ModelFacts, OutputParity
+from ferryman.attention import Attention
 from ferryman.errors import FerrymanError
 from ferryman.masks import Mask
 from ferryman.predictor import Timings
@@ -15,17 +16,37 @@ from ferryman.status import code_from_error, error_from_number, number_from_code
 from ferryman.v1 import vision_pb2 as pb
 
 
+def message_from_attention(attention: Attention | None) -> pb.Attention | None:
+    if attention is None:
+        return None
+    rows, columns = attention.grid.shape
+    values = attention.grid.ravel().tolist()  # (rows, columns) -> (rows*columns,)
+    return pb.Attention(rows=rows, columns=columns, values=values, covers=_message_from_box(attention.covers_xyxy))
+
+
+def attention_from_message(message: pb.Attention) -> Attention:
+    """Raises FerrymanError for another number of values than the grid has."""
+    try:
+        # (rows*columns,) -> (rows, columns)
+        grid = np.array(message.values, dtype=np.float32).reshape(message.rows, message.columns)
+        return Attention(grid, _box_from_message(message.covers))
+    except ValueError as error:
+        raise FerrymanError(f"the server's answer can't be read: {error}") from error
+
+
 def message_from_classification(result: Classification) -> pb.Classification:
     return pb.Classification(
         size=_message_from_size(result.size),
         predictions=[pb.Prediction(label=p.label, class_id=p.class_id, score=p.score) for p in result.predictions],
         canvas=_message_from_size(result.canvas),
+        attention=message_from_attention(result.attention),
     )
 
 
 def classification_from_message(message: pb.Classification) -> Classification:
     predictions = tuple(Prediction(p.label, p.class_id, p.score) for p in message.predictions)
-    return Classification(_size_from_message(message.size), _size_from_message(message.canvas), predictions)
+    attention = attention_from_message(message.attention) if message.HasField("attention") else None
+    return Classification(_size_from_message(message.size), _size_from_message(message.canvas), predictions, attention)
 
 
 def message_from_detections(result: Detections) -> pb.Detections:
@@ -37,6 +58,7 @@ def message_from_detections(result: Detections) -> pb.Detections:
                 class_id=found.class_id,
                 score=found.score,
                 box=_message_from_box(found.box_xyxy),
+                attention=message_from_attention(found.attention),
             )
             for found in result.detections
         ],
@@ -46,7 +68,13 @@ def message_from_detections(result: Detections) -> pb.Detections:
 
 def detections_from_message(message: pb.Detections) -> Detections:
     detections = tuple(
-        Detection(found.label, found.class_id, found.score, _box_from_message(found.box))
+        Detection(
+            found.label,
+            found.class_id,
+            found.score,
+            _box_from_message(found.box),
+            attention_from_message(found.attention) if found.HasField("attention") else None,
+        )
         for found in message.detections
     )
     return Detections(_size_from_message(message.size), _size_from_message(message.canvas), detections)

@@ -8,9 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from ferryman.attention import Attention
+from ferryman.heat import lay_heat
 from ferryman.results import Classification, Detection, Segmentation
 
 READABLE_SIDE = 640  # a smaller picture is enlarged to this before anything is written on it
+MOST_PANELS = 6  # objects whose attention is drawn
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 _COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
@@ -183,3 +186,70 @@ def _shrink(inside: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
         padded = np.pad(inside, 1)
         inside = inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return inside
+
+
+def draw_looked_classification(image: Image.Image, answer: Classification) -> Image.Image:
+    """The picture with the best classes at its foot, and beside it where the model looked.
+
+    image: of the answer's size. Raises ValueError for an answer without attention.
+    """
+    if answer.attention is None:
+        raise ValueError("the answer has no attention: it was not asked for")
+    plain = draw_classification(_fit_panel(image), answer)
+    return _tile([plain, _draw_attention(image, answer.attention)], 2)
+
+
+def draw_looked_detections(image: Image.Image, detections: Sequence[Detection]) -> Image.Image:
+    """A panel for each of the best objects with its box and where its query looked, best first.
+
+    image: of the size that the boxes go by. Raises ValueError for objects without attention.
+    """
+    best = sorted(detections, key=lambda d: -d.score)[:MOST_PANELS]
+    panels: list[Image.Image] = []
+    for detection in best:
+        if detection.attention is None:
+            raise ValueError("the objects have no attention: it was not asked for")
+        panel = _draw_attention(image, detection.attention, detection)
+        panels.append(panel)
+    if not panels:
+        panel = _fit_panel(image)
+        tag = _make_tag("nothing found", panel.size)
+        panel = _make_room(panel, [tag])
+        _write(panel, 0, 0, tag, _COLOURS[4])
+        panels.append(panel)
+    return _tile(panels, math.ceil(math.sqrt(len(panels))))
+
+
+def _fit_panel(image: Image.Image) -> Image.Image:
+    """A readable RGB copy that is small enough to stand beside others."""
+    panel, _ = _enlarge(image)
+    if max(image.size) > READABLE_SIDE:
+        panel.thumbnail((READABLE_SIDE, READABLE_SIDE), Image.Resampling.LANCZOS)
+    return panel
+
+
+def _draw_attention(image: Image.Image, attention: Attention, found: Detection | None = None) -> Image.Image:
+    """The picture under the weights, the largest named at its foot, with the box and label of what was found."""
+    panel = lay_heat(_fit_panel(image), attention, image.size)
+    scales = (panel.width / image.width, panel.height / image.height) * 2
+    share = _make_tag(f"brightest cell {attention.grid.max():.1%}", panel.size)
+    tags = [share] if found is None else [share, _make_tag(f"{found.label} {found.score:.2f}", panel.size)]
+    panel = _make_room(panel, tags)
+    _write(panel, 0, panel.height, share, "#000000")
+    if found is not None:
+        x1, y1, x2, y2 = (side * scale for side, scale in zip(found.box_xyxy, scales, strict=True))
+        corners = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
+        # No heat is blue.
+        ImageDraw.Draw(panel).rectangle(corners, outline=_COLOURS[1], width=3)
+        _write(panel, x1, y1, tags[1], _COLOURS[1])
+    return panel
+
+
+def _tile(panels: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Panels row by row on white, each in a cell of the largest's size."""
+    gap = 8
+    width, height = (max(panel.size[side] for panel in panels) + gap for side in (0, 1))
+    tiled = Image.new("RGB", (columns * width - gap, -(-len(panels) // columns) * height - gap), "white")
+    for number, panel in enumerate(panels):
+        tiled.paste(panel, (number % columns * width, number // columns * height))
+    return tiled

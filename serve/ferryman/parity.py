@@ -17,12 +17,12 @@ from ferryman.specs import DETECTING, SEGMENTING, Facts, ModelSpec
 
 BATCHES = (1, 2, 5)
 
-# Limits on float answers of each precision. They are absolute for probabilities and normalised boxes, which lie in
-# [0, 1], and relative for embeddings and masks' logits, whose scale is the model's own. Two float16 numbers on either
-# side of a rounding are a thousandth apart.
+# Limits on float answers of each precision. They are absolute for probabilities, normalised boxes and attention, which
+# lie in [0, 1], and relative for embeddings and masks' logits, whose scale is the model's own. Two float16 numbers on
+# either side of a rounding are a thousandth apart.
 TOLERANCES: dict[str, Tolerance] = {
     "fp32": Tolerance(
-        max_abs={"probabilities": 1e-4, "boxes": 1e-4, "scores": 1e-4, "confidences": 1e-3},
+        max_abs={"probabilities": 1e-4, "boxes": 1e-4, "scores": 1e-4, "confidences": 1e-3, "attention": 1e-4},
         max_rel={"cls": 1e-4, "patches": 1e-4, "masks": 2e-3},
         top1_agreement=1.0,
         matched_detections=1.0,

@@ -22,6 +22,7 @@ from ferryman.results import (
     Embedding,
     Outputs,
     Segmentation,
+    check_explains,
     classification_from_outputs,
     detections_from_outputs,
     embedding_from_outputs,
@@ -110,18 +111,22 @@ class Predictor:
     def open(cls, path: Path | str, target: str | None = None, threads: int | None = None) -> Self:
         return cls(Bundle.open(path), target, threads)
 
-    def classify(self, images: Sequence[bytes], top_k: int = DEFAULT_TOP_K) -> tuple[list[Classification], Timings]:
-        """The best classes of each encoded picture."""
-        return self._answer(
-            ("classification",), images, partial(classification_from_outputs, spec=self.spec, top_k=top_k)
-        )
+    def classify(
+        self, images: Sequence[bytes], top_k: int = DEFAULT_TOP_K, *, explain: bool = False
+    ) -> tuple[list[Classification], Timings]:
+        """The best classes of each encoded picture. explain: and where the model looked; see `check_explains`"""
+        answer = partial(classification_from_outputs, spec=self.spec, top_k=top_k, explain=explain)
+        return self._answer(("classification",), images, answer, explain)
 
     def detect(
-        self, images: Sequence[bytes], score_threshold: float = DEFAULT_SCORE_THRESHOLD
+        self, images: Sequence[bytes], score_threshold: float = DEFAULT_SCORE_THRESHOLD, *, explain: bool = False
     ) -> tuple[list[Detections], Timings]:
-        """The objects in each encoded picture, boxes in its own pixels; of a model with masks too."""
-        answer = partial(detections_from_outputs, spec=self.spec, score_threshold=score_threshold)
-        return self._answer(DETECTING, images, answer)
+        """The objects in each encoded picture, boxes in its own pixels; of a model with masks too.
+
+        explain: and where the model looked for each of them; see `check_explains`
+        """
+        answer = partial(detections_from_outputs, spec=self.spec, score_threshold=score_threshold, explain=explain)
+        return self._answer(DETECTING, images, answer, explain)
 
     def embed(self, images: Sequence[bytes]) -> tuple[list[Embedding], Timings]:
         """The embeddings of each encoded picture."""
@@ -140,9 +145,15 @@ class Predictor:
             raise TaskError(f"{self.bundle.name} is a {self.spec.task} model and can't answer {tasks[0]} requests")
 
     def _answer(
-        self, tasks: tuple[Task, ...], images: Sequence[bytes], answer: Callable[[Outputs, int, Geometry], T]
+        self,
+        tasks: tuple[Task, ...],
+        images: Sequence[bytes],
+        answer: Callable[[Outputs, int, Geometry], T],
+        explain: bool = False,
     ) -> tuple[list[T], Timings]:
         self.check_task(*tasks)
+        if explain:
+            check_explains(self.spec, self.bundle.name)
         start = time.perf_counter()
         fitted = fit_images(images, [session.spec.preprocess for session in self.sessions])
         batches: dict[int, list[int]] = {}

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferryman.errors import EngineError
+from ferryman.attention import Attention
+from ferryman.errors import EngineError, UsageError
 from ferryman.masks import Mask
 from ferryman.preprocess import Geometry
 from ferryman.specs import ModelSpec
@@ -31,21 +32,27 @@ class Classification:
     """The best classes of one image, best first.
 
     size: (width, height) of the original; canvas: likewise of the size that the model saw; both in pixels
+    attention: where the model looked, None unless that was asked for
     """
 
     size: tuple[int, int]
     canvas: tuple[int, int]
     predictions: tuple[Prediction, ...]
+    attention: Attention | None = None
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One object. score: probability in [0, 1]; box_xyxy: left, top, right, bottom in pixels of the original."""
+    """One object. score: probability in [0, 1]; box_xyxy: left, top, right, bottom in pixels of the original.
+
+    attention: where its query looked, None unless that was asked for
+    """
 
     label: str
     class_id: int
     score: float
     box_xyxy: tuple[float, float, float, float]
+    attention: Attention | None = None
 
 
 @dataclass(frozen=True)
@@ -108,15 +115,37 @@ def check_finite(array: NDArray[Any], name: str) -> None:
         raise EngineError(f"the model's {name} for this image are NaN or infinite; run `ferryman verify` on its bundle")
 
 
+def check_explains(spec: ModelSpec, model: str) -> None:
+    """Raises UsageError unless the model's graph answers where it looked. model: its name"""
+    if not spec.explains:
+        raise UsageError(
+            f"{model} was exported without attention maps; export it with `ferryman export --explain` (ViT and DINOv2, "
+            "DETR without masks) to see where it looks",
+            "explain",
+        )
+
+
 def classification_from_outputs(
-    outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec, top_k: int = DEFAULT_TOP_K
+    outputs: Outputs,
+    index: int,
+    geometry: Geometry,
+    spec: ModelSpec,
+    top_k: int = DEFAULT_TOP_K,
+    explain: bool = False,
 ) -> Classification:
-    """Answer for image `index` of a batch; top_k is clamped to the number of classes."""
+    """Answer for image `index` of a batch; top_k is clamped to the number of classes.
+
+    explain: with the attention, which the spec must have (`check_explains`)
+    """
     probabilities = outputs["probabilities"][index]
     check_finite(probabilities, "probabilities")
     best = np.argsort(-probabilities, kind="stable")[: max(1, top_k)]
     predictions = tuple(Prediction(spec.labels[i], int(i), float(probabilities[i])) for i in best)
-    return Classification(*sizes_of(geometry), predictions)
+    attention = None
+    if explain:
+        check_finite(outputs["attention"][index], "attention maps")
+        attention = Attention.of(outputs["attention"][index], geometry)
+    return Classification(*sizes_of(geometry), predictions, attention)
 
 
 def detections_from_outputs(
@@ -125,8 +154,12 @@ def detections_from_outputs(
     geometry: Geometry,
     spec: ModelSpec,
     score_threshold: float = DEFAULT_SCORE_THRESHOLD,
+    explain: bool = False,
 ) -> Detections:
-    """Answer for image `index` of a batch: the queries whose score is at least `score_threshold`."""
+    """Answer for image `index` of a batch: the queries whose score is at least `score_threshold`.
+
+    explain: see `classification_from_outputs`
+    """
     scores = outputs["scores"][index]
     check_finite(scores, "scores")
     check_finite(outputs["boxes"][index], "boxes")
@@ -134,6 +167,10 @@ def detections_from_outputs(
     kept = kept[np.argsort(-scores[kept], kind="stable")]
     boxes = geometry.boxes_to_original(outputs["boxes"][index][kept].astype(np.float32))
     labels = outputs["labels"][index][kept]
+    attention: list[Attention | None] = [None] * len(kept)
+    if explain:
+        check_finite(outputs["attention"][index], "attention maps")
+        attention = [Attention.of(grid, geometry) for grid in outputs["attention"][index][kept]]
     return Detections(
         *sizes_of(geometry),
         tuple(
@@ -142,8 +179,9 @@ def detections_from_outputs(
                 int(label),
                 float(score),
                 (float(x1), float(y1), float(x2), float(y2)),
+                looked,
             )
-            for label, score, (x1, y1, x2, y2) in zip(labels, scores[kept], boxes, strict=True)
+            for label, score, (x1, y1, x2, y2), looked in zip(labels, scores[kept], boxes, attention, strict=True)
         ),
     )
 

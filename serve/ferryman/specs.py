@@ -108,9 +108,10 @@ class ModelSpec(Facts):
         classes = len(self.labels)
         sizes: dict[str, int | str] = {"batch": "batch", "height": height, "width": width, "classes": classes}
         sizes["classes + 1"] = classes if self.ranked else classes + 1
-        for kind, tensors, contract in zip(
-            ("inputs", "outputs"), (self.inputs, self.outputs), _CONTRACT[self.task], strict=True
-        ):
+        takes, answers = _CONTRACT[self.task]
+        if self.explains and self.task in _ATTENTION and not self.ranked:
+            answers = (*answers, _ATTENTION[self.task])
+        for kind, tensors, contract in (("inputs", self.inputs, takes), ("outputs", self.outputs, answers)):
             if len(tensors) != len(contract) or not all(map(partial(_fits, sizes=sizes), tensors, contract)):
                 known = ", ".join(f"{name} {size}" for name, size in sizes.items() if name != size)
                 raise ValueError(
@@ -125,6 +126,11 @@ class ModelSpec(Facts):
     @property
     def output_names(self) -> tuple[str, ...]:
         return tuple(tensor.name for tensor in self.outputs)
+
+    @property
+    def explains(self) -> bool:
+        """Whether the graph also answers where the model looked; see `_ATTENTION`."""
+        return "attention" in self.output_names
 
 
 def _tensor(name: str, dtype: DType, *shape: int | str) -> TensorSpec:
@@ -170,6 +176,15 @@ _CONTRACT: dict[Task, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]] = {
         (_IMAGE,),
         (_tensor("cls", "float32", "batch", "dim"), _tensor("patches", "float32", "batch", "rows", "columns", "dim")),
     ),
+}
+
+# Of some tasks, last where it is there: the weights of the last attention, the mean over its heads, on the grid of
+# cells that covers the canvas. Of a picture as a whole, or of each query; in [0, 1], and at most 1 in all: what a class
+# token gives to itself and to registers is left out. Ranked answers repeat queries and have none.
+_ATTENTION: dict[Task, TensorSpec] = {
+    "classification": _tensor("attention", "float32", "batch", "rows", "columns"),
+    "embedding": _tensor("attention", "float32", "batch", "rows", "columns"),
+    "detection": _tensor("attention", "float32", "batch", "queries", "rows", "columns"),
 }
 
 
@@ -265,6 +280,17 @@ def semantic_spec(preprocess: PreprocessSpec, labels: tuple[str, ...]) -> ModelS
             TensorSpec(name="confidences", dtype="float16", shape=shape),
         ),
     )
+
+
+def add_attention(spec: ModelSpec, grid: tuple[int, int]) -> ModelSpec:
+    """The same contract with the `attention` output on a grid of (rows, columns).
+
+    Raises ValueError for a task that has none, for ranked answers, and for another grid than an embedding's patches.
+    """
+    queries = spec.outputs[0].shape[1:2] if spec.task == "detection" else ()
+    attention = _tensor("attention", "float32", "batch", *queries, *grid)
+    facts = {name: getattr(spec, name) for name in ModelSpec.model_fields}
+    return ModelSpec.model_validate(facts | {"outputs": (*spec.outputs, attention)})
 
 
 def _detections(queries: int, scored: int) -> tuple[TensorSpec, ...]:

@@ -1,6 +1,5 @@
 """`ferryman classify`, `detect`, `embed` and `segment`: a few pictures, in this process or through a server."""
 
-import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -10,8 +9,17 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
+from ferryman.attention import Attention
 from ferryman.commands.console import err, make_table, out, print_json, print_table, show_stages
-from ferryman.drawing import draw_classification, draw_detections, draw_embedding, draw_segmentation
+from ferryman.commands.drawings import Drawing, choose_files
+from ferryman.drawing import (
+    draw_classification,
+    draw_detections,
+    draw_embedding,
+    draw_looked_classification,
+    draw_looked_detections,
+    draw_segmentation,
+)
 from ferryman.errors import EngineError, FerrymanError, FileAccessError, ImageError, UsageError
 from ferryman.files import replace_file
 from ferryman.predictor import Predictor, Timings
@@ -29,9 +37,13 @@ class Answers(Protocol):
 
     name: str
 
-    def classify(self, images: Sequence[bytes], top_k: int) -> tuple[list[Classification], Timings]: ...
+    def classify(
+        self, images: Sequence[bytes], top_k: int, *, explain: bool = False
+    ) -> tuple[list[Classification], Timings]: ...
 
-    def detect(self, images: Sequence[bytes], score_threshold: float) -> tuple[list[Detections], Timings]: ...
+    def detect(
+        self, images: Sequence[bytes], score_threshold: float, *, explain: bool = False
+    ) -> tuple[list[Detections], Timings]: ...
 
     def embed(self, images: Sequence[bytes]) -> tuple[list[Embedding], Timings]: ...
 
@@ -52,12 +64,18 @@ class _Remote:
         self.name = name
         self._client, self._version = client, version
 
-    def classify(self, images: Sequence[bytes], top_k: int) -> tuple[list[Classification], Timings]:
-        answer = self._client.classify(images, model=self.name, version=self._version, top_k=top_k)
+    def classify(
+        self, images: Sequence[bytes], top_k: int, *, explain: bool = False
+    ) -> tuple[list[Classification], Timings]:
+        answer = self._client.classify(images, model=self.name, version=self._version, top_k=top_k, explain=explain)
         return list(answer.results), answer.timings
 
-    def detect(self, images: Sequence[bytes], score_threshold: float) -> tuple[list[Detections], Timings]:
-        answer = self._client.detect(images, model=self.name, version=self._version, score_threshold=score_threshold)
+    def detect(
+        self, images: Sequence[bytes], score_threshold: float, *, explain: bool = False
+    ) -> tuple[list[Detections], Timings]:
+        answer = self._client.detect(
+            images, model=self.name, version=self._version, score_threshold=score_threshold, explain=explain
+        )
         return list(answer.results), answer.timings
 
     def embed(self, images: Sequence[bytes]) -> tuple[list[Embedding], Timings]:
@@ -112,27 +130,42 @@ def read_image(path: Path) -> bytes:
         raise FileAccessError(f"can't read {path}: {error.strerror}") from error
 
 
-def run_classify(asker: Asker, images: list[Path], top_k: int, draw: Path | None, json_output: bool) -> None:
+def run_classify(
+    asker: Asker, images: list[Path], top_k: int, draw: Path | None, explain: Path | None, json_output: bool
+) -> None:
     """Prints the best classes of every picture; a picture that can't be answered does not stop the others."""
 
     def to_json(answer: Classification) -> dict[str, object]:
-        return {"predictions": [{"label": p.label, "score": round(p.score, 6)} for p in answer.predictions]}
+        predictions = [{"label": p.label, "score": round(p.score, 6)} for p in answer.predictions]
+        return {"predictions": predictions, **_attention_json(answer.attention)}
 
     def to_rows(answer: Classification) -> list[tuple[str, ...]]:
         return [(p.label, f"{p.score:.3f}") for p in answer.predictions]
 
     with asker.open() as answers:
-        task = _Task(lambda data: answers.classify([data], top_k)[0][0], draw_classification, to_json, to_rows)
-        _run(task, answers.name, images, draw, json_output, ("image", "label", "score"))
+
+        def ask(data: bytes) -> Classification:
+            return answers.classify([data], top_k, explain=explain is not None)[0][0]
+
+        drawings = [Drawing(draw, draw_classification), Drawing(explain, draw_looked_classification, "--explain")]
+        task = _Task(ask, drawings, to_json, to_rows)
+        _run(task, answers.name, images, json_output, ("image", "label", "score"))
 
 
-def run_detect(asker: Asker, images: list[Path], score: float, draw: Path | None, json_output: bool) -> None:
+def run_detect(
+    asker: Asker, images: list[Path], score: float, draw: Path | None, explain: Path | None, json_output: bool
+) -> None:
     """Prints the objects in every picture; a picture that can't be answered does not stop the others."""
 
     def to_json(answer: Detections) -> dict[str, object]:
         return {
             "detections": [
-                {"label": d.label, "score": round(d.score, 6), "box": [round(side, 2) for side in d.box_xyxy]}
+                {
+                    "label": d.label,
+                    "score": round(d.score, 6),
+                    "box": [round(side, 2) for side in d.box_xyxy],
+                    **_attention_json(d.attention),
+                }
                 for d in answer.detections
             ]
         }
@@ -144,9 +177,24 @@ def run_detect(asker: Asker, images: list[Path], score: float, draw: Path | None
     def draw_answer(image: Image.Image, answer: Detections) -> Image.Image:
         return draw_detections(image, answer.detections)
 
+    def draw_looked(image: Image.Image, answer: Detections) -> Image.Image:
+        return draw_looked_detections(image, answer.detections)
+
     with asker.open() as answers:
-        task = _Task(lambda data: answers.detect([data], score)[0][0], draw_answer, to_json, to_rows)
-        _run(task, answers.name, images, draw, json_output, ("image", "label", "score", "box (x1, y1, x2, y2)"))
+
+        def ask(data: bytes) -> Detections:
+            return answers.detect([data], score, explain=explain is not None)[0][0]
+
+        task = _Task(ask, [Drawing(draw, draw_answer), Drawing(explain, draw_looked, "--explain")], to_json, to_rows)
+        _run(task, answers.name, images, json_output, ("image", "label", "score", "box (x1, y1, x2, y2)"))
+
+
+def _attention_json(attention: Attention | None) -> dict[str, object]:
+    """Nothing where it was not asked for."""
+    if attention is None:
+        return {}
+    rows = [[round(weight, 6) for weight in row] for row in attention.grid.tolist()]
+    return {"attention": {"rows": rows, "covers": [round(side, 2) for side in attention.covers_xyxy]}}
 
 
 def run_segment(asker: Asker, images: list[Path], score: float | None, draw: Path | None, json_output: bool) -> None:
@@ -172,8 +220,12 @@ def run_segment(asker: Asker, images: list[Path], score: float | None, draw: Pat
         return rows or [("nothing", "", "")]
 
     with asker.open() as answers:
-        task = _Task(lambda data: answers.segment([data], score)[0][0], draw_segmentation, to_json, to_rows)
-        _run(task, answers.name, images, draw, json_output, ("image", "label", "score", "share of the picture"))
+
+        def ask(data: bytes) -> Segmentation:
+            return answers.segment([data], score)[0][0]
+
+        task = _Task(ask, [Drawing(draw, draw_segmentation)], to_json, to_rows)
+        _run(task, answers.name, images, json_output, ("image", "label", "score", "share of the picture"))
 
 
 def run_embed(asker: Asker, images: list[Path], output: Path | None, draw: Path | None, json_output: bool) -> None:
@@ -199,9 +251,9 @@ def run_embed(asker: Asker, images: list[Path], output: Path | None, draw: Path 
         def ask(data: bytes) -> Embedding:
             return answers.embed([data])[0][0]
 
-        task = _Task(ask, draw_answer, to_json, to_rows, found)
+        task = _Task(ask, [Drawing(draw, draw_answer)], to_json, to_rows, found)
         try:
-            _run(task, answers.name, images, draw, json_output, ("image", "patches", "norm", "class token"))
+            _run(task, answers.name, images, json_output, ("image", "patches", "norm", "class token"))
         finally:
             if output is not None and found:
                 arrays = {
@@ -220,7 +272,7 @@ def run_embed(asker: Asker, images: list[Path], output: Path | None, draw: Path 
 @dataclass(frozen=True)
 class _Task(Generic[T]):
     ask: Callable[[bytes], T]
-    draw: Callable[[Image.Image, T], Image.Image]
+    drawings: Sequence[Drawing[T]]
     to_json: Callable[[T], dict[str, object]]
     to_rows: Callable[[T], list[tuple[str, ...]]]
     found: dict[str, T] | None = None  # is given every answer, by its picture's path
@@ -230,17 +282,17 @@ def _run(
     task: _Task[T],
     model: str,
     images: list[Path],
-    draw: Path | None,
     json_output: bool,
     columns: tuple[str, ...],
 ) -> None:
-    targets = _draw_targets(draw, images)
+    drawings = [drawing for drawing in task.drawings if drawing.place is not None]
+    targets = choose_files(drawings, images)
     documents: list[dict[str, object]] = []
     table = make_table(*columns, numbers=(2,))
     failed = 0
     # Elsewhere than on a terminal stderr is for what went wrong.
     with show_stages() if err.is_terminal else nullcontext(_silent) as show:
-        for done, (path, target) in enumerate(zip(images, targets, strict=True)):
+        for done, path in enumerate(images):
             show(f"ask {model}", done, len(images))
             document: dict[str, object] = {"image": str(path), "model": model}
             try:
@@ -251,9 +303,9 @@ def _run(
                 document |= {"size": list(answer.size), "canvas": list(answer.canvas), **task.to_json(answer)}
                 for number, row in enumerate(task.to_rows(answer)):
                     table.add_row(str(path) if number == 0 else "", *row)
-                if target is not None:
-                    with replace_file(target) as temporary:
-                        task.draw(decode_image(data), answer).save(temporary, format="PNG")
+                for drawing, places in zip(drawings, targets, strict=True):
+                    with replace_file(places[done]) as temporary:
+                        drawing.draw(decode_image(data), answer).save(temporary, format="PNG")
             except (ImageError, FileAccessError, EngineError) as error:
                 failed += 1
                 document["error"] = str(error)
@@ -267,27 +319,9 @@ def _run(
         print_table(table)
     if failed:
         raise SystemExit(FerrymanError.exit_status)
-    if draw is not None and not json_output:
-        out.print(f"drawn: {draw}")
+    if not json_output:
+        for drawing in drawings:
+            out.print(f"drawn: {drawing.place}")
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None: ...
-
-
-def _draw_targets(draw: Path | None, images: list[Path]) -> list[Path] | list[None]:
-    """Where the answer to each image is drawn. Raises UsageError."""
-    if draw is None:
-        return [None] * len(images)
-    is_folder = os.path.isdir(draw)
-    if not is_folder and len(images) > 1 and draw.suffix:
-        raise UsageError(f"--draw {draw}: several images need a folder, not a file")
-    if not is_folder and len(images) == 1 and draw.suffix.lower() != ".png":
-        raise UsageError(f"--draw {draw}: give a file that ends in .png, or a folder")
-    targets = [draw / f"{path.stem}.png" if is_folder or len(images) > 1 else draw for path in images]
-    if len(set(targets)) < len(targets):
-        raise UsageError("--draw: two of the images have the same name; draw them one at a time")
-    originals = {os.path.realpath(path) for path in images}
-    for target in targets:
-        if os.path.realpath(target) in originals:
-            raise UsageError(f"--draw would overwrite the picture {target}; give another file or folder")
-    return targets

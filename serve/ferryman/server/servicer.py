@@ -23,6 +23,7 @@ from ferryman.results import (
     DEFAULT_SCORE_THRESHOLD,
     DEFAULT_TOP_K,
     Outputs,
+    check_explains,
     classification_from_outputs,
     detections_from_outputs,
     embedding_from_outputs,
@@ -98,10 +99,11 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
             raise UsageError(f"top_k is {top_k}, expected 1 or more", "top_k")
 
         def make(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> pb.Classification:
-            return message_from_classification(classification_from_outputs(outputs, index, geometry, spec, top_k))
+            answer = classification_from_outputs(outputs, index, geometry, spec, top_k, request.explain)
+            return message_from_classification(answer)
 
         results, timings, answerer = await self._answer(
-            ("classification",), request.model, request.images, make, deadline
+            ("classification",), request.model, request.images, make, deadline, request.explain
         )
         return pb.ClassifyResponse(results=results, timings=timings, answerer=answerer)
 
@@ -110,9 +112,12 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         check_threshold(threshold)
 
         def make(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> pb.Detections:
-            return message_from_detections(detections_from_outputs(outputs, index, geometry, spec, threshold))
+            answer = detections_from_outputs(outputs, index, geometry, spec, threshold, request.explain)
+            return message_from_detections(answer)
 
-        results, timings, answerer = await self._answer(DETECTING, request.model, request.images, make, deadline)
+        results, timings, answerer = await self._answer(
+            DETECTING, request.model, request.images, make, deadline, request.explain
+        )
         return pb.DetectResponse(results=results, timings=timings, answerer=answerer)
 
     async def _answer(
@@ -122,6 +127,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         images: Sequence[bytes],
         make: MakeMessage[T],
         deadline: float | None,
+        explain: bool = False,
     ) -> tuple[list[T], pb.Timings, pb.Answerer]:
         if not images:
             raise UsageError("the request holds no image; send at least one", "images")
@@ -134,6 +140,8 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         engine = await self._models.get(ref.name, ref.version)
         engine.check_task(*tasks)
         model = engine.model
+        if explain:
+            check_explains(model.bundle.spec, model.name)
 
         def make_one(outputs: Outputs, index: int, geometry: Geometry) -> T:
             return make(outputs, index, geometry, model.bundle.spec)

@@ -60,15 +60,29 @@ class Answerer(_message.Message):
     bundle_digest: str
     def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., target: _Optional[str] = ..., bundle_digest: _Optional[str] = ...) -> None: ...
 
+class Attention(_message.Message):
+    __slots__ = ("rows", "columns", "values", "covers")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    COVERS_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    columns: int
+    values: _containers.RepeatedScalarFieldContainer[float]
+    covers: Box
+    def __init__(self, rows: _Optional[int] = ..., columns: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ..., covers: _Optional[_Union[Box, _Mapping]] = ...) -> None: ...
+
 class ClassifyRequest(_message.Message):
-    __slots__ = ("model", "images", "top_k")
+    __slots__ = ("model", "images", "top_k", "explain")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     model: ModelRef
     images: _containers.RepeatedScalarFieldContainer[bytes]
     top_k: int
-    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., images: _Optional[_Iterable[bytes]] = ..., top_k: _Optional[int] = ...) -> None: ...
+    explain: bool
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., images: _Optional[_Iterable[bytes]] = ..., top_k: _Optional[int] = ..., explain: _Optional[bool] = ...) -> None: ...
 
 class Prediction(_message.Message):
     __slots__ = ("label", "class_id", "score")
@@ -81,14 +95,16 @@ class Prediction(_message.Message):
     def __init__(self, label: _Optional[str] = ..., class_id: _Optional[int] = ..., score: _Optional[float] = ...) -> None: ...
 
 class Classification(_message.Message):
-    __slots__ = ("size", "predictions", "canvas")
+    __slots__ = ("size", "predictions", "canvas", "attention")
     SIZE_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     CANVAS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
     size: Size
     predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
     canvas: Size
-    def __init__(self, size: _Optional[_Union[Size, _Mapping]] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., canvas: _Optional[_Union[Size, _Mapping]] = ...) -> None: ...
+    attention: Attention
+    def __init__(self, size: _Optional[_Union[Size, _Mapping]] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., canvas: _Optional[_Union[Size, _Mapping]] = ..., attention: _Optional[_Union[Attention, _Mapping]] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
     __slots__ = ("results", "timings", "answerer")
@@ -101,26 +117,30 @@ class ClassifyResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[Classification, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., answerer: _Optional[_Union[Answerer, _Mapping]] = ...) -> None: ...
 
 class DetectRequest(_message.Message):
-    __slots__ = ("model", "images", "score_threshold")
+    __slots__ = ("model", "images", "score_threshold", "explain")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     SCORE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     model: ModelRef
     images: _containers.RepeatedScalarFieldContainer[bytes]
     score_threshold: float
-    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., images: _Optional[_Iterable[bytes]] = ..., score_threshold: _Optional[float] = ...) -> None: ...
+    explain: bool
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., images: _Optional[_Iterable[bytes]] = ..., score_threshold: _Optional[float] = ..., explain: _Optional[bool] = ...) -> None: ...
 
 class Detection(_message.Message):
-    __slots__ = ("label", "class_id", "score", "box")
+    __slots__ = ("label", "class_id", "score", "box", "attention")
     LABEL_FIELD_NUMBER: _ClassVar[int]
     CLASS_ID_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     BOX_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
     label: str
     class_id: int
     score: float
     box: Box
-    def __init__(self, label: _Optional[str] = ..., class_id: _Optional[int] = ..., score: _Optional[float] = ..., box: _Optional[_Union[Box, _Mapping]] = ...) -> None: ...
+    attention: Attention
+    def __init__(self, label: _Optional[str] = ..., class_id: _Optional[int] = ..., score: _Optional[float] = ..., box: _Optional[_Union[Box, _Mapping]] = ..., attention: _Optional[_Union[Attention, _Mapping]] = ...) -> None: ...
 
 class Detections(_message.Message):
     __slots__ = ("size", "detections", "canvas")

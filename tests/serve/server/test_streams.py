@@ -17,8 +17,8 @@ DETECTOR = pb.ModelRef(name="toy-detector")
 CLASSIFIER = pb.ModelRef(name="toy-classifier")
 
 
-def detect_frame(frame_id: int, picture: bytes, **fields: float) -> pb.StreamDetectRequest:
-    request = pb.DetectRequest(model=DETECTOR, images=[picture], **fields)
+def detect_frame(frame_id: int, picture: bytes, score_threshold: float | None = None) -> pb.StreamDetectRequest:
+    request = pb.DetectRequest(model=DETECTOR, images=[picture], score_threshold=score_threshold)
     return pb.StreamDetectRequest(frame_id=frame_id, request=request)
 
 
