@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch.export.pt2_archive import PT2ArchiveReader
 
 from ferryman.errors import CheckpointError
 
@@ -52,6 +51,8 @@ def check_archive(data: bytes, path: Path) -> None:
 
     data: of the file at `path`; it is read by the same reader that PyTorch loads it with
     """
+    from torch.export.pt2_archive import PT2ArchiveReader  # brings the whole of torch._dynamo
+
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             outside = [name for name in archive.namelist() if "/" not in name]

@@ -157,10 +157,12 @@ def inspect(
     from ferryman.commands.inspect import run_inspect
 
     options = (arch, labels, head, adapter, revision, spec)
-    if is_bundle(Path(what)):
+    path = Path(what)
+    # A folder that is neither: that it is no bundle is said without loading PyTorch.
+    if is_bundle(path) or (path.is_dir() and not (path / "config.json").exists()):
         if options != (None,) * len(options):
             raise UsageError(f"{what} is a bundle, which says itself what it is: leave out the options of a source")
-        run_inspect(Path(what), json_output)
+        run_inspect(path, json_output)
         return
     with _exporting("inspecting a checkpoint"):
         from ferryman_export.command import run_inspect_source

@@ -95,7 +95,7 @@ def bundle(reference: Any, folder: Path, tmp_path_factory: pytest.TempPathFactor
     from ..serve.toy import reseal
 
     spec = made.spec.model_copy(update={"stuff": STUFF})
-    reseal(made.path, spec=spec)
+    reseal(made.path, specs=[spec])
     return Bundle.open(made.path)
 
 

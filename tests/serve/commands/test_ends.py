@@ -168,7 +168,7 @@ def test_a_library_that_swallows_the_signal() -> None:
 OUTPUTS = {
     "a table": ("inspect", "{bundle}"),
     "a document": ("inspect", "{bundle}", "--json"),
-    "an error": ("inspect", "nowhere", "--json"),
+    "an error": ("verify", "nowhere", "--json"),
     "help": ("--help",),
 }
 
