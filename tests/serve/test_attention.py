@@ -29,7 +29,7 @@ from ferryman.v1 import vision_pb2 as pb
 from .both import Both
 from .toy import SPECS, make_picture
 
-GRID = np.arange(6, dtype=np.float32).reshape(2, 3) / 15
+GRID = (np.arange(6).reshape(2, 3) / 16).astype(np.float32)
 
 
 # Of a picture 200 wide and 100 high on a canvas of 60 by 60: what the grid over the whole canvas covers.
