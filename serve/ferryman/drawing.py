@@ -195,8 +195,8 @@ def draw_looked_classification(image: Image.Image, answer: Classification) -> Im
     """
     if answer.attention is None:
         raise ValueError("the answer has no attention: it was not asked for")
-    plain = draw_classification(_fit_panel(image), answer)
-    return _tile([plain, _draw_attention(image, answer.attention)], 2)
+    panel = _fit_panel(image)
+    return _tile([draw_classification(panel, answer), _draw_attention(panel, image.size, answer.attention)], 2)
 
 
 def draw_looked_detections(image: Image.Image, detections: Sequence[Detection]) -> Image.Image:
@@ -205,14 +205,13 @@ def draw_looked_detections(image: Image.Image, detections: Sequence[Detection]) 
     image: of the size that the boxes go by. Raises ValueError for objects without attention.
     """
     best = sorted(detections, key=lambda d: -d.score)[:MOST_PANELS]
+    panel = _fit_panel(image)
     panels: list[Image.Image] = []
     for detection in best:
         if detection.attention is None:
             raise ValueError("the objects have no attention: it was not asked for")
-        panel = _draw_attention(image, detection.attention, detection)
-        panels.append(panel)
+        panels.append(_draw_attention(panel, image.size, detection.attention, detection))
     if not panels:
-        panel = _fit_panel(image)
         tag = _make_tag("nothing found", panel.size)
         panel = _make_room(panel, [tag])
         _write(panel, 0, 0, tag, _COLOURS[4])
@@ -228,10 +227,15 @@ def _fit_panel(image: Image.Image) -> Image.Image:
     return panel
 
 
-def _draw_attention(image: Image.Image, attention: Attention, found: Detection | None = None) -> Image.Image:
-    """The picture under the weights, the largest named at its foot, with the box and label of what was found."""
-    panel = lay_heat(_fit_panel(image), attention, image.size)
-    scales = (panel.width / image.width, panel.height / image.height) * 2
+def _draw_attention(
+    panel: Image.Image, picture: tuple[int, int], attention: Attention, found: Detection | None = None
+) -> Image.Image:
+    """The panel under the weights, the largest named at its foot, with the box and label of what was found.
+
+    picture: (width, height) of the original, which the boxes go by
+    """
+    scales = (panel.width / picture[0], panel.height / picture[1]) * 2
+    panel = lay_heat(panel, attention, picture)
     share = _make_tag(f"brightest cell {attention.grid.max():.1%}", panel.size)
     tags = [share] if found is None else [share, _make_tag(f"{found.label} {found.score:.2f}", panel.size)]
     panel = _make_room(panel, tags)

@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ferryman.specs import ModelSpec, PreprocessSpec, Target, TensorSpec, classification_spec, detection_spec
+from ferryman.specs import (
+    ModelSpec,
+    PreprocessSpec,
+    Target,
+    TensorSpec,
+    add_attention,
+    classification_spec,
+    detection_spec,
+)
 
 from .toy import SPECS
 
@@ -50,6 +58,23 @@ def test_the_contract_of_each_task() -> None:
     assert ranked.outputs[1:] == detector.outputs[1:]
     for spec in (classifier, detector, ranked, SPECS["toy-embedder"]):
         assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_attention_is_an_optional_last_output() -> None:
+    for toy, shape in (
+        ("toy-classifier", ("batch", 2, 3)),
+        ("toy-detector", ("batch", 3, 2, 3)),
+        ("toy-embedder", ("batch", 4, 4)),
+    ):
+        plain = SPECS[toy]
+        spec = add_attention(plain, (shape[-2], shape[-1]))
+        assert (plain.explains, spec.explains) == (False, True)
+        assert spec.outputs == (*plain.outputs, _output("attention", *shape))
+        assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec
+    ranked = detection_spec(PreprocessSpec(size=(32, 48), fit="stretch"), ("cat",), queries=7, ranked=True)
+    for spec, grid in ((SPECS["toy-embedder"], (4, 5)), (ranked, (2, 3)), (add_attention(DETECTOR, (2, 3)), (2, 3))):
+        with pytest.raises(ValidationError, match="outputs of "):
+            add_attention(spec, grid)
 
 
 def _output(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
@@ -103,6 +128,16 @@ BREACHES: dict[str, tuple[str, dict[str, Any], str]] = {
         "toy-detector",
         {"outputs": (*DETECTOR.outputs[:2], _output("scores", "batch", 4), DETECTOR.outputs[3])},
         "queries 3",
+    ),
+    "attention of other queries": (
+        "toy-detector",
+        {"outputs": (*DETECTOR.outputs, _output("attention", "batch", 4, 2, 2))},
+        r"attention float32 \(batch, queries, rows, columns\)",
+    ),
+    "attention first": (
+        "toy-classifier",
+        {"outputs": (_output("attention", "batch", 2, 2), *SPECS["toy-classifier"].outputs)},
+        "must be logits",
     ),
     "boxes of 5": (
         "toy-detector",

@@ -268,6 +268,18 @@ def test_drawing(cli: Cli, toy_repository: Path, pictures: dict[str, Path], tmp_
     assert sorted(os.listdir(tmp_path / "x")) == ["blue.png", "red.png"]
 
 
+def test_explaining_what_has_no_maps(cli: Cli, toy_repository: Path, pictures: dict[str, Path], tmp_path: Path) -> None:
+    out, bundle = tmp_path / "out.png", toy_repository / "toy-detector"
+    outcome = cli("detect", pictures["red.png"], "--bundle", bundle, "--explain", out)
+    assert outcome.status == 2
+    assert outcome.complaint.startswith("ferryman: toy-detector was exported without attention maps; export it with")
+    both = cli("detect", pictures["red.png"], "--bundle", bundle, "--explain", out, "--draw", out)
+    assert (both.status, both.complaint) == (2, "ferryman: --draw and --explain would write the same file")
+    assert not out.exists()
+    jpeg = cli("classify", pictures["red.png"], "--bundle", bundle, "--explain", tmp_path / "out.jpg")
+    assert (jpeg.status, "--explain" in jpeg.complaint, ".png" in jpeg.complaint) == (2, True, True)
+
+
 def test_a_drawing_that_can_not_be_written(cli: Cli, toy_repository: Path, pictures: dict[str, Path]) -> None:
     """The answer is given all the same, and the status tells."""
     below_a_file = pictures["text.png"] / "out.png"
