@@ -130,7 +130,7 @@ def export_checkpoint(checkpoint: Checkpoint, request: ExportRequest, progress: 
 def export_foreign(model: ForeignModel, request: ExportRequest, progress: Progress) -> Bundle:
     """`export` of an ONNX file: ONNX Runtime on the file stands for PyTorch. Raises UsageError for what needs it."""
     if request.sizes or request.bisect or request.explain:
-        raise UsageError("--size, --bisect, and --explain don't go with an ONNX file")
+        raise UsageError("--size, --bisect and --explain don't go with an ONNX file")
     request.options.allow(request.source)
     name = _check_name(request.name or Path(model.source.source).stem)
     spec, progress = model.spec, _name_stages(progress, model.spec)

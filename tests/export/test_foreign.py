@@ -215,6 +215,6 @@ def test_bad_files(pictures: Path, tmp_path: Path) -> None:
     good = request(save_classifier(tmp_path / "good.onnx"), CLASSIFIER, pictures, tmp_path)
     with pytest.raises(UsageError, match="add --onnx-spec FILE"):
         export(ExportRequest(good.source, good.repository))
-    with pytest.raises(UsageError, match=r"--size and --bisect don't go with an ONNX file"):
+    with pytest.raises(UsageError, match=r"--size, --bisect and --explain don't go with an ONNX file"):
         export(ExportRequest(good.source, good.repository, sizes=((8, 8),), onnx_spec=good.onnx_spec))
     assert not (tmp_path / "r").exists()
