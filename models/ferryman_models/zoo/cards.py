@@ -53,8 +53,8 @@ _TEXTS = {
         "degrees, in any colour, on plain, graded, noisy or photographic backgrounds (the two photographs that come "
         "with scikit-learn, the left two thirds for training and the right third for the other splits). Test scenes "
         "have a longer side of 160 to 640 pixels and reach the model through Ferryman's own preprocessing. Boxes touch "
-        "the strokes. Scored by pycocotools. The weights had 3,500 steps of an earlier version of the training script, "
-        "on digits drawn without their grey levels, then 7,000 of this one (`--go-on --steps 7000`).",
+        "the strokes. Scored by pycocotools. The weights had 10,500 steps of earlier versions of the training "
+        "script, whose positions counted cells, then 13,000 of this one (`--go-on --steps 13000`).",
     ),
 }
 

@@ -44,7 +44,7 @@ def train_detr(
     go_on: GoOn = False,
     steps: Annotated[int, typer.Option(help="Of the whole DETR.")] = detr_digits.SCHEDULE.steps,
 ) -> None:
-    """Some hours on 2 cores."""
+    """An hour and a half on one fast core."""
     _keep_memory()
     embedded = EMBEDDED[detr_digits.NAME]
     start = load_native(embedded, detr_digits.NAME).module if go_on else None
