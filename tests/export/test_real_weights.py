@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageClassification
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from ferryman.client import Client
+from ferryman.results import Classification
 
 from ..serve.server.process import ServerProcess
 
@@ -18,6 +20,7 @@ RIGHT = 146  # of 179, through transformers in fp32: shared/checkpoints/README.m
 TIE = 1e-3  # of probability: two classes nearer than this may change places
 
 
+@pytest.mark.timeout(900)
 @torch.no_grad()
 def test_dinov2_small_clothing(shared_checkpoints: Path, shared_data: Path, tmp_path: Path) -> None:
     source, pictures = shared_checkpoints / "dinov2-small-clothing", shared_data / "clothing"
@@ -30,9 +33,17 @@ def test_dinov2_small_clothing(shared_checkpoints: Path, shared_data: Path, tmp_
     model = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32, attn_implementation="eager")
     processor = BitImageProcessorPil.from_pretrained(source)
     right = 0
-    with ServerProcess({"repository": str(tmp_path)}) as server, Client(server.address) as client:
-        for path in sorted((pictures / "test").glob("*/*")):
-            (answer,) = client.classify([path.read_bytes()], model="clothing", top_k=10).results
+    paths = sorted((pictures / "test").glob("*/*"))
+    answers: list[Classification] = []
+    with ServerProcess({"repository": str(tmp_path), "threads": 1}) as server, Client(server.address) as client:
+        for start in range(0, len(paths), 16):
+            images = [path.read_bytes() for path in paths[start : start + 16]]
+            answers += client.classify(images, model="clothing", top_k=10, timeout=120.0).results
+    # Two pools of threads that share the cores with other tests wait for each other for minutes.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for path, answer in zip(paths, answers, strict=True):
             with Image.open(path) as image:
                 inputs = processor(image.convert("RGB"), return_tensors="pt")
             expected = model(**inputs).logits[0].softmax(-1)
@@ -41,4 +52,6 @@ def test_dinov2_small_clothing(shared_checkpoints: Path, shared_data: Path, tmp_
             for prediction in answer.predictions:
                 assert abs(prediction.score - float(expected[prediction.class_id])) < 1e-4, path
             right += best.label == path.parent.name
+    finally:
+        torch.set_num_threads(threads)
     assert right == RIGHT
