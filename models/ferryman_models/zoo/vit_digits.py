@@ -1,8 +1,8 @@
 """Trains `vit-digits`: one handwritten digit on any background, ten classes.
 
 From labels alone a small ViT hardly finds the digits among backgrounds and colours, and 1,497 digits are too few for
-it to read other writers. So it has a teacher (Touvron et al. 2021, "DeiT"): a small convolutional network, which sees
-the ink alone, white on black, and learns to read it in minutes. The ViT sees the same ink in any colour on any
+it to read other writers. So it has a teacher (Touvron et al. 2021, "DeiT"): three small convolutional nets, which see
+the ink alone, white on black, and learn to read it in minutes. The ViT sees the same ink in any colour on any
 background. Its answers learn the teacher's, and every patch learns what the teacher sees there and which pixels are
 ink, through heads that are dropped afterwards. The teacher names shapes between the digits too (Beyer et al. 2022, "A
 good teacher is patient and consistent"), so there are more of them than writers.
@@ -43,6 +43,7 @@ GO_ON = Schedule(steps=4000, peak=5e-4, weight_decay=0.05)  # from weights that 
 BATCH = 64
 SEED = 20
 TEACHER_DIM = 128
+TEACHERS = 3
 
 
 def to_input(images_u8: np.ndarray) -> Tensor:
@@ -138,6 +139,20 @@ class Teacher(nn.Module):
         return self.read(seen), seen.flatten(2).transpose(1, 2)
 
 
+class Teachers(nn.Module):
+    """Several teachers, whose answers are averaged: they err on different digits. What is seen is the first one's."""
+
+    def __init__(self, count: int = TEACHERS) -> None:
+        super().__init__()
+        self.teachers = nn.ModuleList(Teacher() for _ in range(count))
+
+    def forward(self, ink: Tensor) -> tuple[Tensor, Tensor]:
+        """As of a Teacher, but log probabilities for logits."""
+        answers = [teacher(ink) for teacher in self.teachers]
+        mean = torch.stack([logits.softmax(-1) for logits, _ in answers]).mean(0)
+        return mean.log(), answers[0][1]
+
+
 class Trainee(nn.Module):
     """The ViT, and the heads that say where the ink is and what the teacher sees."""
 
@@ -170,7 +185,7 @@ def train(folder: Path, out: Path, start: ViT | None = None, steps: int | None =
     """
     schedule = SCHEDULE if start is None else GO_ON
     torch.manual_seed(SEED)
-    teacher, trainee = Teacher(), Trainee()
+    teacher, trainee = Teachers(), Trainee()
     model = trainee.vit
     if start is not None:
         model.load_state_dict(start.state_dict())
@@ -184,8 +199,9 @@ def train(folder: Path, out: Path, start: ViT | None = None, steps: int | None =
     def teacher_loss(step: int) -> Tensor:
         random = np.random.default_rng((SEED, step, 1))
         indices = random.integers(len(digits.labels), size=2 * BATCH)
-        answer, _ = teacher(inks(random, digits, indices))
-        return F.cross_entropy(answer, torch.from_numpy(digits.labels[indices]))
+        ink, labels = inks(random, digits, indices), torch.from_numpy(digits.labels[indices])
+        losses = [F.cross_entropy(one(ink)[0], labels) for one in teacher.teachers]
+        return torch.stack(losses).sum()
 
     def evaluate_teacher() -> str:
         indices = np.tile(np.arange(len(validation.labels)), 3)
