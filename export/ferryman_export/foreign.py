@@ -19,8 +19,9 @@ from ferryman.golden import Tensors
 from ferryman.manifest import ONNX_ARCHITECTURE, SourceFacts
 from ferryman.specs import ModelSpec, classification_spec, detection_spec
 from ferryman_export.foreign_graph import build_graph
-from ferryman_export.foreign_spec import DetectionOutputs, ForeignSpec, read_foreign_spec
+from ferryman_export.foreign_spec import DetectionOutputs, ForeignSpec
 from ferryman_export.onnx import EXTERNAL_DATA_BYTES, check_graph, graph_metadata
+from ferryman_export.spec_file import read_spec_file
 
 _MIN_OPSET = 13  # Softmax and the others around the model as they are today
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
@@ -85,7 +86,7 @@ class ForeignModel:
 
 def open_foreign(source: str, spec_path: Path) -> ForeignModel:
     """Raises CheckpointError for a damaged file, UsageError where it and its spec differ, FileAccessError."""
-    foreign, path = read_foreign_spec(spec_path), Path(source)
+    foreign, path = read_spec_file(spec_path, ForeignSpec), Path(source)
     try:
         model = onnx.load(path)
         onnx.checker.check_model(str(path))

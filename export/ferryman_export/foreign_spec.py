@@ -1,11 +1,9 @@
 """`--onnx-spec FILE`: what someone else's ONNX file takes and answers, as its user wrote it down."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from ferryman.errors import FileAccessError, UsageError
 from ferryman.specs import Facts, PreprocessSpec
 
 
@@ -74,15 +72,3 @@ class ForeignSpec(Facts):
             if self.preprocess.fit != "pad":
                 raise ValueError("detection needs fit='pad': boxes are relative to the valid area")
         return self
-
-
-def read_foreign_spec(path: Path) -> ForeignSpec:
-    """Raises FileAccessError, and UsageError that says what is wrong in the file."""
-    try:
-        return ForeignSpec.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise FileAccessError(f"can't read {path}: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{path} is wrong at {where or 'its root'}: {first['msg']}") from error

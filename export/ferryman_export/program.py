@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ferryman.errors import CheckpointError, FileAccessError, UsageError
+from ferryman.errors import CheckpointError, UsageError
 from ferryman.specs import Facts, PreprocessSpec, Task
 from ferryman_export.own import OwnDetector, derive_spec
 from ferryman_export.program_archive import check_archive
+from ferryman_export.spec_file import read_spec_file
 from ferryman_models.checkpoints.base import Checkpoint
 
 SPEC_FILE = '{"task": "classification", "labels": [...], "preprocess": {"size": [height, width], "fit": ...}}'
@@ -59,7 +59,7 @@ def load_program(path: Path, source: str, spec_path: Path) -> Checkpoint:
     Raises CheckpointError for an archive that is damaged or holds more than a plain model, UsageError for a program
     with a fixed batch or other answers, FileAccessError.
     """
-    spec = read_spec(spec_path)
+    spec = read_spec_file(spec_path, ProgramSpec, SPEC_FILE)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -82,18 +82,6 @@ def load_program(path: Path, source: str, spec_path: Path) -> Checkpoint:
     found = derive_spec(module, spec.task, spec.labels, spec.preprocess)
     adapted = OwnDetector(module) if spec.task == "detection" else module
     return Checkpoint(source, hashlib.sha256(data).hexdigest(), "exported program", adapted, found, format="program")
-
-
-def read_spec(path: Path) -> ProgramSpec:
-    """Raises FileAccessError, and UsageError that says what is wrong in the file."""
-    try:
-        return ProgramSpec.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise FileAccessError(f"can't read {path}: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{path} is wrong at {where or 'its root'}: {first['msg']}; expected {SPEC_FILE}") from error
 
 
 def _check_inputs(program: torch.export.ExportedProgram, task: Task, source: str) -> bool:

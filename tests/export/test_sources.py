@@ -21,24 +21,12 @@ from ferryman.predictor import Predictor
 from ferryman_export.pipeline import ExportRequest, export
 from ferryman_models.checkpoints.weights_file import ARCHITECTURES
 
+from ..models.test_huggingface import DETR_FACTS
 from ..models.weights import randomize
 
 # Of probabilities, boxes as shares of the picture, and embeddings of size 1: the limit of fp32 parity.
 LIMIT = 1e-4
 ENCODER: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-DETECTOR: dict[str, Any] = {
-    "use_timm_backbone": False,
-    "use_pretrained_backbone": False,
-    "d_model": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64,
-    "num_queries": 9,
-    "num_labels": 5,
-}
 SQUARE = {"size": {"height": 32, "width": 32}}
 BIT = {"size": {"shortest_edge": 48}, "crop_size": {"height": 42, "width": 42}}
 
@@ -52,7 +40,7 @@ FOLDERS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
         BIT,
     ),
     "dinov2, encoder": ("Dinov2Model", ENCODER | {"image_size": 42, "patch_size": 14}, "bit", BIT),
-    "detr": ("DetrForObjectDetection", DETECTOR, "detr", {"size": {"height": 64, "width": 96}}),
+    "detr": ("DetrForObjectDetection", DETR_FACTS, "detr", {"size": {"height": 64, "width": 96}}),
 }
 
 
