@@ -212,3 +212,10 @@ def test_torchvision(tmp_path: Path) -> None:
         load_weights_file(path, "vit_b_16", "x", labels=("a", "b"))
     with pytest.raises(UsageError, match="--arch vit_x is not known; known are dinov2_vits14"):
         load_weights_file(path, "vit_x", "x")
+
+
+def test_an_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "empty.pth"
+    path.touch()
+    with pytest.raises(CheckpointError, match=r"empty\.pth can't be read as PyTorch weights: it is empty or cut short"):
+        load_weights_file(path, "detr_resnet50", "x")

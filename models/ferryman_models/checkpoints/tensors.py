@@ -138,7 +138,9 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             "Save the model's state_dict, best as safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, MemoryError) as error:
-        raise CheckpointError(f"{path} can't be read as PyTorch weights: {str(error).splitlines()[0]}") from error
+        # An empty file's error says nothing.
+        reason = (str(error).splitlines() or ["it is empty or cut short"])[0]
+        raise CheckpointError(f"{path} can't be read as PyTorch weights: {reason}") from error
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = cast("dict[str, object]", content)[wrapper]
