@@ -53,7 +53,13 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a m
 Spec = Annotated[
     Path | None, typer.Option(help="JSON file with task, labels and preprocess of an exported program (.pt2).")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of one inference; by default all.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of a model; by default all.")]
+Streams = Annotated[
+    int | None, typer.Option(min=1, help="Inferences side by side that share the threads, where the runtime has such.")
+]
+HintName = Annotated[
+    Literal["latency", "throughput"] | None, typer.Option("--hint", help="What to be good at; by default latency.")
+]
 
 
 @app.command()
@@ -131,12 +137,15 @@ def verify(
         Path | None, typer.Option(help="Where to write the certificate, by default into the bundle.")
     ] = None,
     threads: Threads = None,
+    streams: Streams = None,
+    hint: HintName = None,
     json_output: Json = False,
 ) -> None:
     """Prove on this device, without PyTorch, that a bundle answers like PyTorch; write a certificate."""
     from ferryman.commands.verify import run_verify
+    from ferryman.runtimes.base import Settings
 
-    run_verify(bundle, target, certificate, threads, json_output)
+    run_verify(bundle, target, certificate, Settings(threads, streams, hint or "latency"), json_output)
 
 
 @app.command()
@@ -176,7 +185,10 @@ def serve(
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="By default 127.0.0.1:8001; port 0 takes a free one.")
     ] = None,
+    target: TargetName = None,
     threads: Threads = None,
+    streams: Streams = None,
+    hint: HintName = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML file with settings of ServerConfig; options win over it.")
     ] = None,
@@ -185,7 +197,8 @@ def serve(
     """Serve a model repository over gRPC until SIGTERM or Ctrl-C."""
     from ferryman.commands.serve import run_serve
 
-    run_serve(repository, config, {"address": address, "threads": threads}, json_output)
+    options = {"address": address, "target": target, "threads": threads, "streams": streams, "hint": hint}
+    run_serve(repository, config, options, json_output)
 
 
 @app.command()
@@ -271,13 +284,17 @@ def bench(
     image: Annotated[list[Path] | None, typer.Option(help="Picture to measure with; may be repeated.")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long to measure.")] = 5.0,
     threads: Threads = None,
+    streams: Streams = None,
+    hint: HintName = None,
     json_output: Json = False,
 ) -> None:
     """Single-stream latency from encoded picture to answer, stage by stage."""
     from ferryman.commands.bench import run_bench
     from ferryman.commands.predict import Asker
+    from ferryman.runtimes.base import Settings
 
-    run_bench(Asker(bundle, address, model, target, threads), image or [], seconds, json_output)
+    settings = Settings(threads, streams, hint or "latency")
+    run_bench(Asker(bundle, address, model, target, settings), image or [], seconds, json_output)
 
 
 @app.command()

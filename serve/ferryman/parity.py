@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from ferryman.attest import Attestation
 from ferryman.diagnose import explain_failure
 from ferryman.errors import ParityError
 from ferryman.golden import GoldenSamples, Tensors
@@ -64,6 +65,7 @@ class ParityReport(Facts):
     top1_agreement, matched_detections: share over all batches; None for the tasks that have none
     detections: reference detections above the tolerance's threshold that were to be matched
     pixel_agreement, mask_iou: the lowest of any answer, see `mask_parity`; None for the tasks that have none
+    attestation: what the variant computes in which precision, None where only answers were compared
     failures: one line each, empty when everything is within tolerance
     """
 
@@ -79,6 +81,7 @@ class ParityReport(Facts):
     failures: tuple[str, ...]
     pixel_agreement: float | None = None
     mask_iou: float | None = None
+    attestation: Attestation | None = None
 
     @property
     def passed(self) -> bool:

@@ -28,6 +28,7 @@ from ferryman.results import (
     embedding_from_outputs,
 )
 from ferryman.runtimes import open_sessions
+from ferryman.runtimes.base import DEFAULT, Settings
 from ferryman.segmenting import segmentation_from_outputs
 from ferryman.specs import DETECTING, SEGMENTING, PreprocessSpec, Task
 
@@ -102,14 +103,14 @@ class Predictor:
     Raises TaskError when asked for another task than the model's.
     """
 
-    def __init__(self, bundle: Bundle, target: str | None = None, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, target: str | None = None, settings: Settings = DEFAULT) -> None:
         self.bundle = bundle
         self.spec = bundle.spec
-        self.sessions = open_sessions(bundle, target, threads)
+        self.sessions = open_sessions(bundle, target, settings)
 
     @classmethod
-    def open(cls, path: Path | str, target: str | None = None, threads: int | None = None) -> Self:
-        return cls(Bundle.open(path), target, threads)
+    def open(cls, path: Path | str, target: str | None = None, settings: Settings = DEFAULT) -> Self:
+        return cls(Bundle.open(path), target, settings)
 
     def classify(
         self, images: Sequence[bytes], top_k: int = DEFAULT_TOP_K, *, explain: bool = False

@@ -13,13 +13,13 @@ from ferryman.bundle import Bundle
 from ferryman.errors import EngineError, TensorError, UsageError
 from ferryman.golden import FILE_NAME, GoldenSamples, load_golden
 from ferryman.runtimes import RUNTIMES, open_sessions
-from ferryman.runtimes.base import Arrays, Runtime, Session
+from ferryman.runtimes.base import Arrays, Runtime, Session, Settings
 from ferryman.specs import Target
 
 from .toy import SPECS, TARGET
 
-# What a runtime's own variants are called, where the toys hold one; so far they are ONNX files.
-READS_ONNX = {"onnxruntime"}
+# Of each runtime a target that reads the toys' ONNX files as they are.
+TARGETS = {"onnxruntime": TARGET, "openvino": Target.parse("openvino-cpu-fp32")}
 
 
 @pytest.fixture(params=RUNTIMES)
@@ -28,7 +28,7 @@ def runtime(request: pytest.FixtureRequest) -> Runtime:
     why = found.missing()
     if why is not None:
         pytest.skip(why)
-    assert found.name in READS_ONNX, "make a variant of the toys for this runtime, and load it here"
+    assert found.name in TARGETS, "make a variant of the toys for this runtime, and load it here"
     return found
 
 
@@ -39,7 +39,7 @@ def bundle(request: pytest.FixtureRequest, toy_repository: Path) -> Bundle:
 
 @pytest.fixture
 def session(runtime: Runtime, bundle: Bundle) -> Iterator[Session]:
-    with runtime.load(bundle.file("model.onnx"), TARGET, bundle.spec, threads=1) as loaded:
+    with runtime.load(bundle.file("model.onnx"), TARGETS[runtime.name], bundle.spec, Settings(threads=1)) as loaded:
         yield loaded
 
 
@@ -124,7 +124,7 @@ def test_wrong_names(session: Session, golden: GoldenSamples) -> None:
 def test_one_batch_throughout(runtime: Runtime, toy_repository: Path) -> None:
     bundle = Bundle.open(toy_repository / "toy-detector")
     golden = load_golden(bundle.file(FILE_NAME), bundle.spec)
-    with runtime.load(bundle.file("model.onnx"), TARGET, bundle.spec) as session:
+    with runtime.load(bundle.file("model.onnx"), TARGETS[runtime.name], bundle.spec) as session:
         inputs = golden.batch([0, 1]) | {"valid_size": golden.inputs["valid_size"][:1]}
         with pytest.raises(TensorError, match="batch is 2 in input image and 1 in input valid_size"):
             session.run(inputs)
@@ -191,7 +191,7 @@ def test_garbage_can_not_be_loaded(runtime: Runtime, bundle: Bundle, data: bytes
     whole = bundle.file("model.onnx").read_bytes()
     place.write_bytes(whole[: len(whole) // 2] if data is None else data)
     with pytest.raises(EngineError) as caught:
-        runtime.load(place, TARGET, bundle.spec)
+        runtime.load(place, TARGETS[runtime.name], bundle.spec)
     assert "can't load" in str(caught.value)
     assert str(place) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -199,7 +199,7 @@ def test_garbage_can_not_be_loaded(runtime: Runtime, bundle: Bundle, data: bytes
 
 def test_what_is_not_there_can_not_be_loaded(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"can't load .*nowhere"):
-        runtime.load(tmp_path / "nowhere", TARGET, bundle.spec)
+        runtime.load(tmp_path / "nowhere", TARGETS[runtime.name], bundle.spec)
     with pytest.raises(EngineError, match="fridge"):
         runtime.load(bundle.file("model.onnx"), Target.parse(f"{runtime.name}-fridge-fp32"), bundle.spec)
 
@@ -207,12 +207,12 @@ def test_what_is_not_there_can_not_be_loaded(runtime: Runtime, bundle: Bundle, t
 def test_a_graph_of_another_model(runtime: Runtime, toy_repository: Path) -> None:
     classifier = Bundle.open(toy_repository / "toy-classifier")
     with pytest.raises(EngineError, match=r"has inputs and outputs .*probabilities.*, expected .*valid_size"):
-        runtime.load(classifier.file("model.onnx"), TARGET, SPECS["toy-detector"])
+        runtime.load(classifier.file("model.onnx"), TARGETS[runtime.name], SPECS["toy-detector"])
 
 
 def test_open_sessions(toy_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.open(toy_repository / "toy-classifier")
-    (session,) = open_sessions(bundle, str(TARGET), threads=2)
+    (session,) = open_sessions(bundle, str(TARGET), Settings(threads=2))
     with session:
         assert session.spec == bundle.spec
     with pytest.raises(UsageError, match="has no variant nothing; it has onnxruntime-cpu-fp32"):
@@ -223,3 +223,11 @@ def test_open_sessions(toy_repository: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delitem(RUNTIMES, "onnxruntime")
     with pytest.raises(EngineError, match="upgrade it"):
         open_sessions(bundle)
+
+
+def test_it_tells_what_it_computes_in(session: Session, golden: GoldenSamples) -> None:
+    told = session.attest(golden.batch([0]))
+    assert set(told.products) == (set() if session.spec.task == "embedding" else {"fp32"})  # that toy only averages
+    assert sum(told.products.values()) <= sum(sum(counts.values()) for counts in told.operators.values())
+    assert told.find_failures("fp32") == []
+    assert "run in int8 (" in told.find_failures("int8")[0]

@@ -27,6 +27,7 @@ from ferryman.manifest import SCHEMA_VERSION, SourceFacts, VariantFacts
 from ferryman.parity import TOLERANCES, ParityReports, check_parity
 from ferryman.preprocess import preprocess_image, stack_inputs
 from ferryman.runtimes import RUNTIMES
+from ferryman.runtimes.base import Settings
 from ferryman.specs import ModelSpec, PreprocessSpec, Target, TensorSpec, classification_spec, detection_spec
 
 TARGET = Target.parse("onnxruntime-cpu-fp32")
@@ -102,7 +103,7 @@ def add_toy_bundle(repository: Path, name: str, samples: int = 6) -> Bundle:
         onnx.save(toy_graph(name), graph)
         save_golden(staging / GOLDEN, golden)
         runtime = RUNTIMES[TARGET.runtime]
-        with runtime.load(graph, TARGET, spec, threads=1) as session:
+        with runtime.load(graph, TARGET, spec, Settings(threads=1)) as session:
             report = check_parity(session.run, golden, spec, tolerance, str(TARGET), runtime.version())
         report.raise_for_failures()
         reports = ParityReports(reports=(report,))

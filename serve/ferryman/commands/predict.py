@@ -25,6 +25,7 @@ from ferryman.files import replace_file
 from ferryman.predictor import Predictor, Timings
 from ferryman.preprocess import decode_image
 from ferryman.results import Classification, Detections, Embedding, Segmentation
+from ferryman.runtimes.base import DEFAULT, Settings
 
 if TYPE_CHECKING:
     from ferryman.client import Client
@@ -95,7 +96,7 @@ class Asker:
     address: str | None
     model: str | None
     target: str | None
-    threads: int | None = None
+    settings: Settings = DEFAULT
 
     def __post_init__(self) -> None:
         if (self.bundle is None) == (self.address is None):
@@ -108,7 +109,7 @@ class Asker:
     @contextmanager
     def open(self) -> Generator[Answers, None, None]:
         if self.bundle is not None:
-            with Predictor.open(self.bundle, self.target, self.threads) as predictor:
+            with Predictor.open(self.bundle, self.target, self.settings) as predictor:
                 yield _Local(predictor)
             return
         from ferryman.client import Client

@@ -9,8 +9,10 @@ from ferryman.commands.console import make_table, out, print_json, print_table, 
 from ferryman.device import DeviceFacts, read_device
 from ferryman.errors import FileAccessError
 from ferryman.files import replace_file
-from ferryman.parity import ParityReport, check_parity, count_runs
+from ferryman.parity import ParityReport, count_runs
+from ferryman.proof import prove_session
 from ferryman.runtimes import RUNTIMES, open_sessions
+from ferryman.runtimes.base import Settings
 from ferryman.specs import Facts
 
 
@@ -31,7 +33,7 @@ class Certificate(Facts):
             report.raise_for_failures()
 
 
-def verify_bundle(bundle: Bundle, target: str | None, threads: int | None) -> Certificate:
+def verify_bundle(bundle: Bundle, target: str | None, settings: Settings) -> Certificate:
     """Runs the target's variants on every golden sample, alone and in batches, against PyTorch's stored answers."""
     variants = bundle.variants(target)
     built = variants[0].target
@@ -46,12 +48,10 @@ def verify_bundle(bundle: Bundle, target: str | None, threads: int | None) -> Ce
             done += count
             show(f"compare {built} with PyTorch's answers", done, total)
 
-        for session, samples in zip(open_sessions(bundle, target, threads), golden, strict=True):
+        for session, samples in zip(open_sessions(bundle, target, settings), golden, strict=True):
             opened.callback(session.close)
             version = RUNTIMES[built.runtime].version()
-            reports.append(
-                check_parity(session.run, samples, session.spec, tolerance, str(built), version, advance=advance)
-            )
+            reports.append(prove_session(session, samples, built, tolerance, version, advance=advance))
     return Certificate(
         bundle=f"{bundle.name}/{bundle.version}",
         bundle_digest=bundle.digest,
@@ -63,13 +63,13 @@ def verify_bundle(bundle: Bundle, target: str | None, threads: int | None) -> Ce
     )
 
 
-def run_verify(path: Path, target: str | None, where: Path | None, threads: int | None, json_output: bool) -> None:
+def run_verify(path: Path, target: str | None, where: Path | None, settings: Settings, json_output: bool) -> None:
     """Raises ParityError (exit status 3) when out of tolerance; the certificate is written either way.
 
     Raises FileAccessError when it can't be written and all else is fine.
     """
     bundle = Bundle.open(path)
-    certificate = verify_bundle(bundle, target, threads)
+    certificate = verify_bundle(bundle, target, settings)
     text = certificate.model_dump_json(indent=2) + "\n"
     try:
         if where is None:
@@ -113,5 +113,9 @@ def print_report(report: ParityReport) -> None:
         task += f", {report.pixel_agreement:.3%} of the pixels or more agree"
     if report.mask_iou is not None:
         task += f", masks' IoU {report.mask_iou:.4f} or more"
+    if report.attestation is not None:
+        products = report.attestation.products
+        counted = ", ".join(f"{count} in {name}" for name, count in sorted(products.items()))
+        task += f"; matrix products with weights: {counted or 'none'}"
     height, width = report.size
     out.print(f"{report.target} at {height}x{width} ({report.runtime_version}): {verdict}{task}")

@@ -2,23 +2,43 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ferryman.attest import Attestation
 from ferryman.errors import EngineError, TensorError
 from ferryman.specs import ModelSpec, Target, TensorSpec
 
 Arrays = Mapping[str, NDArray[Any]]
+Hint = Literal["latency", "throughput"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a variant is run; none of it changes its answers. A runtime that has no such thing ignores a setting.
+
+    threads: of the CPU, None for all
+    streams: runs that go on side by side and share the threads, None for what suits the hint
+    hint: what to be good at: one answer soon, or many answers
+    """
+
+    threads: int | None = None
+    streams: int | None = None
+    hint: Hint = "latency"
+
+
+DEFAULT = Settings()
 
 
 class Session(ABC):
     """One loaded variant. `run` may be called from several threads at once; after `close` it raises EngineError.
 
-    A subclass implements `_run` and `_close`; it may take for granted that inputs fit the spec.
+    A subclass implements `_run`, `_close` and `attest`; `_run` may take for granted that inputs fit the spec.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -50,6 +70,13 @@ class Session(ABC):
         self.close()
 
     @abstractmethod
+    def attest(self, inputs: Arrays) -> Attestation:
+        """What the loaded variant computes in which precision; `inputs`: a batch, for runtimes that tell as they run.
+
+        Raises EngineError when the runtime does not tell.
+        """
+
+    @abstractmethod
     def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]: ...
 
     @abstractmethod
@@ -75,10 +102,10 @@ class Runtime(ABC):
         """Devices of this machine that it can use, in the words of targets: `cpu`, `cuda` ..."""
 
     @abstractmethod
-    def load(self, path: Path, target: Target, spec: ModelSpec, threads: int | None = None) -> Session:
-        """Loads a variant's main file. threads: of the CPU that one run may use, None for all.
+    def load(self, path: Path, target: Target, spec: ModelSpec, settings: Settings = DEFAULT) -> Session:
+        """Loads a variant's main file.
 
-        Raises EngineError when the file can't be loaded or the device is not there.
+        Raises EngineError when the file can't be loaded, the device is not there or hasn't got the precision.
         """
 
 

@@ -1,12 +1,15 @@
 """ONNX Runtime."""
 
+import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from numpy.typing import NDArray
 
+from ferryman.attest import Attestation, attestation
 from ferryman.errors import EngineError
-from ferryman.runtimes.base import Arrays, Runtime, Session
+from ferryman.runtimes.base import DEFAULT, Arrays, Runtime, Session, Settings
 from ferryman.specs import ModelSpec, Target
 
 if TYPE_CHECKING:
@@ -32,20 +35,11 @@ class OnnxRuntime(Runtime):
         available = onnxruntime.get_available_providers()
         return tuple(device for device, provider in _PROVIDERS.items() if provider in available)
 
-    def load(self, path: Path, target: Target, spec: ModelSpec, threads: int | None = None) -> Session:
-        import onnxruntime
-
+    def load(self, path: Path, target: Target, spec: ModelSpec, settings: Settings = DEFAULT) -> Session:
         if target.device not in _PROVIDERS:
             raise EngineError(f"{target}: this version of Ferryman drives ONNX Runtime on {', '.join(_PROVIDERS)}")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors; its warnings speak of graph optimisations, and go to stderr
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        try:
-            session = onnxruntime.InferenceSession(path, options, providers=[_PROVIDERS[target.device]])
-        # ONNX Runtime's exceptions share no base class but Exception.
-        except Exception as error:
-            raise EngineError(f"ONNX Runtime can't load {path}: {_one_line(error)}") from error
+        provider = _PROVIDERS[target.device]
+        session = _open(path, _choose_options(settings), provider)
         names = (
             tuple(value.name for value in session.get_inputs()),
             tuple(value.name for value in session.get_outputs()),
@@ -54,17 +48,70 @@ class OnnxRuntime(Runtime):
             raise EngineError(
                 f"{path} has inputs and outputs {names}, expected {spec.input_names}, {spec.output_names}"
             )
-        return OnnxRuntimeSession(spec, session)
+        return OnnxRuntimeSession(spec, session, path, provider)
+
+
+def _choose_options(settings: Settings) -> Any:  # SessionOptions, which the package does not type
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; its warnings speak of graph optimisations, and go to stderr
+    if settings.threads is not None:
+        options.intra_op_num_threads = settings.threads
+    return options
+
+
+def _open(path: Path, options: Any, provider: str) -> "InferenceSession":
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=[provider])
+    # ONNX Runtime's exceptions share no base class but Exception.
+    except Exception as error:
+        raise EngineError(f"ONNX Runtime can't load {path}: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+_PRECISIONS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "uint8": "int8", "int8": "int8"}
+_PRODUCTS = ("MatMul", "Gemm", "QGemm", "Conv")
+
+
+def _describe_node(node: dict[str, Any]) -> tuple[str, str, bool]:
+    """Kind and precision of a node that ran, and whether it is a matrix product with weights.
+
+    A product's weights are of rank 2, and not listed when they were packed at loading; the products of attention have
+    a second operand of rank 3 or 4.
+    """
+    kind = str(node["op_name"])
+    operands = [next(iter(operand.items())) for operand in node.get("input_type_shape", [])]
+    dtype = operands[0][0] if operands else "none"
+    product = any(word in kind for word in _PRODUCTS)
+    if product and "Conv" not in kind:
+        product = all(len(shape) < 3 for _, shape in operands[1:])
+    integers = product and ("Integer" in kind or kind.startswith(("QLinear", "QGemm", "DynamicQuantize")))
+    return kind, "int8" if integers else _PRECISIONS.get(dtype, dtype), product
+
+
 class OnnxRuntimeSession(Session):
-    def __init__(self, spec: ModelSpec, session: "InferenceSession") -> None:
+    def __init__(self, spec: ModelSpec, session: "InferenceSession", path: Path, provider: str) -> None:
         super().__init__(spec)
         self._session: InferenceSession | None = session
+        self._path, self._provider = path, provider
+
+    def attest(self, inputs: Arrays) -> Attestation:
+        """ONNX Runtime tells what it runs only as it runs: the file is loaded once more, with its profiler on."""
+        options = _choose_options(Settings(threads=1))
+        options.enable_profiling = True
+        with tempfile.TemporaryDirectory() as folder:
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = _open(self._path, options, self._provider)
+            session.run(None, dict(inputs))
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        nodes = [event["args"] for event in events if event["cat"] == "Node" and "op_name" in event["args"]]
+        return attestation([_describe_node(node) for node in nodes if node["op_name"]])
 
     def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         session = self._session

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ferryman.errors import AddressError, BundleError, FerrymanError, UsageError
 from ferryman.preprocess import MAX_PIXELS
+from ferryman.runtimes.base import Hint, Settings
 from ferryman.server.engine import Engine, EngineLimits
 from ferryman.server.health import SERVICE, Health
 from ferryman.server.interceptors import CallsInFlight, ErrorInterceptor
@@ -39,7 +40,7 @@ class ServerConfig(Facts):
     repository: folder of NAME/VERSION bundles; models: the names to serve, all when empty
     address: HOST:PORT, `[HOST]:PORT` for IPv6; port 0 takes a free one
     target: the variant of every model, by default each bundle's first
-    threads: of the CPU for one run of one model, None for all
+    threads, streams, hint: of each model, see `runtimes.base.Settings`
     max_message_bytes: of one request; max_pixels: of one picture
     max_batch, queue_limit: see EngineLimits; max_images_per_request, stream_window: see RequestLimits
     grace_seconds: how long requests in flight may take when the server stops
@@ -50,6 +51,8 @@ class ServerConfig(Facts):
     models: tuple[str, ...] = ()
     target: str | None = None
     threads: Positive | None = None
+    streams: Positive | None = None
+    hint: Hint = "latency"
     max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 64 * 1024 * 1024
     max_images_per_request: Positive = 64
     max_pixels: Positive = MAX_PIXELS
@@ -104,11 +107,12 @@ class VisionServer:
         self.calls = CallsInFlight()
         self._listening = False
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="images")
+        settings = Settings(config.threads, config.streams, config.hint)
         limits = EngineLimits(max_batch=config.max_batch, queue_limit=config.queue_limit, max_pixels=config.max_pixels)
         self.models = ModelRepository[Engine](
             config.repository,
             config.models,
-            load or partial(load_model, target=config.target, threads=config.threads),
+            load or partial(load_model, target=config.target, settings=settings),
             lambda model: Engine(model, limits, self._pool),
         )
         self._server = grpc.aio.server(

@@ -11,7 +11,7 @@ from ferryman.errors import BundleCorruptError, FerrymanError
 from ferryman.golden import GoldenSamples
 from ferryman.parity import ParityReport, ParityReports, check_parity
 from ferryman.runtimes import RUNTIMES, open_sessions
-from ferryman.runtimes.base import Session
+from ferryman.runtimes.base import DEFAULT, Session, Settings
 
 PARITY = "parity.json"
 WARM_UP_SAMPLES = 4
@@ -58,7 +58,7 @@ class LoadedModel:
             session.close()
 
 
-def load_model(folder: Path, target: str | None = None, threads: int | None = None) -> LoadedModel:
+def load_model(folder: Path, target: str | None = None, settings: Settings = DEFAULT) -> LoadedModel:
     """Opens NAME/VERSION, loads a target's variants and warms them up with golden samples. Blocks.
 
     Raises a BundleError, UsageError for a target that the bundle has not, EngineError, and ParityError when
@@ -69,7 +69,7 @@ def load_model(folder: Path, target: str | None = None, threads: int | None = No
     tolerance = bundle.tolerance(built)
     few = [_first_samples(bundle.golden(index), WARM_UP_SAMPLES) for index in range(len(bundle.manifest.specs))]
     measured = _read_parity(bundle, str(built))
-    sessions = open_sessions(bundle, target, threads)
+    sessions = open_sessions(bundle, target, settings)
     version = RUNTIMES[built.runtime].version()
     model = LoadedModel(folder.parent.name, bundle.version, bundle, str(built), version, measured, sessions)
     try:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ferryman.bundle import Bundle
 from ferryman.golden import GoldenSamples
+from ferryman.runtimes import RUNTIMES
 
 from ..toy import LABELS, change_golden
 from .outcome import Cli, finish, spawn
@@ -195,7 +196,7 @@ def test_inspect(cli: Cli, toy_repository: Path) -> None:
 
 def test_doctor(cli: Cli) -> None:
     document = cli("doctor", "--json").document
-    assert [runtime["runtime"] for runtime in document["runtimes"]] == ["onnxruntime"]
+    assert [runtime["runtime"] for runtime in document["runtimes"]] == list(RUNTIMES)
     assert document["runtimes"][0]["devices"] == ["cpu"]
     assert {extra["extra"] for extra in document["extras"]} >= {"export", "train"}
     for extra in document["extras"]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ferryman.runtimes.base import Arrays, Session
+from ferryman.attest import Attestation
+from ferryman.runtimes.base import Arrays, Session, Settings
 from ferryman.server.loading import LoadedModel, load_model
 
 PATIENCE_S = 240
@@ -65,11 +66,14 @@ class GatedSession(Session):
         self._gate(len(inputs["image"]))
         return self._session.run(inputs)
 
+    def attest(self, inputs: Arrays) -> Attestation:
+        return self._session.attest(inputs)
+
     def _close(self) -> None:
         self._session.close()
 
 
 def load_gated(folder: Path, gate: Callable[[int], None]) -> LoadedModel:
     """`load_model`, whose sessions then stand behind the gate."""
-    model = load_model(folder, threads=1)
+    model = load_model(folder, settings=Settings(threads=1))
     return replace(model, sessions=tuple(GatedSession(session, gate) for session in model.sessions))

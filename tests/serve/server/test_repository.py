@@ -25,6 +25,7 @@ from ferryman.errors import (
     UsageError,
 )
 from ferryman.golden import GoldenSamples
+from ferryman.runtimes.base import Settings
 from ferryman.server.loading import LoadedModel, load_model
 from ferryman.server.repository import ModelRepository
 
@@ -41,7 +42,7 @@ class Loader:
     def __call__(self, folder: Path) -> LoadedModel:
         self.loaded.append("/".join(folder.parts[-2:]))
         self._fails(folder)
-        return load_model(folder, threads=1)
+        return load_model(folder, settings=Settings(threads=1))
 
 
 class Holder:
@@ -96,7 +97,7 @@ async def test_versions(copy: Path) -> None:
 
 
 async def test_a_model_says_what_it_is(toy_repository: Path) -> None:
-    model = await asyncio.to_thread(load_model, toy_repository / "toy-detector" / "1", threads=1)
+    model = await asyncio.to_thread(load_model, toy_repository / "toy-detector" / "1", settings=Settings(threads=1))
     facts = model.facts
     assert (facts.name, facts.version, facts.task, facts.target) == ("toy-detector", 1, "detection", str(TARGET))
     assert facts.bundle_digest == Bundle.open(toy_repository / "toy-detector").digest

@@ -1,0 +1,150 @@
+"""OpenVINO. A variant is an IR (model.xml and model.bin), compiled for one picture: static shapes are faster."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferryman.attest import Attestation, attestation
+from ferryman.errors import EngineError
+from ferryman.runtimes.base import DEFAULT, Arrays, Runtime, Session, Settings
+from ferryman.specs import ModelSpec, Target
+
+if TYPE_CHECKING:
+    from openvino import CompiledModel, Core, InferRequest
+
+_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
+_PRODUCTS = ("FullyConnected", "Convolution", "GroupConvolution", "Deconvolution")
+
+
+class OpenVino(Runtime):
+    name = "openvino"
+    extra = "openvino"
+
+    def __init__(self) -> None:
+        self._core: Core | None = None
+
+    def missing(self) -> str | None:
+        return None if find_spec("openvino") else "OpenVINO is not installed: pip install 'ferryman[openvino]'"
+
+    def version(self) -> str:
+        import openvino
+
+        return openvino.__version__.split("-")[0]
+
+    def devices(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name.split(".")[0].lower() for name in self._open_core().available_devices))
+
+    def _open_core(self) -> "Core":
+        # One for the process: it keeps the devices' plugins.
+        if self._core is None:
+            import openvino
+
+            self._core = openvino.Core()
+        return self._core
+
+    def load(self, path: Path, target: Target, spec: ModelSpec, settings: Settings = DEFAULT) -> Session:
+        core = self._open_core()
+        if target.device not in self.devices():
+            raise EngineError(f"{target}: OpenVINO has no such device here, only {', '.join(self.devices())}")
+        device = target.device.upper()
+        config = self._choose_config(core, device, target, settings)
+        try:
+            model = core.read_model(path)
+            names = tuple(tensor.any_name for tensor in model.inputs), tuple(out.any_name for out in model.outputs)
+            if names != (spec.input_names, spec.output_names):
+                raise EngineError(
+                    f"{path} has inputs and outputs {names}, expected {spec.input_names}, {spec.output_names}"
+                )
+            model.reshape({tensor.name: [1, *tensor.shape[1:]] for tensor in spec.inputs})
+            compiled = core.compile_model(model, device, config)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO can't load {path}: {_one_line(error)}") from error
+        return OpenVinoSession(spec, compiled)
+
+    @staticmethod
+    def _choose_config(core: "Core", device: str, target: Target, settings: Settings) -> dict[str, Any]:
+        able = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+        wanted = target.precision
+        if wanted in ("bf16", "fp16", "int8") and {"bf16": "BF16", "fp16": "FP16", "int8": "INT8"}[wanted] not in able:
+            raise EngineError(f"{target}: this {device} has no {wanted}; OpenVINO would run it in fp32 without a word")
+        # What int8 leaves in floating point: bf16 where the processor has it, as fp32 would be the slower half.
+        floating = _PRECISIONS.get(wanted, "bf16" if "BF16" in able else "f32")
+        config: dict[str, Any] = {
+            "PERFORMANCE_HINT": settings.hint.upper(),
+            "INFERENCE_PRECISION_HINT": floating,  # else OpenVINO takes bf16 for fp32 where it can
+        }
+        if device == "CPU" and settings.threads is not None:
+            config["INFERENCE_NUM_THREADS"] = settings.threads
+        if settings.streams is not None:
+            config["NUM_STREAMS"] = str(settings.streams)
+        return config
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+class OpenVinoSession(Session):
+    """Runs a batch picture by picture, as many side by side as there are streams; neighbours can't touch each other."""
+
+    def __init__(self, spec: ModelSpec, compiled: "CompiledModel") -> None:
+        super().__init__(spec)
+        self._compiled: CompiledModel | None = compiled
+        self._streams = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self._idle: SimpleQueue[InferRequest] = SimpleQueue()
+
+    def attest(self, inputs: Arrays) -> Attestation:
+        compiled = self._compiled
+        if compiled is None:
+            raise EngineError("the session is closed")
+        found: list[tuple[str, str, bool]] = []
+        for node in compiled.get_runtime_model().get_ops():
+            facts = node.get_rt_info()
+            kind = str(facts["layerType"].astype(str))
+            precision = str(facts["runtimePrecision"].astype(str))
+            found.append((kind, _NAMES.get(precision, precision), kind in _PRODUCTS))
+        return attestation(found)
+
+    def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        compiled = self._compiled
+        if compiled is None:  # closed by another thread after the check
+            raise EngineError("the session is closed")
+        batch = len(inputs["image"])
+        answers = [
+            np.empty((batch, *(int(size) for size in tensor.shape[1:])), np.dtype(tensor.dtype))
+            for tensor in self.spec.outputs
+        ]
+        requests = [self._take(compiled) for _ in range(min(batch, self._streams))]
+        try:
+            for start in range(0, batch, len(requests)):
+                # A row of a contiguous array is contiguous: OpenVINO reads it where it lies, so it must stay there.
+                rows = [
+                    {name: np.ascontiguousarray(array[index : index + 1]) for name, array in inputs.items()}
+                    for index in range(start, min(start + len(requests), batch))
+                ]
+                for request, row in zip(requests, rows, strict=False):
+                    request.start_async(row, share_inputs=True)
+                for index, request in enumerate(requests[: len(rows)], start):
+                    request.wait()
+                    for answer, output in zip(answers, request.output_tensors, strict=True):
+                        answer[index] = output.data[0]
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failed on a batch of {batch}: {_one_line(error)}") from error
+        for request in requests:  # one that failed may still be busy, and is dropped
+            self._idle.put(request)
+        return dict(zip(self.spec.output_names, answers, strict=True))
+
+    def _take(self, compiled: "CompiledModel") -> "InferRequest":
+        try:
+            return self._idle.get_nowait()
+        except Empty:
+            return compiled.create_infer_request()
+
+    def _close(self) -> None:
+        self._compiled = None
+        self._idle = SimpleQueue()
