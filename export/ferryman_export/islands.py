@@ -1,0 +1,106 @@
+"""Which blocks of a graph must stay in floating point: found by measuring, not by their names.
+
+Every block is put into the low precision alone, and ranked by the error that it adds to the answers. Then the worst are
+given back, as few as the tolerance allows.
+"""
+
+from collections.abc import Callable, Mapping, Sequence, Set
+
+from ferryman.errors import ParityError
+from ferryman.specs import Facts
+
+
+class Verdict(Facts):
+    """error: of the answers, relative to their magnitude; passed: the tolerance; why: not, in a line"""
+
+    error: float
+    passed: bool
+    why: str = ""
+
+
+class BlockError(Facts):
+    """error: of the answers when this block alone is in the low precision, over what is there without any"""
+
+    block: str
+    error: float
+
+
+class CurvePoint(Facts):
+    """What was measured with the `islands` worst blocks in fp32."""
+
+    islands: int
+    error: float
+    passed: bool
+
+
+class IslandReport(Facts):
+    """blocks: all that could be in the low precision, the worst first; empty when nothing had to be ranked
+    islands: those kept in fp32; curve: what the search tried, by the number of islands
+    """
+
+    blocks: tuple[BlockError, ...] = ()
+    islands: tuple[str, ...] = ()
+    curve: tuple[CurvePoint, ...]
+
+
+Judge = Callable[[Set[str]], Verdict]
+
+
+def rank_blocks(
+    blocks: Sequence[str], judge: Judge, advance: Callable[[int], None] = lambda done: None
+) -> tuple[BlockError, ...]:
+    """Each block alone in the low precision, the worst first. `judge`: the verdict with these blocks kept in fp32."""
+    found: list[BlockError] = []
+    everything = frozenset(blocks)
+    for block in blocks:
+        found.append(BlockError(block=block, error=judge(everything - {block}).error))
+        advance(1)
+    return tuple(sorted(found, key=lambda one: -one.error))
+
+
+def search_islands(
+    judge: Judge, rank: Callable[[], tuple[BlockError, ...]], cost: Mapping[str, int], allowed: int, what: str
+) -> IslandReport:
+    """The fewest worst blocks that have to stay in fp32.
+
+    judge: the verdict with these blocks kept in fp32; rank: see `rank_blocks`, called only when it is needed
+    cost: matrix products in each block; allowed: how many may stay in fp32, lest the precision's name be a lie
+    Raises ParityError when that does not suffice; `what` names the variant there.
+    """
+    first = judge(frozenset())
+    curve = [CurvePoint(islands=0, error=first.error, passed=first.passed)]
+    if first.passed:
+        return IslandReport(curve=tuple(curve))
+    ranked = rank()
+    why = first.why
+
+    def holds(count: int) -> bool:
+        nonlocal why
+        verdict = judge(frozenset(one.block for one in ranked[:count]))
+        curve.append(CurvePoint(islands=count, error=verdict.error, passed=verdict.passed))
+        why = verdict.why or why
+        return verdict.passed
+
+    budget, spent = 0, 0
+    for one in ranked:
+        spent += cost[one.block]
+        if spent > allowed:
+            break
+        budget += 1
+    # Doubling, then halving: a handful of islands is the rule, and every verdict costs a run over all pictures.
+    low, high = 0, min(1, budget)
+    while not (high and holds(high)):
+        if high == budget:
+            raise ParityError(
+                f"{what} is out of tolerance with {budget} of {len(ranked)} blocks in fp32, as many as its name allows: "
+                f"{why}"
+            )
+        low, high = high, min(2 * high, budget)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return IslandReport(
+        blocks=ranked,
+        islands=tuple(one.block for one in ranked[:high]),
+        curve=tuple(sorted(curve, key=lambda point: point.islands)),
+    )
