@@ -235,12 +235,13 @@ def embed(
         Path | None, typer.Option("--output", "-o", metavar="FILE.npz", help="Write class tokens and patches there.")
     ] = None,
     draw: Draw = None,
+    explain: Explain = None,
     json_output: Json = False,
 ) -> None:
     """Turn pictures into vectors: one for the whole, one for each patch."""
     from ferryman.commands.predict import Asker, run_embed
 
-    run_embed(Asker(bundle, address, model, target), images, output, draw, json_output)
+    run_embed(Asker(bundle, address, model, target), images, output, draw, explain, json_output)
 
 
 @app.command()
