@@ -112,6 +112,9 @@ WRONG: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], type[FerrymanError]
         "model_info", ("toy-classifier",), {"version": 2**63}, UsageError, "which is out of range"),
     "threshold 2": (
         "detect", ([PICTURE],), {"model": "toy-detector", "score_threshold": 2}, UsageError, "score_threshold is 2"),
+    "maps of what was exported without": (
+        "embed", ([PICTURE],), {"model": "toy-embedder", "explain": True}, UsageError,
+        "toy-embedder was exported without attention maps"),
     "no time": (
         "detect", ([PICTURE],), {"model": "toy-detector", "timeout": 0}, UsageError, "timeout is 0, expected seconds"),
     "too large for this client": (
