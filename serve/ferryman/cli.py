@@ -158,9 +158,10 @@ def inspect(
 
     options = (arch, labels, head, adapter, revision, spec)
     path = Path(what)
+    checkpoint = any((path / name).exists() for name in ("config.json", "adapter_config.json"))
     # A folder that is neither: that it is no bundle is said without loading PyTorch.
-    if is_bundle(path) or (path.is_dir() and not (path / "config.json").exists()):
-        if options != (None,) * len(options):
+    if is_bundle(path) or (path.is_dir() and not checkpoint):
+        if is_bundle(path) and options != (None,) * len(options):
             raise UsageError(f"{what} is a bundle, which says itself what it is: leave out the options of a source")
         run_inspect(path, json_output)
         return
