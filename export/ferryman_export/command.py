@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ferryman.commands.console import make_table, out, print_json, print_table, show_stages
-from ferryman.commands.inspect import read_parity
+from ferryman.commands.inspect import describe_specs, read_parity
 from ferryman.commands.verify import print_report
 from ferryman.errors import UsageError
 from ferryman_export.pipeline import TARGET, ExportRequest, export
@@ -85,7 +85,6 @@ def run_inspect_source(source: str, options: SourceOptions, json_output: bool) -
         }
         print_json(document)
         return
-    preprocess = spec.preprocess
     table = make_table("", "")
     table.show_header = False
     table.add_row("checkpoint", checkpoint.source)
@@ -94,24 +93,11 @@ def run_inspect_source(source: str, options: SourceOptions, json_output: bool) -
     stored = ", ".join(checkpoint.dtypes)
     table.add_row("size", f"{parameters:,} parameters, stored as {stored}, {parameters * 4 / 1e6:.1f} MB as float32")
     table.add_row("digest", checkpoint.sha256)
-    first = ", ".join(spec.labels[:5]) + (", …" if len(spec.labels) > 5 else "")
-    table.add_row("task", f"{spec.task}, {len(spec.labels)} labels{f': {first}' if first else ''}")
-    for kind, tensors in (("input", spec.inputs), ("output", spec.outputs)):
-        for tensor in tensors:
-            table.add_row(kind, f"{tensor.name}: {tensor.dtype} ({', '.join(str(size) for size in tensor.shape)})")
-    how = {"crop": f"shorter side to {preprocess.shortest_edge}, centre cut out of", "pad": "fitted into"}
-    table.add_row(
-        "preprocessing",
-        f"{how.get(preprocess.fit, 'stretched to')} {'x'.join(map(str, preprocess.size))}, {preprocess.interpolation}; "
-        f"mean {_round(preprocess.mean)}, deviation {_round(preprocess.std)}",
-    )
+    for row in describe_specs([spec]):
+        table.add_row(*row)
     for note in checkpoint.notes:
         table.add_row("note", note)
     print_table(table)
-
-
-def _round(values: tuple[float, ...]) -> str:
-    return ", ".join(f"{value:.4g}" for value in values)
 
 
 def peak_memory_bytes() -> int:

@@ -108,7 +108,7 @@ def open_file(path: Path, source: str, options: SourceOptions) -> Checkpoint:
         )
     missing = {
         ".pt2": f"does not say what its model is for; add --spec FILE with {SPEC_FILE}",
-        ".onnx": "does not say what it takes and answers; add --onnx-spec FILE",
+        ".onnx": "does not say what it takes and answers; write it down and export it with --onnx-spec FILE",
     } | dict.fromkeys((".pth", ".pt", ".bin"), f"does not say what it holds; add --arch: {', '.join(ARCHITECTURES)}")
     if path.suffix == ".pt2" and options.spec is not None:
         options.allow(source, "spec")

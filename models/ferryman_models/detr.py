@@ -135,6 +135,15 @@ class DecoderLayer(nn.Module):
         return self.norm_feed_forward(x + self.dropout(fed))
 
 
+def choose_pixels(pixels: int, cells: int) -> Tensor:
+    """The pixel of each cell that PyTorch's nearest resize takes: (cells,) int64, ascending.
+
+    As indices, since ONNX's Resize divides by the scale's inverse: of 6 cells of 14 pixels it takes pixel 13 for the
+    second, which is still the picture where padding begins at 14.
+    """
+    return (torch.arange(cells, dtype=torch.float32) * (pixels / cells)).floor().to(torch.int64).clamp(max=pixels - 1)
+
+
 class BoxHead(nn.Module):
     """Three linear layers with ReLU between them and a sigmoid behind (section 3.2)."""
 
@@ -188,8 +197,9 @@ class DETR(nn.Module):
 
     def encode(self, features: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Memory, its positions, both (batch, cells, dim), and which cells are real, (batch, rows, columns) bool."""
-        # Nearest cell of the pixel mask, as the paper's code does.
-        valid_cells = F.interpolate(valid[:, None].to(torch.float32), size=features.shape[-2:])[:, 0] > 0.5
+        # One pixel of the mask a cell, as the paper's code does.
+        rows, columns = (choose_pixels(valid.shape[1 + side], features.shape[2 + side]) for side in (0, 1))
+        valid_cells = valid[:, rows.to(valid.device)][:, :, columns.to(valid.device)]
         counted = self.count_pixels(valid) if self.config.positions == "pixels" else valid_cells
         # (batch, rows, columns, dim) -> (batch, cells, dim)
         positions = encode_sine_2d(counted, self.config.dim, self.config.temperature).to(features.dtype).flatten(1, 2)

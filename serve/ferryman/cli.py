@@ -167,9 +167,10 @@ def inspect(
 
     options = (arch, labels, head, adapter, revision, spec)
     path = Path(what)
+    checkpoint = any((path / name).exists() for name in ("config.json", "adapter_config.json"))
     # A folder that is neither: that it is no bundle is said without loading PyTorch.
-    if is_bundle(path) or (path.is_dir() and not (path / "config.json").exists()):
-        if options != (None,) * len(options):
+    if is_bundle(path) or (path.is_dir() and not checkpoint):
+        if is_bundle(path) and options != (None,) * len(options):
             raise UsageError(f"{what} is a bundle, which says itself what it is: leave out the options of a source")
         run_inspect(path, json_output)
         return
@@ -248,12 +249,13 @@ def embed(
         Path | None, typer.Option("--output", "-o", metavar="FILE.npz", help="Write class tokens and patches there.")
     ] = None,
     draw: Draw = None,
+    explain: Explain = None,
     json_output: Json = False,
 ) -> None:
     """Turn pictures into vectors: one for the whole, one for each patch."""
     from ferryman.commands.predict import Asker, run_embed
 
-    run_embed(Asker(bundle, address, model, target), images, output, draw, json_output)
+    run_embed(Asker(bundle, address, model, target), images, output, draw, explain, json_output)
 
 
 @app.command()

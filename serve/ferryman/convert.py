@@ -89,6 +89,7 @@ def message_from_embedding(result: Embedding) -> pb.Embedding:
         rows=rows,
         columns=columns,
         canvas=_message_from_size(result.canvas),
+        attention=message_from_attention(result.attention),
     )
 
 
@@ -96,7 +97,8 @@ def embedding_from_message(message: pb.Embedding) -> Embedding:
     cls = np.array(message.cls, dtype=np.float32)
     # (rows*columns*dim,) -> (rows, columns, dim)
     patches = np.array(message.patches, dtype=np.float32).reshape(message.rows, message.columns, len(cls))
-    return Embedding(_size_from_message(message.size), _size_from_message(message.canvas), cls, patches)
+    attention = attention_from_message(message.attention) if message.HasField("attention") else None
+    return Embedding(_size_from_message(message.size), _size_from_message(message.canvas), cls, patches, attention)
 
 
 def message_from_segmentation(result: Segmentation) -> pb.Segmentation:

@@ -10,7 +10,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from ferryman.attention import Attention
 from ferryman.heat import lay_heat
-from ferryman.results import Classification, Detection, Segmentation
+from ferryman.results import Classification, Detection, Embedding, Segmentation
 
 READABLE_SIDE = 640  # a smaller picture is enlarged to this before anything is written on it
 MOST_PANELS = 6  # objects whose attention is drawn
@@ -193,10 +193,26 @@ def draw_looked_classification(image: Image.Image, answer: Classification) -> Im
 
     image: of the answer's size. Raises ValueError for an answer without attention.
     """
-    if answer.attention is None:
-        raise ValueError("the answer has no attention: it was not asked for")
     panel = _fit_panel(image)
-    return _tile([draw_classification(panel, answer), _draw_attention(panel, image.size, answer.attention)], 2)
+    return _draw_beside(draw_classification(panel, answer), panel, image.size, answer.attention)
+
+
+def draw_looked_embedding(image: Image.Image, answer: Embedding) -> Image.Image:
+    """The picture, and beside it where the class token looked.
+
+    image: of the answer's size. Raises ValueError for an answer without attention.
+    """
+    panel = _fit_panel(image)
+    return _draw_beside(panel, panel, image.size, answer.attention)
+
+
+def _draw_beside(
+    first: Image.Image, panel: Image.Image, picture: tuple[int, int], attention: Attention | None
+) -> Image.Image:
+    """The first, and the panel under the weights."""
+    if attention is None:
+        raise ValueError("the answer has no attention: it was not asked for")
+    return _tile([first, _draw_attention(panel, picture, attention)], 2)
 
 
 def draw_looked_detections(image: Image.Image, detections: Sequence[Detection]) -> Image.Image:

@@ -129,9 +129,9 @@ class Predictor:
         answer = partial(detections_from_outputs, spec=self.spec, score_threshold=score_threshold, explain=explain)
         return self._answer(DETECTING, images, answer, explain)
 
-    def embed(self, images: Sequence[bytes]) -> tuple[list[Embedding], Timings]:
-        """The embeddings of each encoded picture."""
-        return self._answer(("embedding",), images, embedding_from_outputs)
+    def embed(self, images: Sequence[bytes], *, explain: bool = False) -> tuple[list[Embedding], Timings]:
+        """The embeddings of each encoded picture. explain: and where the model looked; see `check_explains`"""
+        return self._answer(("embedding",), images, partial(embedding_from_outputs, explain=explain), explain)
 
     def segment(
         self, images: Sequence[bytes], score_threshold: float | None = None

@@ -66,12 +66,16 @@ class Detections:
 
 @dataclass(frozen=True)
 class Embedding:
-    """cls: (dim,) float32; patches: (rows, columns, dim) float32; size, canvas: as of a Classification."""
+    """cls: (dim,) float32; patches: (rows, columns, dim) float32; size, canvas: as of a Classification.
+
+    attention: where the class token looked, None unless that was asked for
+    """
 
     size: tuple[int, int]
     canvas: tuple[int, int]
     cls: NDArray[np.float32] = field(compare=False)
     patches: NDArray[np.float32] = field(compare=False)
+    attention: Attention | None = None
 
 
 @dataclass(frozen=True)
@@ -141,11 +145,7 @@ def classification_from_outputs(
     check_finite(probabilities, "probabilities")
     best = np.argsort(-probabilities, kind="stable")[: max(1, top_k)]
     predictions = tuple(Prediction(spec.labels[i], int(i), float(probabilities[i])) for i in best)
-    attention = None
-    if explain:
-        check_finite(outputs["attention"][index], "attention maps")
-        attention = Attention.of(outputs["attention"][index], geometry)
-    return Classification(*sizes_of(geometry), predictions, attention)
+    return Classification(*sizes_of(geometry), predictions, _attention(outputs, index, geometry) if explain else None)
 
 
 def detections_from_outputs(
@@ -186,9 +186,17 @@ def detections_from_outputs(
     )
 
 
-def embedding_from_outputs(outputs: Outputs, index: int, geometry: Geometry) -> Embedding:
-    """Answer for image `index` of a batch."""
+def embedding_from_outputs(outputs: Outputs, index: int, geometry: Geometry, explain: bool = False) -> Embedding:
+    """Answer for image `index` of a batch. explain: see `classification_from_outputs`"""
     cls, patches = outputs["cls"][index], outputs["patches"][index]
     check_finite(cls, "class token")
     check_finite(patches, "patches")
-    return Embedding(*sizes_of(geometry), cls.astype(np.float32), patches.astype(np.float32))
+    attention = _attention(outputs, index, geometry) if explain else None
+    return Embedding(*sizes_of(geometry), cls.astype(np.float32), patches.astype(np.float32), attention)
+
+
+def _attention(outputs: Outputs, index: int, geometry: Geometry) -> Attention:
+    """Where the model looked in the picture as a whole."""
+    grid = outputs["attention"][index]
+    check_finite(grid, "attention maps")
+    return Attention.of(grid, geometry)

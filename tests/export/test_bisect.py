@@ -124,6 +124,50 @@ def test_melted_batch_norms_are_no_fault(wrong: bool, exported: dict[str, Export
         assert found.first is None, found.describe()
 
 
+class Deep(nn.Module):
+    """Layers that each keep the length of their inputs, and whose graph makes each a little too large."""
+
+    def __init__(self, excess: float) -> None:
+        super().__init__()
+        self.excess = excess
+        self.layers = nn.ModuleList(nn.utils.parametrizations.orthogonal(nn.Linear(48, 48)) for _ in range(24))
+        for layer in self.layers:
+            nn.utils.parametrize.remove_parametrizations(layer, "weight")
+        self.head = nn.Linear(48, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image: (batch, 3, height, width). Returns (batch, 3)."""
+        x = nn.functional.adaptive_avg_pool2d(image, 4).flatten(1)
+        for layer in self.layers:
+            x = layer(x) * (1 + self.excess) if torch.compiler.is_exporting() else layer(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("excess", [2e-5, 2e-3], ids=["drift", "the first is wrong"])
+def test_errors_that_add_up_are_no_single_modules(excess: float, exported: dict[str, Exported], tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    module = ClassificationExport(
+        Deep(excess), classification_spec(PreprocessSpec(size=(32, 32), fit="stretch"), ("a", "b", "c"))
+    )
+    golden = exported["vit"][2]
+    export_onnx(module, golden.batch([0, 1]), tmp_path / "model.onnx", {})
+    found = bisect(tmp_path / "model.onnx", module, golden)
+    if excess > 1e-4:
+        assert found.first is not None
+        assert (found.first.module, found.first.part) == ("model", "layers.1")
+        return
+    assert found.first is None, found.describe()
+    assert found.drift is not None
+    assert found.largest is not None
+    number = re.fullmatch(r"layers\.(\d+)", found.drift.part)
+    assert number is not None, found.describe()
+    assert 4 <= int(number[1]) <= 8  # as many excesses as make 1e-4, some more for the biases
+    assert found.largest.relative > 3 * found.drift.relative
+    message = found.describe()
+    assert message.startswith("no single module is to blame, the error accumulates (ONNX Runtime without")
+    assert "what that is made from differs by" in message
+
+
 class WrongBlock(ClassificationExport):
     """Its second block's feed-forward part is wrong once exported."""
 

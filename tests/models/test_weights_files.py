@@ -157,7 +157,7 @@ def test_dinov2(registers: int, tmp_path: Path) -> None:
 
     assert isinstance(checkpoint.module, ViT)
     assert_same(checkpoint.module, model)
-    assert checkpoint.notes == ("the mask token is for pretraining",)
+    assert checkpoint.notes == ("the mask token is left out: it is for pretraining",)
     assert checkpoint.module.config.interpolation == ("antialias" if registers else "offset")
     assert checkpoint.spec.task == "embedding"
     assert checkpoint.spec.outputs[1].shape == ("batch", 16, 16, 384)

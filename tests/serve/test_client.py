@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ferryman.bundle import Bundle
-from ferryman.client import AsyncClient, Client
+from ferryman.client import Answer, AsyncClient, Client
 from ferryman.errors import (
     FerrymanError,
     FileAccessError,
@@ -22,6 +22,7 @@ from ferryman.errors import (
     UsageError,
 )
 from ferryman.predictor import Predictor
+from ferryman.results import Embedding
 
 from .both import PATIENCE_S, Both
 from .server.process import ServerProcess
@@ -111,6 +112,9 @@ WRONG: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], type[FerrymanError]
         "model_info", ("toy-classifier",), {"version": 2**63}, UsageError, "which is out of range"),
     "threshold 2": (
         "detect", ([PICTURE],), {"model": "toy-detector", "score_threshold": 2}, UsageError, "score_threshold is 2"),
+    "maps of what was exported without": (
+        "embed", ([PICTURE],), {"model": "toy-embedder", "explain": True}, UsageError,
+        "toy-embedder was exported without attention maps"),
     "no time": (
         "detect", ([PICTURE],), {"model": "toy-detector", "timeout": 0}, UsageError, "timeout is 0, expected seconds"),
     "too large for this client": (
@@ -206,6 +210,8 @@ async def test_a_closed_async_client(toy_server: str) -> None:
 
 
 def test_both_clients_offer_the_same() -> None:
+    """And say so to `help`, though each method is written once for both."""
+
     def methods(client: type) -> dict[str, list[str]]:
         return {
             name: list(signature(method).parameters)
@@ -214,4 +220,8 @@ def test_both_clients_offer_the_same() -> None:
         }
 
     assert methods(Client) == methods(AsyncClient)
-    assert len(methods(Client)) == 10
+    assert len(methods(Client)) == 12
+    assert methods(Client)["embed"] == ["self", "images", "model", "version", "explain", "timeout"]
+    assert methods(Client)["stream_detect"][:3] == ["self", "frames", "model"]
+    assert signature(AsyncClient.embed).return_annotation == Answer[Embedding]
+    assert all(method.__doc__ and method.__name__ == name for name, method in vars(Client).items() if name[0] != "_")

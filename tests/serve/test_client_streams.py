@@ -9,6 +9,7 @@ from ferryman.client import AsyncClient, Client
 from ferryman.errors import (
     FileAccessError,
     ImageError,
+    UsageError,
 )
 
 from .toy import make_picture
@@ -30,6 +31,9 @@ def test_streams(toy_server: str, tmp_path: Path) -> None:
         classes = client.stream_classify([PICTURE] * 2, model="toy-classifier", top_k=1)
         assert [len(frame.result.predictions) for frame in classes] == [1, 1]
         assert list(client.stream_detect([], model="toy-detector")) == []
+        (unexplained,) = client.stream_classify([PICTURE], model="toy-classifier", explain=True)
+        assert isinstance(unexplained.error, UsageError)
+        assert "was exported without attention maps" in str(unexplained.error)
 
 
 async def test_async_streams(toy_server: str) -> None:

@@ -64,7 +64,7 @@ RENAMES: Renames = (
     (r"^layernorm\.", "norm."),
     (r"^classifier\.", "head."),
 )
-MASK_TOKEN = (r"^(\w+\.)?embeddings\.mask_token$", "the mask token is for pretraining")
+MASK_TOKEN = (r"^(\w+\.)?embeddings\.mask_token$", "the mask token is left out: it is for pretraining")
 POOLER = (r"^((vit|deit)\.)?pooler\.", "the pooler is not used: an embedding is the class token itself")
 
 

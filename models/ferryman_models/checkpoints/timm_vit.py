@@ -31,7 +31,7 @@ RENAMES: Renames = (
     (r"^fc_norm\.", "norm."),
     (r"^head_dist\.", "head_distillation."),
 )
-DROPPED = ((r"^mask_token$", "the mask token is for pretraining"),)
+DROPPED = ((r"^mask_token$", "the mask token is left out: it is for pretraining"),)
 
 
 def our_tensors(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:

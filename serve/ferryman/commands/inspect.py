@@ -1,13 +1,15 @@
 """`ferryman inspect`: what a bundle holds."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ferryman.bundle import Bundle
+from ferryman.bundle import Bundle, is_bundle
 from ferryman.commands.console import make_table, out, print_json, print_table
 from ferryman.commands.verify import print_report
-from ferryman.errors import BundleCorruptError
+from ferryman.errors import BundleCorruptError, BundleNotFoundError, FileAccessError
 from ferryman.manifest import ONNX_ARCHITECTURE
 from ferryman.parity import ParityReports
+from ferryman.specs import ModelSpec
 
 
 def read_parity(bundle: Bundle) -> ParityReports:
@@ -19,7 +21,20 @@ def read_parity(bundle: Bundle) -> ParityReports:
 
 
 def run_inspect(path: Path, json_output: bool) -> None:
-    """Opens the bundle, so every digest is checked, and prints its facts."""
+    """Opens the bundle, so every digest is checked, and prints its facts.
+
+    Raises BundleNotFoundError for another folder, and FileAccessError when it can't be read.
+    """
+    if path.is_dir() and not is_bundle(path):
+        try:
+            models = sorted(str(child) for child in path.iterdir() if is_bundle(child))
+        except OSError as error:
+            raise FileAccessError(f"can't read {path}: {error.strerror}") from error
+        if models:
+            raise BundleNotFoundError(f"{path} is a model repository; inspect one of its models: {', '.join(models)}")
+        raise BundleNotFoundError(
+            f"{path} is neither a bundle, which has a manifest.json, nor a checkpoint, which has a config.json"
+        )
     bundle = Bundle.open(path)
     manifest = bundle.manifest
     parity = read_parity(bundle)
@@ -31,7 +46,6 @@ def run_inspect(path: Path, json_output: bool) -> None:
         }
         print_json(document | {"parity": parity.model_dump(mode="json")["reports"]})
         return
-    spec = bundle.spec
     table = make_table("", "")
     table.show_header = False
     table.add_row("bundle", f"{bundle.name}, version {bundle.version}, {manifest.created}")
@@ -44,21 +58,34 @@ def run_inspect(path: Path, json_output: bool) -> None:
     foreign = manifest.source.architecture == ONNX_ARCHITECTURE
     if foreign:
         table.add_row("its reference", "the ONNX file itself in ONNX Runtime; its PyTorch source was not seen")
-    table.add_row("task", f"{spec.task}, {len(spec.labels)} labels")
-    for kind, tensors in (("input", spec.inputs), ("output", spec.outputs)):
-        for tensor in tensors:
-            table.add_row(kind, f"{tensor.name}: {tensor.dtype} ({', '.join(str(size) for size in tensor.shape)})")
-    sizes = " or ".join("x".join(map(str, one.preprocess.size)) for one in manifest.specs)
-    table.add_row("preprocessing", f"{spec.preprocess.fit} to {sizes}, {spec.preprocess.interpolation}")
+    for row in describe_specs(manifest.specs):
+        table.add_row(*row)
     for variant in manifest.variants:
         size = manifest.files[variant.path].size_bytes
-        table.add_row(
-            "variant",
-            f"{variant.target}: {variant.path}, {size / 1e6:.1f} MB, {sum(variant.operators.values())} nodes",
-        )
+        at = f"{variant.target} at {'x'.join(map(str, variant.size))}"
+        nodes = sum(variant.operators.values())
+        table.add_row("variant", f"{at}: {variant.path}, {size / 1e6:.1f} MB, {nodes} nodes")
     table.add_row("made with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items()))
     print_table(table)
     reference = "the ONNX file" if foreign else "PyTorch fp32"
     out.print(f"\nAt export, against {reference} ({len(manifest.files)} files, every digest right):")
     for report in parity.reports:
         print_report(report)
+
+
+def describe_specs(specs: Sequence[ModelSpec]) -> Iterator[tuple[str, str]]:
+    """Rows of what a model is for, takes and answers, and how pictures reach it. specs: of its sizes"""
+    spec = specs[0]
+    labels = f", {len(spec.labels)} labels: {', '.join(spec.labels[:5])}" if spec.labels else ""
+    yield "task", f"{spec.task}{labels}{', …' if len(spec.labels) > 5 else ''}"
+    for kind in ("inputs", "outputs"):
+        for same in zip(*(getattr(one, kind) for one in specs), strict=True):
+            shapes = dict.fromkeys(f"({', '.join(map(str, tensor.shape))})" for tensor in same)
+            yield kind.removesuffix("s"), f"{same[0].name}: {same[0].dtype} {' or '.join(shapes)}"
+    preprocess = spec.preprocess
+    sizes = " or ".join("x".join(map(str, one.preprocess.size)) for one in specs)
+    edges = " or ".join(str(edge) for edge in dict.fromkeys(one.preprocess.shortest_edge for one in specs))
+    how = {"crop": f"shorter side to {edges}, then the middle {sizes}", "pad": f"fitted into {sizes}"}
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (preprocess.mean, preprocess.std))
+    yield "preprocessing", f"{how.get(preprocess.fit, f'stretched to {sizes}')}, {preprocess.interpolation}"
+    yield "normalising", f"mean {mean}, deviation {std}"

@@ -18,6 +18,7 @@ from ferryman.drawing import (
     draw_embedding,
     draw_looked_classification,
     draw_looked_detections,
+    draw_looked_embedding,
     draw_segmentation,
 )
 from ferryman.errors import EngineError, FerrymanError, FileAccessError, ImageError, UsageError
@@ -46,7 +47,7 @@ class Answers(Protocol):
         self, images: Sequence[bytes], score_threshold: float, *, explain: bool = False
     ) -> tuple[list[Detections], Timings]: ...
 
-    def embed(self, images: Sequence[bytes]) -> tuple[list[Embedding], Timings]: ...
+    def embed(self, images: Sequence[bytes], *, explain: bool = False) -> tuple[list[Embedding], Timings]: ...
 
     def segment(self, images: Sequence[bytes], score_threshold: float | None) -> tuple[list[Segmentation], Timings]: ...
 
@@ -79,8 +80,8 @@ class _Remote:
         )
         return list(answer.results), answer.timings
 
-    def embed(self, images: Sequence[bytes]) -> tuple[list[Embedding], Timings]:
-        answer = self._client.embed(images, model=self.name, version=self._version)
+    def embed(self, images: Sequence[bytes], *, explain: bool = False) -> tuple[list[Embedding], Timings]:
+        answer = self._client.embed(images, model=self.name, version=self._version, explain=explain)
         return list(answer.results), answer.timings
 
     def segment(self, images: Sequence[bytes], score_threshold: float | None) -> tuple[list[Segmentation], Timings]:
@@ -229,16 +230,15 @@ def run_segment(asker: Asker, images: list[Path], score: float | None, draw: Pat
         _run(task, answers.name, images, json_output, ("image", "label", "score", "share of the picture"))
 
 
-def run_embed(asker: Asker, images: list[Path], output: Path | None, draw: Path | None, json_output: bool) -> None:
-    """Prints the class token of every picture, and writes both outputs of all to one file.
-
-    output: a NumPy archive with `images` (count,) paths, `cls` (count, dim) and `patches` (count, rows, columns, dim),
-    or `patches.N` (rows, columns, dim) for each when the model has several sizes and they differ
-    """
+def run_embed(
+    asker: Asker, images: list[Path], output: Path | None, draw: Path | None, explain: Path | None, json_output: bool
+) -> None:
+    """Prints the class token of every picture, and writes the answers to all of them to one file: `_write_arrays`."""
     found: dict[str, Embedding] = {}
 
     def to_json(answer: Embedding) -> dict[str, object]:
-        return {"cls": [round(float(value), 6) for value in answer.cls], "patches": list(answer.patches.shape)}
+        cls = [round(float(value), 6) for value in answer.cls]
+        return {"cls": cls, "patches": list(answer.patches.shape), **_attention_json(answer.attention)}
 
     def to_rows(answer: Embedding) -> list[tuple[str, ...]]:
         first = ", ".join(f"{value:.3f}" for value in answer.cls[:4])
@@ -250,24 +250,38 @@ def run_embed(asker: Asker, images: list[Path], output: Path | None, draw: Path 
     with asker.open() as answers:
 
         def ask(data: bytes) -> Embedding:
-            return answers.embed([data])[0][0]
+            return answers.embed([data], explain=explain is not None)[0][0]
 
-        task = _Task(ask, [Drawing(draw, draw_answer)], to_json, to_rows, found)
+        drawings = [Drawing(draw, draw_answer), Drawing(explain, draw_looked_embedding, "--explain")]
+        task = _Task(ask, drawings, to_json, to_rows, found)
         try:
             _run(task, answers.name, images, json_output, ("image", "patches", "norm", "class token"))
         finally:
             if output is not None and found:
-                arrays = {
-                    "images": np.array(list(found)),
-                    "cls": np.stack([answer.cls for answer in found.values()]),
-                }
-                patches = [answer.patches for answer in found.values()]
-                if len({one.shape for one in patches}) == 1:
-                    arrays["patches"] = np.stack(patches)
-                else:
-                    arrays |= {f"patches.{index}": one for index, one in enumerate(patches)}
-                with replace_file(output) as temporary, temporary.open("wb") as file:
-                    np.savez(file, allow_pickle=False, **arrays)
+                _write_arrays(output, found)
+
+
+def _write_arrays(path: Path, found: dict[str, Embedding]) -> None:
+    """A NumPy archive with `images` (count,) paths, `cls` (count, dim), `patches` (count, rows, columns, dim), and
+    `attention` (count, rows, columns) where it was asked for.
+
+    `patches.N` (rows, columns, dim) and `attention.N` for each when the model has several sizes and they differ.
+    """
+    arrays = {"images": np.array(list(found)), "cls": np.stack([answer.cls for answer in found.values()])}
+    grids = {
+        "patches": [answer.patches for answer in found.values()],
+        "attention": [answer.attention.grid for answer in found.values() if answer.attention is not None],
+    }
+    for name, each in grids.items():
+        match len({grid.shape for grid in each}):
+            case 0:
+                pass
+            case 1:
+                arrays[name] = np.stack(each)
+            case _:
+                arrays |= {f"{name}.{index}": grid for index, grid in enumerate(each)}
+    with replace_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 @dataclass(frozen=True)

@@ -63,10 +63,10 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         def make(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> pb.Embedding:
             del spec  # embeddings have no labels
-            return message_from_embedding(embedding_from_outputs(outputs, index, geometry))
+            return message_from_embedding(embedding_from_outputs(outputs, index, geometry, request.explain))
 
         results, timings, answerer = await self._answer(
-            ("embedding",), request.model, request.images, make, deadline_of(context)
+            ("embedding",), request.model, request.images, make, deadline_of(context), request.explain
         )
         return pb.EmbedResponse(results=results, timings=timings, answerer=answerer)
 

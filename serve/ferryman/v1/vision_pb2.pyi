@@ -163,28 +163,32 @@ class DetectResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[Detections, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., answerer: _Optional[_Union[Answerer, _Mapping]] = ...) -> None: ...
 
 class EmbedRequest(_message.Message):
-    __slots__ = ("model", "images")
+    __slots__ = ("model", "images", "explain")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     model: ModelRef
     images: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., images: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    explain: bool
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., images: _Optional[_Iterable[bytes]] = ..., explain: _Optional[bool] = ...) -> None: ...
 
 class Embedding(_message.Message):
-    __slots__ = ("size", "cls", "patches", "rows", "columns", "canvas")
+    __slots__ = ("size", "cls", "patches", "rows", "columns", "canvas", "attention")
     SIZE_FIELD_NUMBER: _ClassVar[int]
     CLS_FIELD_NUMBER: _ClassVar[int]
     PATCHES_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
     CANVAS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
     size: Size
     cls: _containers.RepeatedScalarFieldContainer[float]
     patches: _containers.RepeatedScalarFieldContainer[float]
     rows: int
     columns: int
     canvas: Size
-    def __init__(self, size: _Optional[_Union[Size, _Mapping]] = ..., cls: _Optional[_Iterable[float]] = ..., patches: _Optional[_Iterable[float]] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ..., canvas: _Optional[_Union[Size, _Mapping]] = ...) -> None: ...
+    attention: Attention
+    def __init__(self, size: _Optional[_Union[Size, _Mapping]] = ..., cls: _Optional[_Iterable[float]] = ..., patches: _Optional[_Iterable[float]] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ..., canvas: _Optional[_Union[Size, _Mapping]] = ..., attention: _Optional[_Union[Attention, _Mapping]] = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
     __slots__ = ("results", "timings", "answerer")

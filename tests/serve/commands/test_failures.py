@@ -17,7 +17,12 @@ FAILURES: dict[str, tuple[str, int, str]] = {
     "verify another target": ("verify {m}/toy-detector --target x", 2, "no variant x; it has onnxruntime-cpu-fp32"),
     "certificate on a folder": ("verify {m}/toy-detector --certificate {p}", 1, "can't write .*not a plain file"),
     "certificate below a file": ("verify {m}/toy-detector --certificate {p}/red.png/c", 1, "can't write"),
-    "inspect nothing": ("inspect {m}", 1, "is not a bundle"),
+    "inspect a repository": ("inspect {m}", 1, "is a model repository; inspect one of its models: .*toy-classifier, "),
+    "inspect another folder": (
+        "inspect {p}",
+        1,
+        "is neither a bundle, which has a manifest.json, nor a checkpoint",
+    ),
     "classify with a detector": (
         "classify {p}/red.png --bundle {m}/toy-detector",
         1,
