@@ -25,9 +25,7 @@ class CalibrationFacts(Facts):
     def notes(self) -> tuple[str, ...]:
         if self.pictures >= FEW_PICTURES:
             return ()
-        return (
-            f"calibrated with {self.pictures} pictures, fewer than {FEW_PICTURES}: other pictures may answer worse",
-        )
+        return (f"calibrated with {self.pictures} pictures, fewer than {FEW_PICTURES}: others may be answered worse",)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Literal
 from ferryman.commands.console import make_table, out, print_json, print_table, show_stages
 from ferryman.commands.inspect import describe_specs, read_parity
 from ferryman.commands.verify import print_report
-from ferryman.errors import UsageError
-from ferryman_export.pipeline import TARGET, ExportRequest, export
+from ferryman_export.pipeline import ExportRequest, export
 from ferryman_export.sources import SourceOptions, open_source
+from ferryman_export.variants import choose_targets
 
 
 def run_export(
@@ -26,18 +26,28 @@ def run_export(
     onnx_spec: Path | None,
     bisect: bool,
     explain: bool,
+    calibration: Path | None,
     json_output: bool,
 ) -> None:
     """Raises what `pipeline.export` raises; nothing is left in the repository then."""
-    for target in targets:
-        if target != str(TARGET):
-            raise UsageError(f"target {target} can't be built by this version; it builds {TARGET}")
+    chosen = choose_targets(targets)
     start = time.monotonic()
     found: list[str] = []
     with show_stages() as progress:
         tell = found.append if bisect else None
         request = ExportRequest(
-            source, repository, name, samples, sizes, tolerance, options, onnx_spec, tell, explain=explain
+            source,
+            repository,
+            name,
+            samples,
+            sizes,
+            tolerance,
+            options,
+            onnx_spec,
+            tell,
+            explain=explain,
+            targets=chosen,
+            calibration=calibration,
         )
         bundle = export(request, progress)
     seconds, peak_bytes = time.monotonic() - start, peak_memory_bytes()

@@ -24,6 +24,7 @@ from ferryman.files import replace_file
 from ferryman.parity import ParityReport
 from ferryman.predictor import Predictor
 from ferryman.preprocess import preprocess_image, stack_inputs
+from ferryman.runtimes.base import Settings
 from ferryman.specs import ModelSpec
 from ferryman_export.demo_html import DrawnPicture, ModelSection, render_demo
 from ferryman_export.pipeline import ExportRequest, export
@@ -60,7 +61,7 @@ def run_demo(folder: Path, json_output: bool) -> None:
 
             bundles[name] = export(ExportRequest(name, repository), show)
     for name, bundle in bundles.items():
-        certificate = verify_bundle(bundle, None, None)
+        certificate = verify_bundle(bundle, None, Settings())
         certificate.raise_for_failures()
         (report,) = certificate.reports
         bundle.write_certificate(report.target, certificate.model_dump_json(indent=2) + "\n")

@@ -47,13 +47,13 @@ Judge = Callable[[Set[str]], Verdict]
 
 
 def rank_blocks(
-    blocks: Sequence[str], judge: Judge, advance: Callable[[int], None] = lambda done: None
+    blocks: Sequence[str], measure: Callable[[Set[str]], float], advance: Callable[[int], None] = lambda done: None
 ) -> tuple[BlockError, ...]:
-    """Each block alone in the low precision, the worst first. `judge`: the verdict with these blocks kept in fp32."""
+    """Each block alone in the low precision, the worst first. measure: the error with these blocks kept in fp32."""
     found: list[BlockError] = []
     everything = frozenset(blocks)
     for block in blocks:
-        found.append(BlockError(block=block, error=judge(everything - {block}).error))
+        found.append(BlockError(block=block, error=measure(everything - {block})))
         advance(1)
     return tuple(sorted(found, key=lambda one: -one.error))
 
@@ -92,8 +92,7 @@ def search_islands(
     while not (high and holds(high)):
         if high == budget:
             raise ParityError(
-                f"{what} is out of tolerance with {budget} of {len(ranked)} blocks in fp32, as many as its name allows: "
-                f"{why}"
+                f"{what} is out of tolerance with {budget} of {len(ranked)} blocks in fp32, and no more may be: {why}"
             )
         low, high = high, min(2 * high, budget)
     while high - low > 1:

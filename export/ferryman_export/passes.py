@@ -1,4 +1,4 @@
-"""Graph passes that leave the answers as they are but for rounding. Whoever runs one proves the graph that comes out."""
+"""Graph passes that leave the answers as they are but for rounding. Whoever runs one proves what comes out."""
 
 import numpy as np
 import onnx

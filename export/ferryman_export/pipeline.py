@@ -21,9 +21,11 @@ from ferryman.golden import FILE_NAME as GOLDEN
 from ferryman.golden import GoldenSamples, Tensors, save_golden
 from ferryman.manifest import SCHEMA_VERSION, SourceFacts, Tolerance, VariantFacts, sized_name
 from ferryman.parity import TOLERANCES, ParityReport, ParityReports, check_parity, count_runs
-from ferryman.runtimes import RUNTIMES
+from ferryman.proof import prove_session
+from ferryman.runtimes import find_runtime
 from ferryman.specs import ModelSpec, Target
 from ferryman_export.bisect import bisect
+from ferryman_export.calibration import read_calibration
 from ferryman_export.explain import explained_spec
 from ferryman_export.foreign import ForeignModel, open_foreign
 from ferryman_export.onnx import count_operators, export_onnx
@@ -40,15 +42,18 @@ from ferryman_export.samples import (
 )
 from ferryman_export.sizes import propose_sizes
 from ferryman_export.sources import SourceOptions, open_source, resize_spec, size_multiple
+from ferryman_export.steps import Progress, count_steps
+from ferryman_export.variants import CANONICAL as TARGET
+from ferryman_export.variants import check_targets
+from ferryman_export.variants.base import Workpiece
+from ferryman_export.variants.build import Shelf, build_variant
 from ferryman_export.wrappers import ExportModule, choose_module
 from ferryman_models.checkpoints.base import Checkpoint
 from ferryman_models.zoo import pictures_folder
 
 GRAPH = "model.onnx"
-TARGET = Target.parse("onnxruntime-cpu-fp32")
 # Alone and among others: enough to see what a wrapper mixes up, where the graph runs at all of parity's batches.
 WRAPPER_BATCHES = (1, 2)
-Progress = Callable[[str, int, int], None]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -67,6 +72,7 @@ class ExportRequest:
     each size, a line
     module: wraps the model into the graph contract, by default the task's own (`wrappers.choose_module`)
     explain: the graph answers where the model looked too; see `explain.explained_spec`
+    targets: variants to build beside the canonical one; calibration: a folder of real pictures for those in int8
     """
 
     source: str
@@ -80,6 +86,8 @@ class ExportRequest:
     bisect: Callable[[str], None] | None = None
     module: Callable[[torch.nn.Module, ModelSpec], ExportModule] | None = None
     explain: bool = False
+    targets: tuple[Target, ...] = ()
+    calibration: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,7 @@ def export(request: ExportRequest, progress: Progress = lambda stage, done, tota
     Raises ParityError when an answer is out of tolerance, CheckpointError, ExportError, UsageError, FileAccessError.
     """
     _tolerance(request.tolerance)  # before anything that takes time
+    check_targets(request.targets, request.calibration)
     progress("load the checkpoint", 0, 1)
     if request.onnx_spec is not None:
         return export_foreign(open_foreign(request.source, request.onnx_spec), request, progress)
@@ -136,7 +145,7 @@ def export_foreign(model: ForeignModel, request: ExportRequest, progress: Progre
     spec, progress = model.spec, _name_stages(progress, model.spec)
     pictures = read_samples(request, spec, MAX_SAMPLES)
     names, inputs = make_inputs(pictures, spec)
-    advance = _counter(progress, "answer the golden samples with the ONNX file", len(names))
+    advance = count_steps(progress, "answer the golden samples with the ONNX file", len(names))
     golden = GoldenSamples(names, inputs, model.answer(inputs, advance))
     crossing = Crossing(spec, golden, model.write, None, progress)
     return write_bundle(name, model.source, [crossing], request, _tolerance(request.tolerance), progress)
@@ -151,6 +160,10 @@ def write_bundle(
     progress: Progress,
 ) -> Bundle:
     """Writes and proves every crossing's graph, and seals the bundle. Raises ParityError, ExportError."""
+    calibrations = [
+        None if request.calibration is None else read_calibration(request.calibration, crossing.spec)
+        for crossing in crossings
+    ]
     with new_version(request.repository, name) as new:
         tools = tool_versions()
         metadata = {"ferryman.source_sha256": source.sha256} | {f"ferryman.tool.{key}": v for key, v in tools.items()}
@@ -158,10 +171,21 @@ def write_bundle(
             cross(crossing, index, new.folder, metadata, name, tolerance, request.bisect)
             for index, crossing in enumerate(crossings)
         ]
+        tolerances = TOLERANCES | {TARGET.precision: tolerance}
+        pieces = [
+            Workpiece(new.folder / variant.path, crossing.spec, crossing.golden, calibration, crossing.progress)
+            for crossing, calibration, (_, variant) in zip(crossings, calibrations, crossed, strict=True)
+        ]
+        shelf = Shelf(request.repository / f".{name}.unfinished")
+        built = [
+            build_variant(piece, index, target, tolerances[target.precision], new.folder, name, tools, shelf)
+            for index, piece in enumerate(pieces)
+            for target in request.targets
+        ]
         progress("write the bundle", 0, 1)
         labels = crossings[0].spec.labels
         (new.folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-        reports = ParityReports(reports=tuple(report for report, _ in crossed))
+        reports = ParityReports(reports=(*(report for report, _ in crossed), *(one.parity for one in built)))
         (new.folder / "parity.json").write_text(reports.model_dump_json(indent=1), encoding="utf-8")
         facts = {
             "schema_version": SCHEMA_VERSION,
@@ -169,11 +193,12 @@ def write_bundle(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "source": source,
             "specs": tuple(crossing.spec for crossing in crossings),
-            "variants": tuple(variant for _, variant in crossed),
-            "tolerances": {TARGET.precision: tolerance},
+            "variants": (*(variant for _, variant in crossed), *(one.variant for one in built)),
+            "tolerances": {target.precision: tolerances[target.precision] for target in (TARGET, *request.targets)},
             "tools": tools,
         }
         seal(new.folder, facts)
+    shelf.clear()
     assert new.path is not None
     return Bundle.open(new.path)
 
@@ -204,7 +229,7 @@ def prepare(
     """The golden samples, and the wrapper proved on them in PyTorch."""
     pictures = read_samples(request, spec, choose_count(checkpoint.module, spec.preprocess.size))
     names, inputs = make_inputs(pictures, spec)
-    advance = _counter(progress, "answer the golden samples with PyTorch", len(names))
+    advance = count_steps(progress, "answer the golden samples with PyTorch", len(names))
     golden = GoldenSamples(names, inputs, reference_outputs(checkpoint.module, inputs, spec, advance))
     wrap = request.module or choose_module(spec)
     module = wrap(checkpoint.module, spec)
@@ -274,7 +299,7 @@ def check_wrapper(module: ExportModule, golden: GoldenSamples, tolerance: Tolera
             answers = cast("tuple[torch.Tensor, ...]", module(*tensors))
             return {name: answer.numpy() for name, answer in zip(spec.output_names, answers, strict=True)}
 
-        advance = _counter(progress, "check the wrapper", count_runs(len(golden), WRAPPER_BATCHES))
+        advance = count_steps(progress, "check the wrapper", count_runs(len(golden), WRAPPER_BATCHES))
         what = "the wrapper in PyTorch"
         report = check_parity(run, golden, spec, tolerance, what, torch.__version__, WRAPPER_BATCHES, advance)
     report.raise_for_failures()
@@ -283,25 +308,12 @@ def check_wrapper(module: ExportModule, golden: GoldenSamples, tolerance: Tolera
 def prove(path: Path, crossing: Crossing, tolerance: Tolerance) -> tuple[ParityReport, Tensors]:
     """ONNX Runtime on the exported file against the reference; and its answers to each golden sample alone."""
     golden, spec = crossing.golden, crossing.spec
-    runtime = RUNTIMES[TARGET.runtime]
-    advance = _counter(crossing.progress, f"compare {TARGET} with PyTorch", count_runs(len(golden)))
+    runtime = find_runtime(TARGET)
+    advance = count_steps(crossing.progress, f"compare {TARGET} with PyTorch", count_runs(len(golden)))
     with runtime.load(path, TARGET, spec) as session:
-        report = check_parity(session.run, golden, spec, tolerance, str(TARGET), runtime.version(), advance=advance)
+        report = prove_session(session, golden, TARGET, tolerance, runtime.version(), advance=advance)
         answers = [session.run(golden.batch([index])) for index in range(len(golden))]
     return report, {name: np.concatenate([answer[name] for answer in answers]) for name in spec.output_names}
-
-
-def _counter(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
-    """Tells `progress` of a stage of `total` steps; called with the number of steps done since the last call."""
-    done = 0
-    progress(stage, done, total)
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(stage, done, total)
-
-    return advance
 
 
 def tool_versions() -> dict[str, str]:

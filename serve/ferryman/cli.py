@@ -88,7 +88,13 @@ def export(
             "the one that it wastes the least of; `auto` for those that suit the --samples.",
         ),
     ] = None,
-    target: Annotated[list[str] | None, typer.Option(help="Variant to build; may be repeated.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Variant to build too, such as openvino-cpu-int8, or all-cpu; may be repeated."),
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Some hundred real pictures for the variants in int8.")
+    ] = None,
     samples: Annotated[Path | None, typer.Option(help="Folder of real pictures to compare on.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="Largest absolute error of every limited output.")] = None,
     arch: Arch = None,
@@ -125,6 +131,7 @@ def export(
         onnx_spec,
         bisect,
         explain,
+        calibration,
         json_output,
     )
 

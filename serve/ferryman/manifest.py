@@ -56,15 +56,20 @@ class Tolerance(Facts):
 
     max_abs: limit per output name; max_rel: likewise, relative to the largest magnitude in the sample's reference, for
     outputs without a scale of their own; an output in neither is recorded and not limited
+    min_cosine: per output name, between answer and reference, for outputs that are vectors
     score_threshold, min_iou: every reference detection above the score must be matched one to one by class and IoU
     top1_agreement, matched_detections: share of golden samples, of detections, that must agree
+    tie_margin: another class than the reference's counts as agreement when the reference itself gives it a probability
+    that is lower by no more than this: there are few golden samples, and a near tie says nothing
     pixel_agreement, mask_iou: of segments, see `mask_parity`
     """
 
     max_abs: dict[str, Annotated[float, Field(ge=0)]]
     max_rel: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    min_cosine: dict[str, Fraction] = Field(default_factory=dict)
     top1_agreement: Fraction
     matched_detections: Fraction
+    tie_margin: Fraction = 0.0
     score_threshold: Fraction
     min_iou: Fraction
     pixel_agreement: Fraction = 0.999

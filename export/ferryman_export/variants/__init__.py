@@ -1,0 +1,49 @@
+"""The variants that there are: a target a row. A new one is a row, and a file beside this one for how to build it."""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from ferryman.errors import UsageError
+from ferryman.runtimes import find_runtime
+from ferryman.specs import Target
+from ferryman_export.samples import find_pictures
+from ferryman_export.variants import onnxruntime, openvino
+from ferryman_export.variants.base import Recipe
+
+CANONICAL = Target.parse("onnxruntime-cpu-fp32")  # the graph that PyTorch gave, in every bundle
+
+RECIPES: dict[str, Recipe] = {
+    "onnxruntime-cpu-int8": onnxruntime.build_int8,
+    "openvino-cpu-fp32": openvino.build_float,
+    "openvino-cpu-bf16": openvino.build_float,
+    "openvino-cpu-int8": openvino.build_int8,
+}
+GROUPS = {"all-cpu": tuple(name for name in RECIPES if "-cpu-" in name)}
+
+
+def choose_targets(names: list[str]) -> tuple[Target, ...]:
+    """What to build beside the canonical variant. Raises UsageError for a name that is neither a target nor a group."""
+    chosen: dict[str, None] = {}
+    for name in names:
+        if name not in RECIPES and name not in GROUPS and name != str(CANONICAL):
+            known = [str(CANONICAL), *RECIPES, *GROUPS]
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"it builds {', '.join(known)}"
+            raise UsageError(f"target {name} can't be built by this version; {hint}")
+        chosen.update(dict.fromkeys(GROUPS.get(name, (name,))))
+    return tuple(Target.parse(name) for name in chosen if name != str(CANONICAL))
+
+
+def check_targets(targets: tuple[Target, ...], calibration: Path | None) -> None:
+    """Before anything that takes time: whether the runtimes are here, and the pictures that int8 needs.
+
+    Raises EngineError, UsageError.
+    """
+    for target in targets:
+        find_runtime(target)
+        if target.precision == "int8" and calibration is None:
+            raise UsageError(
+                f"{target} is calibrated with real pictures: name a folder of some hundred with --calibration"
+            )
+    if calibration is not None:
+        find_pictures(calibration, 1)

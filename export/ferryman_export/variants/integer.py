@@ -1,0 +1,81 @@
+"""The way to an int8 graph that every runtime's int8 recipe goes: calibrate, judge, give the worst blocks back."""
+
+from collections.abc import Set
+
+import onnx
+
+from ferryman.attest import MIN_SHARE
+from ferryman.golden import GoldenSamples
+from ferryman.manifest import Tolerance
+from ferryman.specs import Target
+from ferryman_export.islands import BlockError, rank_blocks, search_islands
+from ferryman_export.quantize import METHODS, SMOOTHING, QuantizationPlan
+from ferryman_export.steps import count_steps
+from ferryman_export.variants.base import BuildReport, Trial, Workpiece
+from ferryman_export.variants.judge import Bench
+
+# Enough to tell a bad block from a good one; the verdicts that count are made on all held-out pictures.
+_RANKING_PICTURES = 16
+
+
+def quantize_within(
+    piece: Workpiece, target: Target, tolerance: Tolerance, *, symmetric: bool = False
+) -> tuple[onnx.ModelProto, BuildReport]:
+    """The int8 graph with as few blocks in floating point as the tolerance allows, and how it was found.
+
+    symmetric: see QuantizationPlan. Raises UsageError without calibration pictures, ParityError when no graph holds.
+    """
+    calibration = piece.need_calibration(target)
+    quantizer = piece.quantizer(target)
+    bench = Bench(piece, target, tolerance)
+    trials = _try_plans(piece, bench, symmetric)
+    plan = trials[0].plan
+    cost = quantizer.costs()
+    few = _first(piece.held_out, _RANKING_PICTURES)
+
+    def rank() -> tuple[BlockError, ...]:
+        advance = count_steps(piece.progress, f"{target}: quantise block by block", len(cost))
+
+        def alone(islands: Set[str]) -> float:
+            return bench.measure(quantizer.quantize(plan, islands), few)
+
+        return rank_blocks(list(cost), alone, advance)
+
+    allowed = int((1 - MIN_SHARE) * sum(cost.values()))
+    piece.progress(f"{target}: search what must stay in floating point", 0, 1)
+    found = search_islands(
+        lambda islands: bench.judge(quantizer.quantize(plan, islands)), rank, cost, allowed, str(target)
+    )
+    report = BuildReport(
+        target=str(target),
+        size=piece.spec.preprocess.size,
+        calibration=calibration.facts,
+        trials=tuple(trials),
+        islands=found,
+        notes=calibration.facts.notes(),
+    )
+    return quantizer.quantize(plan, frozenset(found.islands)), report
+
+
+def _try_plans(piece: Workpiece, bench: Bench, symmetric: bool) -> list[Trial]:
+    """Every way to find ranges, then the best of them with smoothing; all blocks in 8 bits; the best first."""
+    quantizer = piece.quantizer(bench.target)
+    advance = count_steps(piece.progress, f"{bench.target}: calibrate", len(METHODS) + len(SMOOTHING))
+
+    def attempt(plan: QuantizationPlan) -> Trial:
+        trial = Trial(plan=plan, error=bench.measure(quantizer.quantize(plan), piece.held_out))
+        advance(1)
+        return trial
+
+    trials = [attempt(QuantizationPlan(method=method, symmetric=symmetric)) for method in METHODS]
+    best = min(trials, key=lambda trial: trial.error).plan.method
+    trials += [attempt(QuantizationPlan(method=best, smooth=alpha, symmetric=symmetric)) for alpha in SMOOTHING]
+    return sorted(trials, key=lambda trial: trial.error)
+
+
+def _first(samples: GoldenSamples, count: int) -> GoldenSamples:
+    return GoldenSamples(
+        samples.names[:count],
+        {name: array[:count] for name, array in samples.inputs.items()},
+        {name: array[:count] for name, array in samples.outputs.items()},
+    )

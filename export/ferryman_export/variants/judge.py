@@ -1,0 +1,81 @@
+"""Judges a candidate graph by running it: on the golden samples and the held-out pictures, in the target's runtime."""
+
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from ferryman.errors import EngineError
+from ferryman.golden import GoldenSamples, Tensors
+from ferryman.manifest import Tolerance
+from ferryman.parity import check_parity
+from ferryman.runtimes import find_runtime
+from ferryman.runtimes.base import Session
+from ferryman.specs import Target
+from ferryman_export.islands import Verdict
+from ferryman_export.quantize import distance
+from ferryman_export.steps import count_steps
+from ferryman_export.variants.base import Workpiece, save_graph
+
+
+def strict(tolerance: Tolerance) -> Tolerance:
+    """For the held-out pictures, of which there are enough to count every near tie."""
+    return tolerance.model_copy(update={"tie_margin": 0.0})
+
+
+FP32 = Target.parse("onnxruntime-cpu-fp32")
+
+
+def answer_in_fp32(piece: Workpiece) -> GoldenSamples:
+    """The held-out pictures and the fp32 graph's answers to them, each alone."""
+    pictures = piece.need_calibration(FP32).held_out
+    advance = count_steps(piece.progress, "answer the held-out pictures in fp32", len(pictures))
+    answers: list[Tensors] = []
+    with find_runtime(FP32).load(piece.graph, FP32, piece.spec) as session:
+        for index in range(len(pictures)):
+            answers.append(session.run(pictures.one(index)))
+            advance(1)
+    outputs = {name: np.concatenate([answer[name] for answer in answers]) for name in piece.spec.output_names}
+    return GoldenSamples(pictures.names, pictures.inputs, outputs)
+
+
+class Bench:
+    """Loads candidates for a target, and judges them. What the candidates are judged on is the workpiece's."""
+
+    def __init__(self, piece: Workpiece, target: Target, tolerance: Tolerance) -> None:
+        self.piece, self.target, self.tolerance = piece, target, tolerance
+        self.runtime = find_runtime(target)
+
+    @contextmanager
+    def load(self, model: onnx.ModelProto) -> Generator[Session]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = save_graph(model, Path(folder) / "candidate.onnx")
+            with self.runtime.load(path, self.target, self.piece.spec) as session:
+                yield session
+
+    def measure(self, model: onnx.ModelProto, samples: GoldenSamples) -> float:
+        """The error on samples, each alone; infinite when the runtime can't run it."""
+        with self.load(model) as session:
+            answers = [session.run(samples.batch([index])) for index in range(len(samples))]
+        references = [
+            {name: array[index : index + 1] for name, array in samples.outputs.items()} for index in range(len(samples))
+        ]
+        return distance(answers, references)
+
+    def judge(self, model: onnx.ModelProto) -> Verdict:
+        """The tolerance on the golden samples and on the held-out pictures; the error is that on the latter."""
+        samples = [self.piece.golden, *([self.piece.held_out] if self.piece.calibration else [])]
+        try:
+            with self.load(model) as session:
+                for group, tolerance in zip(samples, (self.tolerance, strict(self.tolerance)), strict=False):
+                    report = check_parity(
+                        session.run, group, self.piece.spec, tolerance, str(self.target), "", batches=(1,)
+                    )
+                    if not report.passed:
+                        return Verdict(error=self.measure(model, samples[-1]), passed=False, why=report.failures[0])
+        except EngineError as error:
+            return Verdict(error=float("inf"), passed=False, why=str(error))
+        return Verdict(error=self.measure(model, samples[-1]), passed=True)

@@ -1,0 +1,48 @@
+"""OpenVINO's variants: an IR, whose precision is the graph's for int8 and the runtime's setting for fp32 and bf16."""
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import onnx
+
+from ferryman.errors import ExportError, MissingExtraError
+from ferryman.manifest import Tolerance
+from ferryman.specs import Target
+from ferryman_export.variants.base import Artefact, BuildReport, Workpiece, save_graph
+from ferryman_export.variants.integer import quantize_within
+
+
+def build_float(piece: Workpiece, target: Target, tolerance: Tolerance, path: Path) -> Artefact:
+    """fp32, bf16: the same graph; the runtime computes it in the precision that the target names."""
+    report = BuildReport(target=str(target), size=piece.spec.preprocess.size)
+    return _save(piece.graph, path, report)
+
+
+def build_int8(piece: Workpiece, target: Target, tolerance: Tolerance, path: Path) -> Artefact:
+    model, report = quantize_within(piece, target, tolerance)
+    with tempfile.TemporaryDirectory() as folder:
+        return _save(save_graph(model, Path(folder) / "quantized.onnx"), path, report)
+
+
+def _save(graph: Path, path: Path, report: BuildReport) -> Artefact:
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"{report.target}", "openvino") from error
+    refuse_antialiased_resize(graph)
+    try:
+        model = openvino.Core().read_model(graph)
+        place = path.with_name(f"{path.name}.xml")
+        openvino.save_model(model, place, compress_to_fp16=False)  # else fp32 would be fp16 inside
+    except RuntimeError as error:
+        raise ExportError(f"OpenVINO can't convert the graph: {' '.join(str(error).split())}") from error
+    operators = Counter(str(node.get_type_name()) for node in model.get_ops())
+    return Artefact(place, dict(sorted(operators.items())), report)
+
+
+def refuse_antialiased_resize(graph: Path) -> None:
+    """OpenVINO's import leaves Resize's `antialias` out without a word, so that other pixels come out."""
+    for node in onnx.load(graph, load_external_data=False).graph.node:
+        if node.op_type == "Resize" and any(fact.name == "antialias" and fact.i for fact in node.attribute):
+            raise ExportError(f"OpenVINO can't resize with antialiasing, as {node.name} of this graph does")
