@@ -71,7 +71,8 @@ def run_verify(path: Path, target: str | None, folder: Path | None, settings: Se
         ]
         print_json({"certificates": documents, "can_not_run": {str(one): why for one, why in reasons.items()}})
         return
-    out.print(f"{bundle.path}: every file is the one that was exported; certified in {', '.join(map(str, places))}")
+    written = ", ".join(place.name for place in places)
+    out.print(f"{bundle.path}: every file is the one that was exported; in {places[0].parent}: {written}")
 
 
 def print_report(report: ParityReport) -> None:
