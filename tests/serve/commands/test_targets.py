@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ferryman.bench import advice_plot
 from ferryman.bundle import Bundle
 from ferryman.runtimes import RUNTIMES, why_not
 from ferryman.specs import Target
@@ -63,6 +64,14 @@ def test_advice_without_a_certificate(cli: Cli, both: Path, tmp_path: Path) -> N
     text = cli("advise", both, "--seconds", 0.1, "--certificates", tmp_path).stdout
     assert text.count("at export") == 2
     assert f"{NOWHERE} can't run here: {WHY}" in text
+
+
+def test_a_picture_without_matplotlib(cli: Cli, both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said before anything is measured."""
+    monkeypatch.setattr(advice_plot, "find_spec", lambda name: None)
+    outcome = cli("advise", both, "--plot", tmp_path / "speed.png")
+    assert (outcome.status, outcome.stderr.count("\n")) == (1, 1)
+    assert outcome.complaint.endswith("install it with: pip install 'ferryman[plot]'")
 
 
 def test_verify_proves_what_can_run(cli: Cli, both: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A whole server in this process, asked over loopback: statuses and their details, health, reflection, stopping."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -17,6 +18,9 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
 from ferryman.errors import AddressError, BundleError, BundleNotFoundError, FerrymanError, UsageError
+from ferryman.parity import ParityReport
+from ferryman.proof import prove_sessions
+from ferryman.server import loading
 from ferryman.server.app import ServerConfig, VisionServer, serve, split_address
 from ferryman.v1 import vision_pb2 as pb
 
@@ -198,6 +202,32 @@ async def test_health_follows_loading(toy_repository: Path) -> None:
         assert await starting == ["toy-classifier", "toy-detector", "toy-embedder"]
         for name in ("toy-detector", "toy-embedder", "", "ferryman.v1.VisionService"):
             assert await caller.status_of(name) == SERVING
+    await server.stop()
+
+
+async def test_health_waits_for_the_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = make_toy_repository(tmp_path, ["toy-detector"])
+    place = repository / "toy-detector" / "1" / "certificates" / "onnxruntime-cpu-fp32.json"
+    place.unlink()
+    gate = Gate()
+
+    def prove(*arguments: Any) -> tuple[ParityReport, ...]:
+        gate(1)
+        return prove_sessions(*arguments)
+
+    monkeypatch.setattr(loading, "prove_sessions", prove)
+    server = VisionServer(ServerConfig(repository=repository, address="127.0.0.1:0", certify=True))
+    starting = asyncio.create_task(server.start())
+    await gate.wait_for_batches(1)
+    async with calling(server.address) as caller:
+        for name in ("toy-detector", ""):
+            assert await caller.status_of(name) == NOT_SERVING
+        assert not place.exists()
+        gate.open()
+        assert await starting == ["toy-detector"]
+        assert await caller.status_of("toy-detector") == SERVING
+        facts = await caller.vision.ModelInfo(pb.ModelInfoRequest(model=pb.ModelRef(name="toy-detector")))
+        assert (facts.target, facts.certified) == (place.stem, json.loads(place.read_bytes())["created"])
     await server.stop()
 
 
