@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from ferryman.commands.console import make_table, out, print_json, print_table, show_stages
-from ferryman.commands.inspect import describe_specs, read_parity
+from ferryman.commands.inspect import describe_specs
 from ferryman.commands.verify import print_report
+from ferryman.proof import read_reports
 from ferryman_export.pipeline import ExportRequest, export
 from ferryman_export.sources import SourceOptions, open_source
 from ferryman_export.variants import choose_targets
@@ -51,7 +52,7 @@ def run_export(
         )
         bundle = export(request, progress)
     seconds, peak_bytes = time.monotonic() - start, peak_memory_bytes()
-    reports = read_parity(bundle).reports
+    reports = read_reports(bundle)
     if json_output:
         document = {
             "bundle": str(bundle.path),

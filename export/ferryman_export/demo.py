@@ -15,16 +15,16 @@ import torch
 from PIL import Image
 
 from ferryman.bundle import Bundle
+from ferryman.certificates import make_certificate, write_certificate
 from ferryman.client import Client
 from ferryman.commands.console import StageProgress, make_table, out, print_json, print_table, show_stages
-from ferryman.commands.verify import verify_bundle
 from ferryman.drawing import draw_classification, draw_detections
 from ferryman.errors import FileAccessError, UnavailableError
 from ferryman.files import replace_file
 from ferryman.parity import ParityReport
 from ferryman.predictor import Predictor
 from ferryman.preprocess import preprocess_image, stack_inputs
-from ferryman.runtimes.base import Settings
+from ferryman.proof import prove_target
 from ferryman.specs import ModelSpec
 from ferryman_export.demo_html import DrawnPicture, ModelSection, render_demo
 from ferryman_export.pipeline import ExportRequest, export
@@ -61,11 +61,10 @@ def run_demo(folder: Path, json_output: bool) -> None:
 
             bundles[name] = export(ExportRequest(name, repository), show)
     for name, bundle in bundles.items():
-        certificate = verify_bundle(bundle, None, Settings())
+        certificate = make_certificate(bundle, prove_target(bundle, bundle.targets[0]))
         certificate.raise_for_failures()
-        (report,) = certificate.reports
-        bundle.write_certificate(report.target, certificate.model_dump_json(indent=2) + "\n")
-        reports[name] = report
+        write_certificate(bundle, certificate)
+        (reports[name],) = certificate.reports
     with show_stages() as progress, start_server(repository, progress) as address, Client(address) as client:
         progress(f"ask the server on {address}", 0, 1)
         sections = [

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from ferryman.bundle import Bundle, new_version, seal
+from ferryman.certificates import certify
 from ferryman.errors import ParityError, UsageError
 from ferryman.golden import FILE_NAME as GOLDEN
 from ferryman.golden import GoldenSamples, Tensors, save_golden
@@ -200,7 +201,10 @@ def write_bundle(
         seal(new.folder, facts)
     shelf.clear()
     assert new.path is not None
-    return Bundle.open(new.path)
+    bundle = Bundle.open(new.path)
+    for target in bundle.targets:  # what was proved here is proved for this machine
+        certify(bundle, [report for report in reports.reports if report.target == str(target)])
+    return bundle
 
 
 def choose_specs(checkpoint: Checkpoint, request: ExportRequest) -> list[ModelSpec]:

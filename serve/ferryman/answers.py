@@ -62,6 +62,7 @@ class ModelFacts:
     """A served model.
 
     canvases: (width, height) of each size that pictures are fitted to; parity: measured at export
+    certified: when the target was proved on the server's device
     """
 
     name: str
@@ -76,3 +77,4 @@ class ModelFacts:
     parity: tuple[OutputParity, ...]
     created: str
     canvases: tuple[tuple[int, int], ...]
+    certified: str

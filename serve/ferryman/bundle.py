@@ -18,8 +18,9 @@ from ferryman.errors import (
     BundleSchemaError,
     FileAccessError,
     UsageError,
+    propose,
 )
-from ferryman.files import replace_file, sha256_file, temporary_folder
+from ferryman.files import sha256_file, temporary_folder
 from ferryman.golden import FILE_NAME as GOLDEN
 from ferryman.golden import GoldenSamples, load_golden
 from ferryman.manifest import FILE_NAME, FileFacts, Manifest, Tolerance, VariantFacts, read_manifest, sized_name
@@ -112,12 +113,17 @@ class Bundle:
             raise BundleCorruptError(f"{self.path} holds no {name}")
         return self.path / name
 
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Those that it has variants for, in the order of the manifest; the first is what runs by default."""
+        return tuple({str(variant.target): variant.target for variant in self.manifest.variants}.values())
+
     def variants(self, target: str | None = None) -> tuple[VariantFacts, ...]:
         """A variant a size, in the order of `specs`, for a target, by default the first. Raises UsageError."""
-        have = list(dict.fromkeys(str(variant.target) for variant in self.manifest.variants))
+        have = [str(one) for one in self.targets]
         target = target or have[0]
         if target not in have:
-            raise UsageError(f"{self.path} has no variant {target}; it has {', '.join(have)}")
+            raise UsageError(f"{self.path} has no variant {target}; it has {', '.join(have)}{propose(target, have)}")
         found = {variant.size: variant for variant in self.manifest.variants if str(variant.target) == target}
         return tuple(found[spec.preprocess.size] for spec in self.manifest.specs)
 
@@ -130,12 +136,15 @@ class Bundle:
             )
         return tolerance
 
-    def write_certificate(self, name: str, text: str) -> Path:
-        """Puts a certificate beside the bundle's files; an older one of the same name is replaced."""
-        path = self.path / CERTIFICATES / f"{name}.json"
-        with replace_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-        return path
+    def size_bytes(self, variant: VariantFacts) -> int:
+        """Of a variant's main file and of those with its weights, such as model.bin and model.onnx.data, beside it."""
+        main = PurePosixPath(variant.path)
+        stem = main.name.partition(".")[0]
+        return sum(
+            facts.size_bytes
+            for name, facts in self.manifest.files.items()
+            if (place := PurePosixPath(name)).parent == main.parent and place.name.partition(".")[0] == stem
+        )
 
 
 def is_bundle(path: Path) -> bool:

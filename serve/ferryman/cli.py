@@ -23,6 +23,11 @@ OptionalBundle = Annotated[Path | None, typer.Option("--bundle", help="Answer in
 Address = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Ask the server there; needs --model.")]
 Model = Annotated[str | None, typer.Option(metavar="NAME[/VERSION]", help="The server's model.")]
 TargetName = Annotated[str | None, typer.Option("--target", help="The variant, by default the bundle's first.")]
+TargetNames = Annotated[list[str] | None, typer.Option("--target", help="Of several variants this one; repeatable.")]
+Certificates = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of certificates, by default each bundle's; for read-only storage."),
+]
 Draw = Annotated[
     Path | None,
     typer.Option(metavar="OUT.png", help="Draw the answer; a folder when there are several images."),
@@ -139,20 +144,18 @@ def export(
 @app.command()
 def verify(
     bundle: BundlePath,
-    target: TargetName = None,
-    certificate: Annotated[
-        Path | None, typer.Option(help="Where to write the certificate, by default into the bundle.")
-    ] = None,
+    target: Annotated[str | None, typer.Option(help="The variant, by default every one that can run here.")] = None,
+    certificates: Certificates = None,
     threads: Threads = None,
     streams: Streams = None,
     hint: HintName = None,
     json_output: Json = False,
 ) -> None:
-    """Prove on this device, without PyTorch, that a bundle answers like PyTorch; write a certificate."""
+    """Prove on this device, without PyTorch, that a bundle answers like PyTorch; certify each of its variants."""
     from ferryman.commands.verify import run_verify
     from ferryman.runtimes.base import Settings
 
-    run_verify(bundle, target, certificate, Settings(threads, streams, hint or "latency"), json_output)
+    run_verify(bundle, target, certificates, Settings(threads, streams, hint or "latency"), json_output)
 
 
 @app.command()
@@ -166,6 +169,7 @@ def inspect(
     adapter: Adapter = None,
     revision: Revision = None,
     spec: Spec = None,
+    target: Annotated[str | None, typer.Option(help="Of a bundle this variant, by default all.")] = None,
     json_output: Json = False,
 ) -> None:
     """Show what a bundle holds and how closely it follows PyTorch; or what a checkpoint is, before any export."""
@@ -179,8 +183,10 @@ def inspect(
     if is_bundle(path) or (path.is_dir() and not checkpoint):
         if is_bundle(path) and options != (None,) * len(options):
             raise UsageError(f"{what} is a bundle, which says itself what it is: leave out the options of a source")
-        run_inspect(path, json_output)
+        run_inspect(path, target, json_output)
         return
+    if target is not None:
+        raise UsageError(f"--target belongs to a bundle, and {what} is none")
     with _exporting("inspecting a checkpoint"):
         from ferryman_export.command import run_inspect_source
         from ferryman_export.sources import SourceOptions
@@ -197,6 +203,10 @@ def serve(
     threads: Threads = None,
     streams: Streams = None,
     hint: HintName = None,
+    certify: Annotated[
+        bool | None, typer.Option("--certify", help="Prove at start what has no certificate for this device.")
+    ] = None,
+    certificates: Certificates = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML file with settings of ServerConfig; options win over it.")
     ] = None,
@@ -206,6 +216,7 @@ def serve(
     from ferryman.commands.serve import run_serve
 
     options = {"address": address, "target": target, "threads": threads, "streams": streams, "hint": hint}
+    options |= {"certify": certify, "certificates": certificates}
     run_serve(repository, config, options, json_output)
 
 
@@ -289,7 +300,7 @@ def bench(
     bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Measure this bundle here.")] = None,
     address: Address = None,
     model: Model = None,
-    target: TargetName = None,
+    target: TargetNames = None,
     image: Annotated[list[Path] | None, typer.Option(help="Picture to measure with; may be repeated.")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long to measure.")] = 5.0,
     threads: Threads = None,
@@ -297,13 +308,34 @@ def bench(
     hint: HintName = None,
     json_output: Json = False,
 ) -> None:
-    """Single-stream latency from encoded picture to answer, stage by stage."""
+    """Single-stream latency from encoded picture to answer, stage by stage; of several variants in turn."""
     from ferryman.commands.bench import run_bench
     from ferryman.commands.predict import Asker
     from ferryman.runtimes.base import Settings
 
     settings = Settings(threads, streams, hint or "latency")
-    run_bench(Asker(bundle, address, model, target, settings), image or [], seconds, json_output)
+    askers = [Asker(bundle, address, model, one, settings) for one in dict.fromkeys(target or (None,))]
+    run_bench(askers, image or [], seconds, json_output)
+
+
+@app.command()
+def advise(
+    bundle: BundlePath,
+    target: TargetNames = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long to measure each variant.")] = 5.0,
+    certificates: Certificates = None,
+    plot: Annotated[Path | None, typer.Option(metavar="OUT.png", help="Draw speed against error.")] = None,
+    threads: Threads = None,
+    streams: Streams = None,
+    hint: HintName = None,
+    json_output: Json = False,
+) -> None:
+    """Measure a bundle's variants here, in turn, and say which of them to use and why."""
+    from ferryman.commands.advise import run_advise
+    from ferryman.runtimes.base import Settings
+
+    settings = Settings(threads, streams, hint or "latency")
+    run_advise(bundle, target or [], seconds, certificates, plot, settings, json_output)
 
 
 @app.command()

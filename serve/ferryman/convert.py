@@ -226,6 +226,7 @@ def message_from_model_facts(facts: ModelFacts) -> pb.ModelInfoResponse:
         ],
         created=facts.created,
         canvases=[_message_from_size(canvas) for canvas in facts.canvases],
+        certified=facts.certified,
     )
 
 
@@ -246,6 +247,7 @@ def model_facts_from_message(message: pb.ModelInfoResponse) -> ModelFacts:
         ),
         created=message.created,
         canvases=tuple(_size_from_message(canvas) for canvas in message.canvases),
+        certified=message.certified,
     )
 
 

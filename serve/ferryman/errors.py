@@ -8,7 +8,8 @@
     │   ├── BundleNotFoundError      there is none at that place
     │   ├── BundleCorruptError       a file is missing or its digest differs
     │   ├── BundlePathError          a file lies outside the bundle (`..`, an absolute path, a link)
-    │   └── BundleSchemaError        the manifest is unreadable or of a newer schema
+    │   ├── BundleSchemaError        the manifest is unreadable or of a newer schema
+    │   └── CertificateError         a variant is not proved on this device
     ├── CheckpointError          a checkpoint can't be loaded
     │   └── HubError                 it can't be downloaded
     ├── ExportError              the graph can't be built or breaks the graph contract
@@ -26,6 +27,15 @@
 
 Each class carries the name of its gRPC status and the exit status of the command line.
 """
+
+import difflib
+from collections.abc import Iterable
+
+
+def propose(given: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not known: `; did you mean X?`, nothing when none is near."""
+    near = difflib.get_close_matches(given, list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class FerrymanError(Exception):
@@ -73,6 +83,10 @@ class BundlePathError(BundleError):
 
 class BundleSchemaError(BundleError):
     grpc_status = "FAILED_PRECONDITION"
+
+
+class CertificateError(BundleError):
+    """A FAILED_PRECONDITION, as its base's."""
 
 
 class CheckpointError(FerrymanError):

@@ -114,7 +114,7 @@ def test_classifier(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     found = answer(bundle, {"image": np.stack([canvas, canvas[::-1]])})
     np.testing.assert_allclose(found["logits"], [3 * mean, 3 * mean], atol=1e-5)
     np.testing.assert_allclose(found["probabilities"][0], np.exp(3 * mean) / np.exp(3 * mean).sum(), atol=1e-5)
-    run_inspect(bundle.path, json_output=False)
+    run_inspect(bundle.path, None, json_output=False)
     shown = capsys.readouterr().out
     assert "its PyTorch source was not seen" in shown
     assert "At export, against the ONNX file" in shown

@@ -115,6 +115,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["detect", "picture.png", "--bundle", "toy-detector", "--json"], '"detections"'),
         (["bench", "toy-classifier", "--seconds", "0.1", "--json"], '"percentiles_ms"'),
         (["doctor", "--json"], '"missing"'),
+        (["advise", "toy-detector", "--seconds", "0.1"], "Use onnxruntime-cpu-fp32"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ferryman.bundle import Bundle, list_versions
+from ferryman.certificates import certify
 from ferryman.errors import (
     BundleCorruptError,
     BundleError,
@@ -20,6 +21,7 @@ from ferryman.errors import (
     UsageError,
 )
 from ferryman.manifest import FILE_NAME
+from ferryman.proof import read_reports
 
 from .toy import TARGET, reseal
 
@@ -284,15 +286,17 @@ def test_what_is_no_bundle(folder: Path, place: Callable[[Path], Path]) -> None:
 
 def test_a_certificate_changes_nothing(folder: Path) -> None:
     bundle = Bundle.open(folder)
-    for text in ("1", "2"):
-        place = bundle.write_certificate("here", text)
-        assert place == folder / "certificates" / "here.json"
-        assert place.read_text(encoding="utf-8") == text
+    place = folder / "certificates" / "onnxruntime-cpu-fp32.json"
+    (report,) = read_reports(bundle)
+    for before in ("", "an older one"):
+        place.write_text(before, encoding="utf-8")
+        assert certify(bundle, [report]) == place
+        assert json.loads(place.read_text(encoding="utf-8"))["bundle_digest"] == bundle.digest
     assert stat.S_IMODE(place.stat().st_mode) & 0o044 == 0o044  # others may read what they are to believe
     assert Bundle.open(folder).digest == bundle.digest
     reseal(folder)
     assert not any("certificates" in name for name in Bundle.open(folder).manifest.files)
-    assert os.listdir(folder / "certificates") == ["here.json"]
+    assert os.listdir(folder / "certificates") == [place.name]
 
 
 def test_sealing_covers_every_file(folder: Path) -> None:

@@ -37,6 +37,7 @@ FACTS = ModelFacts(
     parity=(OutputParity("cls", 1e-6, 0.999, 1e-4), OutputParity("patches", 0.0, 1.0, None)),
     created="2025-01-01",
     canvases=((224, 192), (192, 224)),
+    certified="2025-01-31T12:00:00+00:00",
 )
 
 

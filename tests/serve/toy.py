@@ -20,13 +20,15 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from ferryman.bundle import Bundle, new_version, seal
+from ferryman.certificates import certify
 from ferryman.golden import FILE_NAME as GOLDEN
 from ferryman.golden import GoldenSamples, Tensors, load_golden, save_golden
 from ferryman.manifest import FILE_NAME as MANIFEST
-from ferryman.manifest import SCHEMA_VERSION, SourceFacts, VariantFacts
-from ferryman.parity import TOLERANCES, ParityReports, check_parity
+from ferryman.manifest import SCHEMA_VERSION, SourceFacts, Tolerance, VariantFacts
+from ferryman.parity import TOLERANCES, ParityReport, ParityReports
 from ferryman.preprocess import preprocess_image, stack_inputs
-from ferryman.runtimes import RUNTIMES
+from ferryman.proof import prove_session, read_reports
+from ferryman.runtimes import RUNTIMES, why_not
 from ferryman.runtimes.base import Settings
 from ferryman.specs import ModelSpec, PreprocessSpec, Target, TensorSpec, classification_spec, detection_spec
 
@@ -90,36 +92,91 @@ def make_toy_repository(folder: Path, names: Sequence[str] = tuple(SPECS)) -> Pa
     return folder
 
 
-def add_toy_bundle(repository: Path, name: str, samples: int = 6) -> Bundle:
-    """One more version of a toy: graph, golden samples, parity report and manifest, as an export leaves them."""
+def add_toy_bundle(
+    repository: Path, name: str, samples: int = 6, targets: Sequence[Target] = (TARGET,), slow: Target | None = None
+) -> Bundle:
+    """One more version of a toy: graphs, golden samples, reports, manifest and certificates, as an export leaves them.
+
+    targets: all read the same ONNX file; those that can't run here are neither proved nor certified
+    slow: one of them that reads a file of its own, which takes a thousand times as long to the same answers
+    """
     spec = SPECS[name]
     fitted = [preprocess_image(data, spec.preprocess) for data in make_pictures(samples)]
     inputs = stack_inputs([canvas for canvas, _ in fitted], [geometry for _, geometry in fitted], spec.input_names)
     golden = GoldenSamples(tuple(f"picture-{i}" for i in range(samples)), inputs, toy_reference(name, inputs))
-    tolerance = TOLERANCES[TARGET.precision]
+    tolerances = {target.precision: choose_tolerance(target) for target in targets}
+    able = [target for target in targets if why_not(target) is None]
     with new_version(repository, name) as new:
         staging = new.folder
-        graph = staging / "model.onnx"
-        onnx.save(toy_graph(name), graph)
+        onnx.save(toy_graph(name), staging / "model.onnx")
+        files = dict.fromkeys(targets, "model.onnx")
+        if slow is not None:
+            files[slow] = f"variants/{slow}/model.onnx"
+            (staging / files[slow]).parent.mkdir(parents=True)
+            onnx.save(slow_down(toy_graph(name)), staging / files[slow])
         save_golden(staging / GOLDEN, golden)
-        runtime = RUNTIMES[TARGET.runtime]
-        with runtime.load(graph, TARGET, spec, Settings(threads=1)) as session:
-            report = check_parity(session.run, golden, spec, tolerance, str(TARGET), runtime.version())
-        report.raise_for_failures()
-        reports = ParityReports(reports=(report,))
-        (staging / "parity.json").write_text(reports.model_dump_json(), encoding="utf-8")
+        reports: list[ParityReport] = []
+        for target in able:
+            runtime = RUNTIMES[target.runtime]
+            with runtime.load(staging / files[target], target, spec, Settings(threads=1)) as session:
+                reports.append(prove_session(session, golden, target, tolerances[target.precision], runtime.version()))
+            reports[-1].raise_for_failures()
+        (staging / "parity.json").write_text(ParityReports(reports=tuple(reports)).model_dump_json(), encoding="utf-8")
+        size = spec.preprocess.size
         facts: dict[str, object] = {
             "schema_version": SCHEMA_VERSION,
             "name": name,
             "created": "2025-01-01T00:00:00+00:00",
             "source": SourceFacts(source=name, architecture="toy", sha256=DIGEST),
             "specs": (spec,),
-            "variants": (VariantFacts(target=TARGET, size=spec.preprocess.size, path=graph.name, operators={}),),
-            "tolerances": {TARGET.precision: tolerance},
+            "variants": tuple(
+                VariantFacts(target=target, size=size, path=file, operators={}) for target, file in files.items()
+            ),
+            "tolerances": tolerances,
             "tools": {"onnx": onnx.__version__},
         }
         seal(staging, facts)
-    return Bundle.open(repository / name)
+    bundle = Bundle.open(repository / name)
+    for report in reports:
+        certify(bundle, [report])
+    return bundle
+
+
+def choose_tolerance(target: Target) -> Tolerance:
+    """fp32's, and for the others one that roundings of 8 bits pass."""
+    exact = TOLERANCES["fp32"]
+    if target.precision == "fp32":
+        return exact
+    return exact.model_copy(update={"max_abs": dict.fromkeys(exact.max_abs, 0.1), "min_iou": 0.5, "reason": "toy"})
+
+
+def slow_down(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """The same answers from a classifier, after long sums that count for nothing."""
+    side, layers = 1024, 24
+    make = helper.make_node
+    nodes = [make("MatMul", ["scaled", "widen"], ["wide-0"])]
+    nodes += [make("MatMul", [f"wide-{index}", "mix"], [f"wide-{index + 1}"]) for index in range(layers)]
+    nodes += [
+        make("ReduceMean", [f"wide-{layers}"], ["wide"], keepdims=1),
+        make("Mul", ["wide", "nothing"], ["added"]),
+        make("Add", ["product-alone", "added"], ["product"]),
+    ]
+    (product,) = (node for node in graph.graph.node if "product" in node.output)
+    product.output[0] = "product-alone"
+    place = list(graph.graph.node).index(product) + 1
+    for index, node in enumerate(nodes):
+        graph.graph.node.insert(place + index, node)
+    random = np.random.default_rng(3)
+    constants = {
+        "widen": random.normal(size=(3, side)),
+        "mix": random.normal(size=(side, side)) / np.sqrt(side),  # keeps the sums of one size
+        "nothing": np.zeros(()),
+    }
+    graph.graph.initializer.extend(
+        numpy_helper.from_array(array.astype(np.float32), key) for key, array in constants.items()
+    )
+    onnx.checker.check_model(graph, full_check=True)
+    return graph
 
 
 def toy_reference(name: str, inputs: Tensors) -> Tensors:
@@ -264,6 +321,13 @@ def reseal(folder: Path, **changes: object) -> None:
     seal(folder, facts | changes)
 
 
+def recertify(folder: Path) -> None:
+    """Certificates of what is in the bundle's folder now, as though it had been proved."""
+    bundle = Bundle.open(folder)
+    for target in bundle.targets:
+        certify(bundle, read_reports(bundle, target))
+
+
 def list_tree(folder: Path) -> list[str]:
     """Everything below a folder, hidden files too."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
@@ -280,6 +344,13 @@ def change_golden(folder: Path, change: Callable[[GoldenSamples], GoldenSamples]
     spec = Bundle.open(folder).spec
     save_golden(folder / GOLDEN, change(load_golden(folder / GOLDEN, spec)))
     reseal(folder)
+
+
+def shift_boxes(golden: GoldenSamples) -> GoldenSamples:
+    """A detector's samples that it answers a little otherwise."""
+    outputs = {name: array.copy() for name, array in golden.outputs.items()}
+    outputs["boxes"][2] += np.float32(0.02)
+    return GoldenSamples(golden.names, golden.inputs, outputs)
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:

@@ -1,6 +1,9 @@
 """`ferryman bench`: single-stream latency, in this process or through a server."""
 
 import io
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ from PIL import Image
 from ferryman import __version__
 from ferryman.bench.report import LatencyReport, report_latency
 from ferryman.bench.scenarios import Ask, run_single_stream
+from ferryman.bench.turns import ROUNDS, run_in_turn
 from ferryman.bundle import Bundle
 from ferryman.commands.console import make_table, out, print_json, print_table, show_stages
 from ferryman.commands.predict import Answers, Asker, read_image
@@ -17,33 +21,42 @@ from ferryman.errors import ImageError, UsageError
 from ferryman.preprocess import decode_image
 
 
-def run_bench(asker: Asker, paths: list[Path], seconds: float, json_output: bool) -> None:
-    """Times the pictures in `paths`, or the bundle's golden samples, and prints percentiles and stages."""
+def run_bench(askers: Sequence[Asker], paths: list[Path], seconds: float, json_output: bool) -> None:
+    """Times the pictures in `paths`, or the bundle's golden samples, and prints percentiles and stages.
+
+    askers: one, or one for each of several targets of a bundle, which are measured in turn; seconds: of each
+    """
+    folder = askers[0].bundle
+    bundle = None if folder is None else Bundle.open(folder)
     if paths:
         images, what = [_read_picture(path) for path in paths], f"{len(paths)} pictures"
-    elif asker.bundle is not None:
-        images = encode_golden(Bundle.open(asker.bundle))
+    elif bundle is not None:
+        images = encode_golden(bundle)
         what = f"the {len(images)} golden samples as PNG of the canvas's size"
     else:
         raise UsageError("--address needs --image: a server does not hand out its golden samples")
-    with show_stages() as show, asker.open() as answers:
-        ask = choose_ask(answers, images[0])
-        samples = run_single_stream(
-            ask,
-            images,
-            seconds,
-            advance=lambda elapsed: show("measure", int(elapsed * 10), int(seconds * 10)),
-        )
-        name = answers.name
-    report = report_latency(samples)
+    names = [bundle.variants(asker.target)[0].target if bundle is not None else "the server" for asker in askers]
+    with show_stages() as show, ExitStack() as opened:
+        answers = [opened.enter_context(asker.open()) for asker in askers]
+        # What is alone has nothing to take turns with: one block, warmed up once.
+        rounds, warmup = (ROUNDS, 2) if len(answers) > 1 else (1, 10)
+        measures = {
+            str(name): partial(run_single_stream, choose_ask(one, images[0]), images, warmup=warmup)
+            for name, one in zip(names, answers, strict=True)
+        }
+        blocks = run_in_turn(measures, seconds, rounds, partial(show, "measure"))
+        model = answers[0].name
+    reports = {name: report_latency([sample for block in found for sample in block]) for name, found in blocks.items()}
     if json_output:
-        document = {"ferryman": __version__, "scenario": "single-stream", "model": name, "images": what}
-        print_json(
-            document | {"device": read_device().model_dump(mode="json"), "latency": report.model_dump(mode="json")}
-        )
+        document = {"ferryman": __version__, "scenario": "single-stream", "model": model, "images": what}
+        document |= {"device": read_device().model_dump(mode="json")}
+        latencies = {name: report.model_dump(mode="json") for name, report in reports.items()}
+        print_json(document | {"latency": latencies})
         return
-    out.print(f"{name}, single stream, {what}, {report.requests} requests in {report.seconds:.1f} s")
-    print_latency(report)
+    for name, report in reports.items():
+        run = f"{report.requests} requests in {report.seconds:.1f} s"
+        out.print(f"{model}, {name}, single stream, {what}, {run}")
+        print_latency(report)
 
 
 def _read_picture(path: Path) -> bytes:

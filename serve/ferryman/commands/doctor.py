@@ -14,6 +14,7 @@ _EXTRAS = {
         "export checkpoints, run the demo",
         ("torch", "onnx", "onnxscript", "safetensors", "jinja2", "matplotlib"),
     ),
+    "plot": ("draw what `ferryman advise` measured", ("matplotlib",)),
     "train": ("train the embedded models", ("torch", "sklearn", "scipy", "pycocotools")),
 }
 
@@ -25,7 +26,8 @@ def run_doctor(json_output: bool) -> None:
     for name, runtime in RUNTIMES.items():
         why = runtime.missing()
         facts = {"version": runtime.version(), "devices": list(runtime.devices())} if why is None else {"missing": why}
-        runtimes.append({"runtime": name, **facts})
+        targets = {str(target): runtime.why_not(target) for target in runtime.targets()}  # None for one that can run
+        runtimes.append({"runtime": name, **facts, "targets": targets})
     extras: list[dict[str, Any]] = []
     for extra, (purpose, packages) in _EXTRAS.items():
         absent = [package for package in packages if find_spec(package) is None]
@@ -47,6 +49,9 @@ def run_doctor(json_output: bool) -> None:
     for facts in runtimes:
         state = facts.get("missing") or f"{facts['version']} on {', '.join(facts['devices'])}"
         table.add_row(f"runtime {facts['runtime']}", str(state))
+        if "missing" not in facts:
+            for target, why in facts["targets"].items():
+                table.add_row(f"  {target}", "can run here" if why is None else f"can't run here: {why}")
     for facts in extras:
         state = (
             f"missing, to {facts['purpose']}: {facts['install']}"

@@ -5,23 +5,15 @@ from pathlib import Path
 
 from ferryman.bundle import Bundle, is_bundle
 from ferryman.commands.console import make_table, out, print_json, print_table
-from ferryman.commands.verify import print_report
-from ferryman.errors import BundleCorruptError, BundleNotFoundError, FileAccessError
+from ferryman.commands.verify import describe_products, print_report
+from ferryman.errors import BundleNotFoundError, FileAccessError
 from ferryman.manifest import ONNX_ARCHITECTURE
-from ferryman.parity import ParityReports
+from ferryman.proof import read_reports
 from ferryman.specs import ModelSpec
 
 
-def read_parity(bundle: Bundle) -> ParityReports:
-    """The reports measured at export. Raises BundleCorruptError when they can't be read."""
-    try:
-        return ParityReports.model_validate_json(bundle.file("parity.json").read_bytes())
-    except ValueError as error:
-        raise BundleCorruptError(f"{bundle.path}: parity.json holds no parity reports; export it again") from error
-
-
-def run_inspect(path: Path, json_output: bool) -> None:
-    """Opens the bundle, so every digest is checked, and prints its facts.
+def run_inspect(path: Path, target: str | None, json_output: bool) -> None:
+    """Opens the bundle, so every digest is checked, and prints its facts; of all variants, or of one target's.
 
     Raises BundleNotFoundError for another folder, and FileAccessError when it can't be read.
     """
@@ -37,14 +29,15 @@ def run_inspect(path: Path, json_output: bool) -> None:
         )
     bundle = Bundle.open(path)
     manifest = bundle.manifest
-    parity = read_parity(bundle)
+    shown = bundle.targets if target is None else (bundle.variants(target)[0].target,)
+    reports = [report for one in shown for report in read_reports(bundle, one)]
     if json_output:
         document = {
             "path": str(bundle.path),
             "digest": bundle.digest,
             "manifest": manifest.model_dump(mode="json"),
         }
-        print_json(document | {"parity": parity.model_dump(mode="json")["reports"]})
+        print_json(document | {"parity": [report.model_dump(mode="json") for report in reports]})
         return
     table = make_table("", "")
     table.show_header = False
@@ -60,16 +53,19 @@ def run_inspect(path: Path, json_output: bool) -> None:
         table.add_row("its reference", "the ONNX file itself in ONNX Runtime; its PyTorch source was not seen")
     for row in describe_specs(manifest.specs):
         table.add_row(*row)
-    for variant in manifest.variants:
-        size = manifest.files[variant.path].size_bytes
+    attested = {(report.target, report.size): report.attestation for report in reports}
+    for variant in (variant for one in shown for variant in bundle.variants(str(one))):
         at = f"{variant.target} at {'x'.join(map(str, variant.size))}"
-        nodes = sum(variant.operators.values())
-        table.add_row("variant", f"{at}: {variant.path}, {size / 1e6:.1f} MB, {nodes} nodes")
+        facts = [variant.path, f"{bundle.size_bytes(variant) / 1e6:.1f} MB", f"{sum(variant.operators.values())} nodes"]
+        attestation = attested.get((str(variant.target), variant.size))
+        if attestation is not None:
+            facts.append(f"matrix products with weights: {describe_products(attestation)}")
+        table.add_row("variant", f"{at}: {', '.join(facts)}")
     table.add_row("made with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items()))
     print_table(table)
     reference = "the ONNX file" if foreign else "PyTorch fp32"
     out.print(f"\nAt export, against {reference} ({len(manifest.files)} files, every digest right):")
-    for report in parity.reports:
+    for report in reports:
         print_report(report)
 
 

@@ -1,93 +1,78 @@
-"""`ferryman verify`: parity on this device, without PyTorch, and the certificate."""
+"""`ferryman verify`: parity on this device, without PyTorch, and a certificate of each target."""
 
-from contextlib import ExitStack
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from ferryman.attest import Attestation
 from ferryman.bundle import Bundle
+from ferryman.certificates import Certificate, make_certificate, write_certificate
 from ferryman.commands.console import make_table, out, print_json, print_table, show_stages
-from ferryman.device import DeviceFacts, read_device
-from ferryman.errors import FileAccessError
-from ferryman.files import replace_file
-from ferryman.parity import ParityReport, count_runs
-from ferryman.proof import prove_session
-from ferryman.runtimes import RUNTIMES, open_sessions
+from ferryman.errors import EngineError, FileAccessError
+from ferryman.parity import ParityReport
+from ferryman.proof import prove_target
+from ferryman.runtimes import find_runtime, why_not
 from ferryman.runtimes.base import Settings
-from ferryman.specs import Facts
+from ferryman.specs import Target
 
 
-class Certificate(Facts):
-    """What `verify` measured, where, and on which files. Digests are SHA-256; variants and reports are one a size."""
+def choose_targets(bundle: Bundle, names: Sequence[str]) -> tuple[list[Target], dict[Target, str]]:
+    """Those named, or all of a bundle's that can run here; and why the others can't.
 
-    bundle: str
-    bundle_digest: str
-    variant_digests: tuple[str, ...]
-    created: str
-    device: DeviceFacts
-    reports: tuple[ParityReport, ...]
-    passed: bool
-
-    def raise_for_failures(self) -> None:
-        """Raises ParityError for the first size that is out of tolerance."""
-        for report in self.reports:
-            report.raise_for_failures()
-
-
-def verify_bundle(bundle: Bundle, target: str | None, settings: Settings) -> Certificate:
-    """Runs the target's variants on every golden sample, alone and in batches, against PyTorch's stored answers."""
-    variants = bundle.variants(target)
-    built = variants[0].target
-    golden = [bundle.golden(index) for index in range(len(variants))]
-    tolerance = bundle.tolerance(built)
-    total, done = sum(count_runs(len(samples)) for samples in golden), 0
-    reports: list[ParityReport] = []
-    with show_stages() as show, ExitStack() as opened:
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            show(f"compare {built} with PyTorch's answers", done, total)
-
-        for session, samples in zip(open_sessions(bundle, target, settings), golden, strict=True):
-            opened.callback(session.close)
-            version = RUNTIMES[built.runtime].version()
-            reports.append(prove_session(session, samples, built, tolerance, version, advance=advance))
-    return Certificate(
-        bundle=f"{bundle.name}/{bundle.version}",
-        bundle_digest=bundle.digest,
-        variant_digests=tuple(bundle.manifest.files[variant.path].sha256 for variant in variants),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        device=read_device(),
-        reports=tuple(reports),
-        passed=all(report.passed for report in reports),
-    )
+    Raises EngineError when none can, or one that is named can't; UsageError for one that the bundle has not.
+    """
+    if names:
+        found = [bundle.variants(name)[0].target for name in dict.fromkeys(names)]
+        for target in found:
+            find_runtime(target)
+        return found, {}
+    reasons = {one: why for one in bundle.targets if (why := why_not(one)) is not None}
+    able = [one for one in bundle.targets if one not in reasons]
+    if not able:
+        told = "; ".join(f"{one}: {why}" for one, why in reasons.items())
+        raise EngineError(f"no variant of {bundle.path} can run here: {told}")
+    return able, reasons
 
 
-def run_verify(path: Path, target: str | None, where: Path | None, settings: Settings, json_output: bool) -> None:
-    """Raises ParityError (exit status 3) when out of tolerance; the certificate is written either way.
+def run_verify(path: Path, target: str | None, folder: Path | None, settings: Settings, json_output: bool) -> None:
+    """Proves the target, or every one that can run here; each gets a certificate, in tolerance or not.
 
-    Raises FileAccessError when it can't be written and all else is fine.
+    folder: of the certificates, by default the bundle's own
+    Raises ParityError (exit status 3) when one is out of tolerance, and FileAccessError when a certificate can't be
+    written and all else is fine.
     """
     bundle = Bundle.open(path)
-    certificate = verify_bundle(bundle, target, settings)
-    text = certificate.model_dump_json(indent=2) + "\n"
-    try:
-        if where is None:
-            where = bundle.write_certificate(certificate.reports[0].target, text)
-        else:
-            with replace_file(where) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-    except FileAccessError as error:
+    targets, reasons = choose_targets(bundle, [] if target is None else [target])
+    certificates: list[Certificate] = []
+    places: list[Path] = []
+    unwritten: FileAccessError | None = None
+    with show_stages() as show:
+        for one in targets:
+            advance = partial(show, f"compare {one} with PyTorch's answers")
+            certificates.append(make_certificate(bundle, prove_target(bundle, one, settings, advance)))
+            try:
+                places.append(write_certificate(bundle, certificates[-1], folder))
+            except FileAccessError as error:
+                unwritten = error
+    if not json_output:
+        for report in (report for certificate in certificates for report in certificate.reports):
+            print_report(report)
+        for one, why in reasons.items():
+            out.print(f"{one} can't run here: {why}")
+    for certificate in certificates:
         certificate.raise_for_failures()
-        message = f"within tolerance, but without a certificate: {error}, or name a file with --certificate"
-        raise FileAccessError(message) from error
-    certificate.raise_for_failures()
+    if unwritten is not None:
+        message = f"within tolerance, but without a certificate: {unwritten}, or name a folder with --certificates"
+        raise FileAccessError(message) from unwritten
     if json_output:
-        print_json(certificate.model_dump(mode="json"))
+        documents = [
+            {"path": str(place), **certificate.model_dump(mode="json")}
+            for place, certificate in zip(places, certificates, strict=True)
+        ]
+        print_json({"certificates": documents, "can_not_run": {str(one): why for one, why in reasons.items()}})
         return
-    for report in certificate.reports:
-        print_report(report)
-    out.print(f"{bundle.path}: every file is the one that was exported; certificate {where}")
+    written = ", ".join(place.name for place in places)
+    out.print(f"{bundle.path}: every file is the one that was exported; in {places[0].parent}: {written}")
 
 
 def print_report(report: ParityReport) -> None:
@@ -114,8 +99,11 @@ def print_report(report: ParityReport) -> None:
     if report.mask_iou is not None:
         task += f", masks' IoU {report.mask_iou:.4f} or more"
     if report.attestation is not None:
-        products = report.attestation.products
-        counted = ", ".join(f"{count} in {name}" for name, count in sorted(products.items()))
-        task += f"; matrix products with weights: {counted or 'none'}"
+        task += f"; matrix products with weights: {describe_products(report.attestation)}"
     height, width = report.size
     out.print(f"{report.target} at {height}x{width} ({report.runtime_version}): {verdict}{task}")
+
+
+def describe_products(attestation: Attestation) -> str:
+    """How many of the matrix products with weights run in which precision: `72 in int8, 2 in fp32`."""
+    return ", ".join(f"{count} in {name}" for name, count in sorted(attestation.products.items())) or "none"

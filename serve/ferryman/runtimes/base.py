@@ -84,10 +84,50 @@ class Session(ABC):
 
 
 class Runtime(ABC):
-    """What executes variants of the targets named `name`-DEVICE-PRECISION."""
+    """What executes variants of the targets named `name`-DEVICE-PRECISION.
+
+    A subclass implements the abstract methods; `_load` may take for granted that `why_not` had nothing to say.
+    """
 
     name: ClassVar[str]
     extra: ClassVar[str | None] = None  # the extra that installs it, None when it is always there
+    known: ClassVar[Mapping[str, tuple[str, ...]]]  # devices that it is driven on, and their precisions
+
+    def targets(self) -> tuple[Target, ...]:
+        """All that it is driven as, on this machine or another."""
+        return tuple(
+            Target(runtime=self.name, device=device, precision=precision)
+            for device, precisions in self.known.items()
+            for precision in precisions
+        )
+
+    def why_not(self, target: Target) -> str | None:
+        """Why a target's variants can't run here, or None when they can."""
+        why = self.missing()
+        if why is not None:
+            return why
+        if target.device not in self.known:
+            return f"this version of Ferryman drives {self.name} on {', '.join(self.known)}"
+        if target.device not in self.devices():
+            return f"{self.name} finds no such device here, only {', '.join(self.devices()) or 'none at all'}"
+        return self._lacks(target)
+
+    def load(self, path: Path, target: Target, spec: ModelSpec, settings: Settings = DEFAULT) -> Session:
+        """Loads a variant's main file. Raises EngineError when it can't be loaded, or the target can't run here."""
+        why = self.why_not(target)
+        if why is not None:
+            raise EngineError(f"{target} can't run here: {why}")
+        return self._load(path, target, spec, settings)
+
+    def accelerator(self, device: str) -> str:
+        """Name and driver of a device that is not the processor, as far as they bear on answers; else empty."""
+        del device
+        return ""
+
+    def _lacks(self, target: Target) -> str | None:
+        """Why a device that is there can't run this precision."""
+        del target
+        return None
 
     @abstractmethod
     def missing(self) -> str | None:
@@ -102,11 +142,7 @@ class Runtime(ABC):
         """Devices of this machine that it can use, in the words of targets: `cpu`, `cuda` ..."""
 
     @abstractmethod
-    def load(self, path: Path, target: Target, spec: ModelSpec, settings: Settings = DEFAULT) -> Session:
-        """Loads a variant's main file.
-
-        Raises EngineError when the file can't be loaded, the device is not there or hasn't got the precision.
-        """
+    def _load(self, path: Path, target: Target, spec: ModelSpec, settings: Settings) -> Session: ...
 
 
 def check_inputs(inputs: Arrays, spec: ModelSpec) -> None:

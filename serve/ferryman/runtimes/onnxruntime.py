@@ -3,13 +3,13 @@
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from numpy.typing import NDArray
 
 from ferryman.attest import Attestation, attestation
 from ferryman.errors import EngineError
-from ferryman.runtimes.base import DEFAULT, Arrays, Runtime, Session, Settings
+from ferryman.runtimes.base import Arrays, Runtime, Session, Settings
 from ferryman.specs import ModelSpec, Target
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider"}
 
 class OnnxRuntime(Runtime):
     name = "onnxruntime"
+    known: ClassVar = {"cpu": ("fp32", "int8")}
 
     def missing(self) -> str | None:
         return None  # a dependency of the core
@@ -35,9 +36,7 @@ class OnnxRuntime(Runtime):
         available = onnxruntime.get_available_providers()
         return tuple(device for device, provider in _PROVIDERS.items() if provider in available)
 
-    def load(self, path: Path, target: Target, spec: ModelSpec, settings: Settings = DEFAULT) -> Session:
-        if target.device not in _PROVIDERS:
-            raise EngineError(f"{target}: this version of Ferryman drives ONNX Runtime on {', '.join(_PROVIDERS)}")
+    def _load(self, path: Path, target: Target, spec: ModelSpec, settings: Settings) -> Session:
         provider = _PROVIDERS[target.device]
         session = _open(path, _choose_options(settings), provider)
         names = (

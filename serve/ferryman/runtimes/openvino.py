@@ -3,14 +3,14 @@
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ferryman.attest import Attestation, attestation
 from ferryman.errors import EngineError
-from ferryman.runtimes.base import DEFAULT, Arrays, Runtime, Session, Settings
+from ferryman.runtimes.base import Arrays, Runtime, Session, Settings
 from ferryman.specs import ModelSpec, Target
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ _PRODUCTS = ("FullyConnected", "Convolution", "GroupConvolution", "Deconvolution
 class OpenVino(Runtime):
     name = "openvino"
     extra = "openvino"
+    known: ClassVar = {
+        "cpu": ("fp32", "bf16", "int8"),
+        "gpu": ("fp32", "fp16", "int8"),
+        "npu": ("fp16", "int8"),
+    }
 
     def __init__(self) -> None:
         self._core: Core | None = None
@@ -47,10 +52,23 @@ class OpenVino(Runtime):
             self._core = openvino.Core()
         return self._core
 
-    def load(self, path: Path, target: Target, spec: ModelSpec, settings: Settings = DEFAULT) -> Session:
+    def accelerator(self, device: str) -> str:
+        if device == "cpu":
+            return ""
+        core, name = self._open_core(), device.upper()
+        drivers = [one for one in core.get_property(name, "SUPPORTED_PROPERTIES") if one.endswith("DRIVER_VERSION")]
+        facts = ["FULL_DEVICE_NAME", *drivers]
+        return ", ".join(str(core.get_property(name, fact)) for fact in facts)
+
+    def _lacks(self, target: Target) -> str | None:
+        device = target.device.upper()
+        able = self._open_core().get_property(device, "OPTIMIZATION_CAPABILITIES")
+        if target.precision == "fp32" or target.precision.upper() in able:
+            return None
+        return f"this {device} has no {target.precision}; OpenVINO would run it in fp32 without a word"
+
+    def _load(self, path: Path, target: Target, spec: ModelSpec, settings: Settings) -> Session:
         core = self._open_core()
-        if target.device not in self.devices():
-            raise EngineError(f"{target}: OpenVINO has no such device here, only {', '.join(self.devices())}")
         device = target.device.upper()
         config = self._choose_config(core, device, target, settings)
         try:
@@ -69,11 +87,8 @@ class OpenVino(Runtime):
     @staticmethod
     def _choose_config(core: "Core", device: str, target: Target, settings: Settings) -> dict[str, Any]:
         able = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
-        wanted = target.precision
-        if wanted in ("bf16", "fp16", "int8") and {"bf16": "BF16", "fp16": "FP16", "int8": "INT8"}[wanted] not in able:
-            raise EngineError(f"{target}: this {device} has no {wanted}; OpenVINO would run it in fp32 without a word")
         # What int8 leaves in floating point: bf16 where the processor has it, as fp32 would be the slower half.
-        floating = _PRECISIONS.get(wanted, "bf16" if "BF16" in able else "f32")
+        floating = _PRECISIONS.get(target.precision, "bf16" if "BF16" in able else "f32")
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": settings.hint.upper(),
             "INFERENCE_PRECISION_HINT": floating,  # else OpenVINO takes bf16 for fp32 where it can

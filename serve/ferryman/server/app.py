@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ferryman.errors import AddressError, BundleError, FerrymanError, UsageError
 from ferryman.preprocess import MAX_PIXELS
+from ferryman.runtimes import parse_target
 from ferryman.runtimes.base import Hint, Settings
 from ferryman.server.engine import Engine, EngineLimits
 from ferryman.server.health import SERVICE, Health
@@ -25,7 +26,7 @@ from ferryman.server.interceptors import CallsInFlight, ErrorInterceptor
 from ferryman.server.loading import LoadedModel, load_model
 from ferryman.server.repository import ModelRepository
 from ferryman.server.servicer import RequestLimits, VisionServicer
-from ferryman.specs import Facts, Target
+from ferryman.specs import Facts
 from ferryman.v1 import vision_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ class ServerConfig(Facts):
     address: HOST:PORT, `[HOST]:PORT` for IPv6; port 0 takes a free one
     target: the variant of every model, by default each bundle's first
     threads, streams, hint: of each model, see `runtimes.base.Settings`
+    certificates: folder of the certificates, by default each bundle's own; for repositories that can't be written
+    certify: prove a model that has no valid certificate for this device before it is served, instead of refusing it
     max_message_bytes: of one request; max_pixels: of one picture
     max_batch, queue_limit: see EngineLimits; max_images_per_request, stream_window: see RequestLimits
     grace_seconds: how long requests in flight may take when the server stops
@@ -53,6 +56,8 @@ class ServerConfig(Facts):
     threads: Positive | None = None
     streams: Positive | None = None
     hint: Hint = "latency"
+    certificates: Path | None = None
+    certify: bool = False
     max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 64 * 1024 * 1024
     max_images_per_request: Positive = 64
     max_pixels: Positive = MAX_PIXELS
@@ -65,7 +70,7 @@ class ServerConfig(Facts):
     def _check(self) -> Self:
         split_address(self.address)
         if self.target is not None:
-            Target.parse(self.target)
+            parse_target(self.target)
         if self.max_images_per_request > self.queue_limit:
             raise ValueError(
                 f"max_images_per_request {self.max_images_per_request} is above queue_limit {self.queue_limit}: "
@@ -112,7 +117,14 @@ class VisionServer:
         self.models = ModelRepository[Engine](
             config.repository,
             config.models,
-            load or partial(load_model, target=config.target, settings=settings),
+            load
+            or partial(
+                load_model,
+                target=config.target,
+                settings=settings,
+                certificates=config.certificates,
+                certify=config.certify,
+            ),
             lambda model: Engine(model, limits, self._pool),
         )
         self._server = grpc.aio.server(
@@ -132,7 +144,7 @@ class VisionServer:
     async def start(self) -> list[str]:
         """Listens, loads the newest version of each model, and returns the names of those that are served.
 
-        Health answers from the first moment, and says NOT_SERVING until a model is loaded, verified and warm.
+        Health answers from the first moment, and says NOT_SERVING until a model is certified, loaded and warm.
         Raises AddressError when the address can't be listened on, BundleError when no model can be served; a
         model that can't be served beside others that can is logged, and stays NOT_SERVING.
         """

@@ -1,19 +1,21 @@
-"""From a bundle's folder to a model that may be served: whole, loaded, warm, and answering as it was exported."""
+"""From a bundle's folder to a model that may be served: whole, certified, loaded, warm, answering as exported."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from ferryman.answers import ModelFacts, OutputParity
 from ferryman.bundle import Bundle
-from ferryman.errors import BundleCorruptError, FerrymanError
+from ferryman.certificates import Certificate, check_certificate, make_certificate, write_certificate
+from ferryman.errors import CertificateError, FerrymanError, FileAccessError
 from ferryman.golden import GoldenSamples
-from ferryman.parity import ParityReport, ParityReports, check_parity
+from ferryman.parity import ParityReport, check_parity
+from ferryman.proof import prove_sessions, read_reports
 from ferryman.runtimes import RUNTIMES, open_sessions
 from ferryman.runtimes.base import DEFAULT, Session, Settings
+from ferryman.specs import Target
 
-PARITY = "parity.json"
+log = logging.getLogger(__name__)
 WARM_UP_SAMPLES = 4
 WARM_UP_BATCHES = (1, 2)
 
@@ -22,17 +24,21 @@ WARM_UP_BATCHES = (1, 2)
 class LoadedModel:
     """A bundle whose digests were right, and sessions that answered its golden samples within tolerance.
 
-    name, version: of its folder in the repository; measured: at export, empty when the bundle holds no report
+    name, version: of its folder in the repository; certificate: valid for this device
+    measured: at export, empty when the bundle holds no report
     sessions: one a size, in the order of the manifest's specs
     """
 
     name: str
     version: int
     bundle: Bundle
-    target: str
-    runtime_version: str
+    certificate: Certificate
     measured: tuple[ParityReport, ...]
     sessions: tuple[Session, ...]
+
+    @property
+    def target(self) -> str:
+        return self.certificate.target
 
     @property
     def facts(self) -> ModelFacts:
@@ -44,13 +50,14 @@ class LoadedModel:
             task=self.bundle.spec.task,
             labels=self.bundle.spec.labels,
             target=self.target,
-            runtime_version=self.runtime_version,
+            runtime_version=self.certificate.reports[0].runtime_version,
             bundle_digest=self.bundle.digest,
             checkpoint=manifest.source.source,
             checkpoint_digest=manifest.source.sha256,
             parity=_worst_errors(self.measured),
             created=manifest.created,
             canvases=tuple((width, height) for height, width in sizes),
+            certified=self.certificate.created,
         )
 
     def close(self) -> None:
@@ -58,29 +65,64 @@ class LoadedModel:
             session.close()
 
 
-def load_model(folder: Path, target: str | None = None, settings: Settings = DEFAULT) -> LoadedModel:
+def load_model(
+    folder: Path,
+    target: str | None = None,
+    settings: Settings = DEFAULT,
+    certificates: Path | None = None,
+    certify: bool = False,
+) -> LoadedModel:
     """Opens NAME/VERSION, loads a target's variants and warms them up with golden samples. Blocks.
 
-    Raises a BundleError, UsageError for a target that the bundle has not, EngineError, and ParityError when
-    a variant does not answer on this device as it did when it was exported.
+    certificates: the folder that holds them, by default each bundle's own
+    certify: prove the variants first where there is no valid certificate, and write one where that is possible
+    Raises a BundleError, CertificateError for one, UsageError for a target that the bundle has not, EngineError, and
+    ParityError when a variant does not answer on this device as it did when it was exported.
     """
     bundle = Bundle.open(folder)
     built = bundle.variants(target)[0].target
-    tolerance = bundle.tolerance(built)
-    few = [_first_samples(bundle.golden(index), WARM_UP_SAMPLES) for index in range(len(bundle.manifest.specs))]
-    measured = _read_parity(bundle, str(built))
-    sessions = open_sessions(bundle, target, settings)
-    version = RUNTIMES[built.runtime].version()
-    model = LoadedModel(folder.parent.name, bundle.version, bundle, str(built), version, measured, sessions)
     try:
-        for session, golden in zip(sessions, few, strict=True):
-            check_parity(
-                session.run, golden, session.spec, tolerance, str(built), version, WARM_UP_BATCHES
-            ).raise_for_failures()
+        certificate = check_certificate(bundle, built, certificates)
+    except CertificateError as error:
+        if not certify:
+            raise CertificateError(f"{error}, or serve with --certify") from error
+        certificate = None
+    measured = read_reports(bundle, built)
+    sessions = open_sessions(bundle, target, settings)
+    try:
+        if certificate is None:
+            certificate = _certify(bundle, built, sessions, certificates)
+        else:
+            _warm_up(bundle, built, sessions)
     except FerrymanError:
-        model.close()
+        for session in sessions:
+            session.close()
         raise
-    return model
+    return LoadedModel(folder.parent.name, bundle.version, bundle, certificate, measured, sessions)
+
+
+def _certify(bundle: Bundle, target: Target, sessions: tuple[Session, ...], certificates: Path | None) -> Certificate:
+    """Proves the sessions, which warms them up as well. Raises ParityError."""
+    log.info("model being proved on this device: name=%s version=%d target=%s", bundle.name, bundle.version, target)
+    certificate = make_certificate(bundle, prove_sessions(bundle, target, sessions))
+    try:
+        path = write_certificate(bundle, certificate, certificates)
+        log.info("certificate written: path=%s passed=%s", path, certificate.passed)
+    except FileAccessError as error:
+        # The proof holds for as long as this process runs.
+        log.warning("certificate can't be kept, and is made again at each start unless --certificates names another "
+                    "folder: %s", error)  # fmt: skip
+    certificate.raise_for_failures()
+    return certificate
+
+
+def _warm_up(bundle: Bundle, target: Target, sessions: tuple[Session, ...]) -> None:
+    """A few samples, alone and in twos, which must be answered right. Raises ParityError."""
+    tolerance, version = bundle.tolerance(target), RUNTIMES[target.runtime].version()
+    for index, session in enumerate(sessions):
+        golden = _first_samples(bundle.golden(index), WARM_UP_SAMPLES)
+        report = check_parity(session.run, golden, session.spec, tolerance, str(target), version, WARM_UP_BATCHES)
+        report.raise_for_failures()
 
 
 def _first_samples(golden: GoldenSamples, count: int) -> GoldenSamples:
@@ -89,16 +131,6 @@ def _first_samples(golden: GoldenSamples, count: int) -> GoldenSamples:
         {name: array[:count] for name, array in golden.inputs.items()},
         {name: array[:count] for name, array in golden.outputs.items()},
     )
-
-
-def _read_parity(bundle: Bundle, target: str) -> tuple[ParityReport, ...]:
-    if PARITY not in bundle.manifest.files:
-        return ()
-    try:
-        reports = ParityReports.model_validate_json(bundle.file(PARITY).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise BundleCorruptError(f"{bundle.path}: {PARITY} can't be read: {error}") from error
-    return tuple(report for report in reports.reports if report.target == target)
 
 
 def _worst_errors(reports: tuple[ParityReport, ...]) -> tuple[OutputParity, ...]:

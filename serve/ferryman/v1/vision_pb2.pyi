@@ -311,7 +311,7 @@ class OutputParity(_message.Message):
     def __init__(self, output: _Optional[str] = ..., max_abs_error: _Optional[float] = ..., min_cosine: _Optional[float] = ..., limit: _Optional[float] = ...) -> None: ...
 
 class ModelInfoResponse(_message.Message):
-    __slots__ = ("model", "task", "labels", "target", "runtime_version", "bundle_digest", "checkpoint", "checkpoint_digest", "parity", "created", "canvases")
+    __slots__ = ("model", "task", "labels", "target", "runtime_version", "bundle_digest", "checkpoint", "checkpoint_digest", "parity", "created", "canvases", "certified")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
@@ -323,6 +323,7 @@ class ModelInfoResponse(_message.Message):
     PARITY_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     CANVASES_FIELD_NUMBER: _ClassVar[int]
+    CERTIFIED_FIELD_NUMBER: _ClassVar[int]
     model: ModelRef
     task: str
     labels: _containers.RepeatedScalarFieldContainer[str]
@@ -334,4 +335,5 @@ class ModelInfoResponse(_message.Message):
     parity: _containers.RepeatedCompositeFieldContainer[OutputParity]
     created: str
     canvases: _containers.RepeatedCompositeFieldContainer[Size]
-    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., task: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., target: _Optional[str] = ..., runtime_version: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., checkpoint: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., parity: _Optional[_Iterable[_Union[OutputParity, _Mapping]]] = ..., created: _Optional[str] = ..., canvases: _Optional[_Iterable[_Union[Size, _Mapping]]] = ...) -> None: ...
+    certified: str
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., task: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., target: _Optional[str] = ..., runtime_version: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., checkpoint: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., parity: _Optional[_Iterable[_Union[OutputParity, _Mapping]]] = ..., created: _Optional[str] = ..., canvases: _Optional[_Iterable[_Union[Size, _Mapping]]] = ..., certified: _Optional[str] = ...) -> None: ...

@@ -28,7 +28,7 @@ if _version_not_supported:
 class VisionServiceStub:
     """Answers about pictures. Every call names a model of the server's repository; its status codes are:
     INVALID_ARGUMENT (a bad image or field, or a model of another task), NOT_FOUND (no such model or version),
-    FAILED_PRECONDITION (the model is there and can't be served: corrupt, or it answers otherwise than exported),
+    FAILED_PRECONDITION (the model is there and can't be served: corrupt, uncertified, or not answering as exported),
     RESOURCE_EXHAUSTED (too much is waiting; see RetryInfo in the details), DEADLINE_EXCEEDED, CANCELLED,
     UNAVAILABLE (the server is stopping), INTERNAL. The details hold a google.rpc.ErrorInfo with the error's name.
     """
@@ -79,7 +79,7 @@ class VisionServiceStub:
 class VisionServiceServicer:
     """Answers about pictures. Every call names a model of the server's repository; its status codes are:
     INVALID_ARGUMENT (a bad image or field, or a model of another task), NOT_FOUND (no such model or version),
-    FAILED_PRECONDITION (the model is there and can't be served: corrupt, or it answers otherwise than exported),
+    FAILED_PRECONDITION (the model is there and can't be served: corrupt, uncertified, or not answering as exported),
     RESOURCE_EXHAUSTED (too much is waiting; see RetryInfo in the details), DEADLINE_EXCEEDED, CANCELLED,
     UNAVAILABLE (the server is stopping), INTERNAL. The details hold a google.rpc.ErrorInfo with the error's name.
     """
@@ -182,7 +182,7 @@ def add_VisionServiceServicer_to_server(servicer, server):
 class VisionService:
     """Answers about pictures. Every call names a model of the server's repository; its status codes are:
     INVALID_ARGUMENT (a bad image or field, or a model of another task), NOT_FOUND (no such model or version),
-    FAILED_PRECONDITION (the model is there and can't be served: corrupt, or it answers otherwise than exported),
+    FAILED_PRECONDITION (the model is there and can't be served: corrupt, uncertified, or not answering as exported),
     RESOURCE_EXHAUSTED (too much is waiting; see RetryInfo in the details), DEADLINE_EXCEEDED, CANCELLED,
     UNAVAILABLE (the server is stopping), INTERNAL. The details hold a google.rpc.ErrorInfo with the error's name.
     """

@@ -10,29 +10,21 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from ferryman.bundle import Bundle
-from ferryman.golden import GoldenSamples
 from ferryman.runtimes import RUNTIMES
 
-from ..toy import LABELS, change_golden
+from ..toy import LABELS, change_golden, shift_boxes
 from .outcome import Cli, finish, spawn
-
-
-def shift_boxes(golden: GoldenSamples) -> GoldenSamples:
-    outputs = {name: array.copy() for name, array in golden.outputs.items()}
-    outputs["boxes"][2] += np.float32(0.02)
-    return GoldenSamples(golden.names, golden.inputs, outputs)
 
 
 def test_help_names_every_command(cli: Cli) -> None:
     outcome = cli("--help")
     assert outcome.status == 0
     commands = ["demo", "export", "verify", "inspect", "serve", "classify", "detect", "embed", "segment"]
-    commands += ["bench", "doctor"]
+    commands += ["bench", "advise", "doctor"]
     assert re.findall(r"^  (\w+)  ", outcome.stdout, re.MULTILINE) == commands
     for command in commands:
         assert "--json" in cli(command, "--help").stdout
@@ -139,7 +131,9 @@ def test_verify(cli: Cli, copy: Path) -> None:
     outcome = cli("verify", bundle.path, "--json", "--threads", 1)
     assert (outcome.status, outcome.stderr) == (0, "- compare onnxruntime-cpu-fp32 with PyTorch's answers\n")
     written = json.loads((bundle.path / "certificates" / "onnxruntime-cpu-fp32.json").read_text(encoding="utf-8"))
-    assert outcome.document == written
+    assert outcome.document["can_not_run"] == {}
+    (told,) = outcome.document["certificates"]
+    assert told == {"path": str(bundle.path / "certificates" / "onnxruntime-cpu-fp32.json"), **written}
     assert written["passed"] is True
     assert written["bundle"] == "toy-detector/1"
     assert written["bundle_digest"] == bundle.digest
@@ -148,25 +142,29 @@ def test_verify(cli: Cli, copy: Path) -> None:
     text = cli("verify", bundle.path)
     assert text.status == 0
     assert "within tolerance, 100.00% of" in text.stdout
-    assert "certificates/onnxruntime-cpu-fp32.json" in text.stdout.splitlines()[-1]
+    assert "certificates: onnxruntime-cpu-fp32.json" in text.stdout.splitlines()[-1]
     assert Bundle.open(bundle.path).digest == bundle.digest
 
 
 def test_verify_writes_the_certificate_elsewhere(cli: Cli, copy: Path, tmp_path: Path) -> None:
-    place = tmp_path / "new" / "proof.json"
-    assert cli("verify", copy / "toy-classifier", "--certificate", place).status == 0
+    bundle = Bundle.open(copy / "toy-classifier")
+    shutil.rmtree(bundle.path / "certificates")
+    assert cli("verify", bundle.path, "--certificates", tmp_path / "new").status == 0
+    (place,) = (tmp_path / "new").rglob("*.json")
+    assert place.relative_to(tmp_path / "new") == Path(bundle.digest[:16], "onnxruntime-cpu-fp32.json")
     assert json.loads(place.read_text(encoding="utf-8"))["passed"] is True
-    assert not (copy / "toy-classifier" / "1" / "certificates").exists()
+    assert not (bundle.path / "certificates").exists()
 
 
 def test_a_certificate_that_can_not_be_written(cli: Cli, copy: Path) -> None:
     """It does not hide the verdict."""
     folder = copy / "toy-detector" / "1"
+    shutil.rmtree(folder / "certificates")
     (folder / "certificates").touch()
     outcome = cli("verify", folder)
     assert outcome.status == 1
     assert outcome.complaint.startswith("ferryman: within tolerance, but without a certificate: can't write ")
-    assert outcome.complaint.endswith("or name a file with --certificate")
+    assert outcome.complaint.endswith("or name a folder with --certificates")
     change_golden(folder, shift_boxes)
     assert cli("verify", folder).status == 3
 
@@ -212,7 +210,8 @@ def test_bench(cli: Cli, toy_repository: Path, toy_server: str, pictures: dict[s
     }
     outcome = cli("bench", *arguments[where], "--seconds", 0.3, "--json")
     assert (outcome.status, outcome.stderr) == (0, "- measure\n")
-    latency = outcome.document["latency"]
+    ((target, latency),) = outcome.document["latency"].items()
+    assert target == {"here": "onnxruntime-cpu-fp32", "server": "the server"}[where]
     assert latency["requests"] >= 1
     assert latency["min_ms"] <= latency["percentiles_ms"]["p50"] <= latency["max_ms"]
     assert ("p99" in latency["percentiles_ms"]) == (latency["requests"] >= 1000)

@@ -1,6 +1,7 @@
 """A whole server in this process, asked over loopback: statuses and their details, health, reflection, stopping."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -17,6 +18,9 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
 from ferryman.errors import AddressError, BundleError, BundleNotFoundError, FerrymanError, UsageError
+from ferryman.parity import ParityReport
+from ferryman.proof import prove_sessions
+from ferryman.server import loading
 from ferryman.server.app import ServerConfig, VisionServer, serve, split_address
 from ferryman.v1 import vision_pb2 as pb
 
@@ -201,6 +205,32 @@ async def test_health_follows_loading(toy_repository: Path) -> None:
     await server.stop()
 
 
+async def test_health_waits_for_the_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = make_toy_repository(tmp_path, ["toy-detector"])
+    place = repository / "toy-detector" / "1" / "certificates" / "onnxruntime-cpu-fp32.json"
+    place.unlink()
+    gate = Gate()
+
+    def prove(*arguments: Any) -> tuple[ParityReport, ...]:
+        gate(1)
+        return prove_sessions(*arguments)
+
+    monkeypatch.setattr(loading, "prove_sessions", prove)
+    server = VisionServer(ServerConfig(repository=repository, address="127.0.0.1:0", certify=True))
+    starting = asyncio.create_task(server.start())
+    await gate.wait_for_batches(1)
+    async with calling(server.address) as caller:
+        for name in ("toy-detector", ""):
+            assert await caller.status_of(name) == NOT_SERVING
+        assert not place.exists()
+        gate.open()
+        assert await starting == ["toy-detector"]
+        assert await caller.status_of("toy-detector") == SERVING
+        facts = await caller.vision.ModelInfo(pb.ModelInfoRequest(model=pb.ModelRef(name="toy-detector")))
+        assert (facts.target, facts.certified) == (place.stem, json.loads(place.read_bytes())["created"])
+    await server.stop()
+
+
 async def test_a_corrupt_bundle_beside_a_good_one(tmp_path: Path) -> None:
     make_toy_repository(tmp_path, ["toy-classifier", "toy-detector"])
     with (tmp_path / "toy-classifier" / "1" / "model.onnx").open("r+b") as file:
@@ -330,7 +360,7 @@ WRONG_SETTINGS = {
     "no host": ({"address": ":8001"}, "address ':8001' is not HOST:PORT"),
     "a port too high": ({"address": "localhost:65536"}, "is not HOST:PORT"),
     "a bare IPv6 host": ({"address": "::1:8001"}, "is not HOST:PORT"),
-    "a target": ({"target": "fast"}, "target 'fast' is not RUNTIME-DEVICE-PRECISION"),
+    "a target": ({"target": "fast"}, "fast is none of the targets that this version knows, which are onnxruntime-"),
     "no threads": ({"threads": 0}, "threads: Input should be greater than or equal to 1"),
     "a queue shorter than a request": ({"queue_limit": 2}, "max_images_per_request 64 is above queue_limit 2"),
     "a word": ({"max_batch": "many"}, "max_batch: Input should be a valid integer"),

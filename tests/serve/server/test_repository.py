@@ -6,7 +6,6 @@ import logging
 import shutil
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from ferryman.runtimes.base import Settings
 from ferryman.server.loading import LoadedModel, load_model
 from ferryman.server.repository import ModelRepository
 
-from ..toy import TARGET, add_toy_bundle, change_golden, flip_a_byte, reseal
+from ..toy import TARGET, add_toy_bundle, change_golden, flip_a_byte, recertify, reseal
 
 
 class Loader:
@@ -78,6 +77,12 @@ def shift_golden(folder: Path) -> None:
         return GoldenSamples(golden.names, golden.inputs, outputs)
 
     change_golden(folder, shift)
+    recertify(folder)
+
+
+def forget_tolerances(folder: Path) -> None:
+    reseal(folder, tolerances={})
+    recertify(folder)
 
 
 async def test_versions(copy: Path) -> None:
@@ -102,6 +107,7 @@ async def test_a_model_says_what_it_is(toy_repository: Path) -> None:
     assert (facts.name, facts.version, facts.task, facts.target) == ("toy-detector", 1, "detection", str(TARGET))
     assert facts.bundle_digest == Bundle.open(toy_repository / "toy-detector").digest
     assert facts.canvases == ((32, 32),)
+    assert facts.certified == model.certificate.created
     parity = {one.output: one for one in facts.parity}
     assert list(parity) == ["logits", "boxes", "scores", "labels"]
     assert (parity["boxes"].limit, parity["logits"].limit) == (1e-4, None)
@@ -115,7 +121,8 @@ async def test_a_model_without_a_report_has_no_figures(copy: Path) -> None:
     facts = json.loads(manifest.read_text(encoding="utf-8"))
     del facts["files"]["parity.json"]
     manifest.write_text(json.dumps(facts), encoding="utf-8")
-    assert (await asyncio.to_thread(load_model, copy / "toy-detector" / "1")).facts.parity == ()
+    model = await asyncio.to_thread(load_model, copy / "toy-detector" / "1", certify=True)
+    assert model.facts.parity == ()
 
 
 WRONG_REQUESTS = {
@@ -148,7 +155,7 @@ BROKEN = {
         "is not a bundle's manifest",
     ),
     "answers that differ": (shift_golden, ParityError, "is out of tolerance"),
-    "no tolerance": (partial(reseal, tolerances={}), BundleSchemaError, "no tolerance for fp32"),
+    "no tolerance": (forget_tolerances, BundleSchemaError, "no tolerance for fp32"),
 }  # fmt: skip
 
 

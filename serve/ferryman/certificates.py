@@ -1,0 +1,136 @@
+"""Certificates: that a bundle's variants for a target answer like PyTorch on this device, as it is now.
+
+One is kept in the bundle's `certificates/`, or in a folder for all bundles where that can't be written.
+"""
+
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from ferryman.bundle import CERTIFICATES, Bundle
+from ferryman.device import DeviceFacts, read_device
+from ferryman.errors import CertificateError
+from ferryman.files import replace_file
+from ferryman.parity import ParityReport
+from ferryman.runtimes import find_runtime
+from ferryman.specs import Facts, Target
+
+
+class Certificate(Facts):
+    """What was measured, where, and on which files. Digests are SHA-256; variants and reports are one a size.
+
+    bundle: NAME/VERSION; accelerator: see `Runtime.accelerator`
+    """
+
+    bundle: str
+    bundle_digest: str
+    variant_digests: tuple[str, ...]
+    created: str
+    device: DeviceFacts
+    accelerator: str
+    reports: Annotated[tuple[ParityReport, ...], Field(min_length=1)]
+    passed: bool
+
+    @property
+    def target(self) -> str:
+        return self.reports[0].target
+
+    def raise_for_failures(self) -> None:
+        """Raises ParityError for the first size that is out of tolerance."""
+        for report in self.reports:
+            report.raise_for_failures()
+
+
+def make_certificate(bundle: Bundle, reports: Sequence[ParityReport]) -> Certificate:
+    """What `reports`, measured just now on this machine, prove; a report a size, in the order of the manifest."""
+    variants = bundle.variants(reports[0].target)
+    built = variants[0].target
+    if [(one.target, one.size) for one in reports] != [(str(built), variant.size) for variant in variants]:
+        raise ValueError(f"{len(reports)} reports, expected one of {built} for each size of the bundle")
+    return Certificate(
+        bundle=f"{bundle.name}/{bundle.version}",
+        bundle_digest=bundle.digest,
+        variant_digests=_digests(bundle, built),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        device=read_device(),
+        accelerator=find_runtime(built).accelerator(built.device),
+        reports=tuple(reports),
+        passed=all(report.passed for report in reports),
+    )
+
+
+def write_certificate(bundle: Bundle, certificate: Certificate, folder: Path | None = None) -> Path:
+    """Puts it in the bundle, or in `folder`; an older one is replaced. Raises FileAccessError."""
+    path = certificate_path(bundle, certificate.target, folder)
+    with replace_file(path) as temporary:
+        temporary.write_text(certificate.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def certify(bundle: Bundle, reports: Sequence[ParityReport], folder: Path | None = None) -> Path:
+    """Writes the certificate of one target; see `make_certificate` and `write_certificate`."""
+    return write_certificate(bundle, make_certificate(bundle, reports), folder)
+
+
+def certificate_path(bundle: Bundle, target: str, folder: Path | None = None) -> Path:
+    """TARGET.json in the bundle's certificates, or in the bundle's own folder, named by its digest, in `folder`."""
+    place = bundle.path / CERTIFICATES if folder is None else folder / bundle.digest[:16]
+    return place / f"{target}.json"
+
+
+def check_certificate(bundle: Bundle, target: Target, folder: Path | None = None) -> Certificate:
+    """The valid certificate of a target. Raises CertificateError that says what is wrong and what mends it.
+
+    Raises EngineError when the target can't run here, certificate or not.
+    """
+    try:
+        certificate = read_certificate(bundle, target, folder)
+        if not certificate.passed:
+            raise CertificateError("it was found out of tolerance here")
+    except CertificateError as error:
+        where = "" if folder is None else f" --certificates {shlex.quote(str(folder))}"
+        raise CertificateError(
+            f"{target} has no valid certificate for this device: {error}; "
+            f"prove it with: ferryman verify {shlex.quote(str(bundle.path))} --target {target}{where}"
+        ) from error
+    return certificate
+
+
+def read_certificate(bundle: Bundle, target: Target, folder: Path | None = None) -> Certificate:
+    """The certificate of a target that was made for this bundle, runtime and device, passed or not.
+
+    Raises CertificateError that says what is missing or differs, EngineError when the target can't run here.
+    """
+    runtime = find_runtime(target)
+    path = certificate_path(bundle, str(target), folder)
+    try:
+        found = Certificate.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CertificateError("there is none") from error
+    except OSError as error:
+        raise CertificateError(f"{path} can't be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise CertificateError(f"{path} holds none that this version can read") from error
+    device = read_device()
+    # Cores, memory, kernel and Python change the speed at most.
+    for what, then, now in (
+        ("bundle", found.bundle_digest[:12], bundle.digest[:12]),
+        ("variant", ", ".join(found.variant_digests), ", ".join(_digests(bundle, target))),
+        ("target", found.target, str(target)),
+        (f"{target.runtime} version", found.reports[0].runtime_version, runtime.version()),
+        ("machine", found.device.machine, device.machine),
+        ("processor", found.device.cpu, device.cpu),
+        ("processor's features", " ".join(found.device.cpu_features), " ".join(device.cpu_features)),
+        ("accelerator", found.accelerator, runtime.accelerator(target.device)),
+    ):
+        if then != now:
+            raise CertificateError(f"it was made for another {what}, {then or 'none'} and not {now or 'none'}")
+    return found
+
+
+def _digests(bundle: Bundle, target: Target) -> tuple[str, ...]:
+    return tuple(bundle.manifest.files[variant.path].sha256 for variant in bundle.variants(str(target)))

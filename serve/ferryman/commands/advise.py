@@ -1,0 +1,140 @@
+"""`ferryman advise`: which variant to use on this machine, from measuring them in turn."""
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from ferryman import __version__
+from ferryman.bench.advice import Advice, Measured, Proof, advise, measure_speed, summarize_proof
+from ferryman.bench.advice_plot import check_plot, plot_advice
+from ferryman.bench.turns import ROUNDS, run_in_turn, time_session
+from ferryman.bundle import Bundle
+from ferryman.certificates import read_certificate
+from ferryman.commands.console import StageProgress, make_table, out, print_json, print_table, show_stages
+from ferryman.commands.verify import choose_targets
+from ferryman.device import read_device
+from ferryman.errors import CertificateError, EngineError
+from ferryman.proof import read_reports
+from ferryman.runtimes import open_session
+from ferryman.runtimes.base import Session, Settings
+from ferryman.specs import Target
+
+
+def run_advise(
+    path: Path,
+    names: Sequence[str],
+    seconds: float,
+    folder: Path | None,
+    plot: Path | None,
+    settings: Settings,
+    json_output: bool,
+) -> None:
+    """Measures the targets named, or every one that can run here, and prints what they are good for.
+
+    seconds: of each target; folder: of the certificates; plot: a PNG file to draw
+    Raises EngineError when none can run here, UsageError for a target that the bundle has not.
+    """
+    if plot is not None:
+        check_plot(plot)
+    bundle = Bundle.open(path)
+    targets, reasons = choose_targets(bundle, names)
+    with show_stages() as show:
+        advice, failed = measure_targets(bundle, targets, seconds, folder, settings, show)
+    reasons |= failed
+    height, width = bundle.spec.preprocess.size
+    device = read_device()
+    if plot is not None and advice.recommended is not None:  # else nothing is known of any error
+        plot_advice(advice, f"{bundle.name} at {height}x{width}, one picture at a time\n{device.cpu}", plot)
+    if json_output:
+        facts = {"ferryman": __version__, "bundle": f"{bundle.name}/{bundle.version}", "bundle_digest": bundle.digest}
+        facts |= {"device": device.model_dump(mode="json"), "settings": vars(settings)}
+        facts |= {"size": [height, width], "seconds": seconds, "rounds": ROUNDS}
+        facts |= advice.model_dump(mode="json")
+        print_json(facts | {"can_not_run": {str(one): why for one, why in reasons.items()}})
+        return
+    out.print(f"{bundle.name} at {height}x{width}, one picture at a time, {ROUNDS} rounds in turn, on {device.cpu}")
+    print_advice(advice)
+    for one, why in reasons.items():
+        out.print(f"{one} can't run here: {why}")
+    if plot is not None:
+        out.print(f"drawn: {plot}" if advice.recommended is not None else "nothing is drawn: no variant may be used")
+
+
+def measure_targets(
+    bundle: Bundle,
+    targets: Sequence[Target],
+    seconds: float,
+    folder: Path | None,
+    settings: Settings,
+    show: StageProgress,
+) -> tuple[Advice, dict[Target, str]]:
+    """The advice on those that can be loaded, and why the others can't. Of several sizes the first is measured.
+
+    Raises EngineError when none can be loaded.
+    """
+    failed: dict[Target, str] = {}
+    sessions: dict[str, tuple[Target, Session, float]] = {}
+    golden = bundle.golden()
+    with ExitStack() as opened:
+        for target in targets:
+            show(f"load {target}", 0, 1)
+            start = time.perf_counter()
+            try:
+                session = opened.enter_context(open_session(bundle, str(target), settings=settings))
+            except EngineError as error:
+                failed[target] = str(error)
+                continue
+            sessions[str(target)] = target, session, time.perf_counter() - start
+        if not sessions:
+            raise EngineError(f"no variant of {bundle.path} can be loaded: {'; '.join(failed.values())}")
+        measures = {name: partial(time_session, session, golden) for name, (_, session, _) in sessions.items()}
+        latencies = run_in_turn(measures, seconds, advance=partial(show, "measure in turn"))
+    first = next(iter(latencies.values()))
+    measured: list[Measured] = []
+    for name, (target, _, load_s) in sessions.items():
+        median, runs, ratio = measure_speed(latencies[name], first)
+        size = bundle.size_bytes(bundle.variants(name)[0])
+        proof = find_proof(bundle, target, folder)
+        measured.append(
+            Measured(target=name, median_ms=median, ratio=ratio, runs=runs, load_s=load_s, size_bytes=size, proof=proof)
+        )
+    return advise(measured, latencies), failed
+
+
+def find_proof(bundle: Bundle, target: Target, folder: Path | None) -> Proof | None:
+    """From the certificate of this device where there is one, else what the export measured."""
+    try:
+        return summarize_proof(read_certificate(bundle, target, folder).reports, "here")
+    except CertificateError:
+        return summarize_proof(read_reports(bundle, target), "at export")
+
+
+def print_advice(advice: Advice) -> None:
+    """A row a variant, then the recommendation and why."""
+    first = advice.variants[0].target
+    table = make_table(
+        "variant", "median ms", f"times as fast as {first}", "worst error", "agreement", "measured", "MB", "load s", "",
+        numbers=(1, 2, 3, 4, 6, 7),
+    )  # fmt: skip
+    for one in advice.variants:
+        table.add_row(
+            one.target,
+            f"{one.median_ms:.2f}",
+            f"{one.ratio.value:.2f} ({one.ratio.low:.2f} to {one.ratio.high:.2f})",
+            *_describe_proof(one.proof),
+            f"{one.size_bytes / 1e6:.1f}",
+            f"{one.load_s:.2f}",
+            "on the front" if one.target in advice.front else "",
+        )
+    print_table(table)
+    for number, reason in enumerate(advice.reasons):
+        out.print(f"{'' if number else chr(10)}{reason[0].upper() if not number else reason[0]}{reason[1:]}")
+
+
+def _describe_proof(proof: Proof | None) -> tuple[str, str, str]:
+    if proof is None:
+        return "-", "-", "never"
+    shares = [share for share in (proof.top1_agreement, proof.matched_detections) if share is not None]
+    return f"{proof.error:.2g}", ", ".join(f"{share:.2%}" for share in shares) or "-", proof.measured

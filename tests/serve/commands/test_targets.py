@@ -1,0 +1,168 @@
+"""Commands on a bundle of several variants, of which one can't run anywhere here."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ferryman.bench import advice_plot
+from ferryman.bundle import Bundle
+from ferryman.runtimes import RUNTIMES, why_not
+from ferryman.specs import Target
+
+from ..toy import TARGET, add_toy_bundle, flip_a_byte
+from .outcome import Cli
+
+OTHER = Target.parse("openvino-cpu-fp32")
+NOWHERE = Target.parse("onnxruntime-fridge-fp32")
+WHY = "this version of Ferryman drives onnxruntime on cpu"
+
+
+@pytest.fixture(scope="session")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier's bundle whose first variant takes a thousand times as long as its second. Not to be written to."""
+    why = why_not(OTHER)
+    if why is not None:
+        pytest.skip(why)
+    folder = tmp_path_factory.mktemp("several")
+    return add_toy_bundle(folder, "toy-classifier", targets=(TARGET, NOWHERE, OTHER), slow=TARGET).path
+
+
+def test_advice_on_variants_that_differ(cli: Cli, both: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "speed.png"
+    outcome = cli("advise", both, "--seconds", 0.6, "--threads", 1, "--plot", picture, "--json")
+    assert outcome.status == 0
+    document = outcome.document
+    slow, fast = document["variants"]
+    assert (slow["target"], fast["target"]) == (str(TARGET), str(OTHER))
+    assert slow["ratio"] == {"value": 1, "low": 1, "high": 1}
+    assert fast["ratio"]["low"] > 3
+    assert slow["median_ms"] > 3 * fast["median_ms"] > 0
+    assert fast["runs"] > slow["runs"] >= document["rounds"]
+    assert document["recommended"] == str(OTHER)
+    assert document["front"][0] == str(OTHER)
+    assert document["can_not_run"] == {str(NOWHERE): WHY}
+    assert document["settings"] == {"threads": 1, "streams": None, "hint": "latency"}
+    for one in (slow, fast):
+        proof = one["proof"]
+        assert (proof["measured"], proof["passed"], proof["top1_agreement"]) == ("here", True, 1)
+        assert 0 <= proof["error"] <= 1e-4
+        assert one["load_s"] > 0
+    bundle = Bundle.open(both)
+    assert fast["size_bytes"] == bundle.file("model.onnx").stat().st_size
+    assert slow["size_bytes"] > 1024 * 1024 * 4  # its own file's
+    with Image.open(picture) as drawn:
+        assert (drawn.format, len(drawn.getcolors(1 << 20) or ()) > 10) == ("PNG", True)
+    text = cli("advise", both, "--seconds", 0.1, "--target", TARGET).stdout
+    assert f"Use {TARGET}: it is the only variant that was measured" in text
+
+
+def test_advice_without_a_certificate(cli: Cli, both: Path, tmp_path: Path) -> None:
+    """The export's figures stand in, and the table says so."""
+    text = cli("advise", both, "--seconds", 0.1, "--certificates", tmp_path).stdout
+    assert text.count("at export") == 2
+    assert f"{NOWHERE} can't run here: {WHY}" in text
+
+
+def test_a_picture_without_matplotlib(cli: Cli, both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said before anything is measured."""
+    monkeypatch.setattr(advice_plot, "find_spec", lambda name: None)
+    outcome = cli("advise", both, "--plot", tmp_path / "speed.png")
+    assert (outcome.status, outcome.stderr.count("\n")) == (1, 1)
+    assert outcome.complaint.endswith("install it with: pip install 'ferryman[plot]'")
+
+
+def test_verify_proves_what_can_run(cli: Cli, both: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(shutil.copytree(both, tmp_path / "toy-classifier" / "1"))
+    shutil.rmtree(bundle.path / "certificates")
+    outcome = cli("verify", bundle.path, "--json")
+    assert outcome.status == 0
+    assert [one["reports"][0]["target"] for one in outcome.document["certificates"]] == [str(TARGET), str(OTHER)]
+    assert outcome.document["can_not_run"] == {str(NOWHERE): WHY}
+    places = sorted(path.name for path in (bundle.path / "certificates").iterdir())
+    assert places == [f"{TARGET}.json", f"{OTHER}.json"]
+    shutil.rmtree(bundle.path / "certificates")
+    assert cli("verify", bundle.path, "--target", OTHER).status == 0
+    assert [path.name for path in (bundle.path / "certificates").iterdir()] == [f"{OTHER}.json"]
+    alone = cli("verify", bundle.path, "--target", NOWHERE)
+    assert (alone.status, alone.complaint) == (1, f"ferryman: {NOWHERE} can't run here: {WHY}")
+
+
+def test_verify_where_nothing_can_run(cli: Cli, tmp_path: Path) -> None:
+    bundle = add_toy_bundle(tmp_path, "toy-detector", targets=(NOWHERE,))
+    for command in ("verify", "advise"):
+        outcome = cli(command, bundle.path)
+        assert outcome.status == 1
+        assert outcome.complaint.endswith(f"no variant of {bundle.path} can run here: {NOWHERE}: {WHY}")
+
+
+def test_inspect_lists_every_variant(cli: Cli, both: Path) -> None:
+    text = cli("inspect", both).stdout
+    for target, size in ((TARGET, "4.2 MB"), (OTHER, "0.0 MB")):
+        (line,) = (line for line in text.splitlines() if line.startswith("variant") and str(target) in line)
+        assert size in line
+        assert "matrix products with weights: " in line
+        assert " in fp32" in line
+    (line,) = (line for line in text.splitlines() if line.startswith("variant") and str(NOWHERE) in line)
+    assert "matrix products" not in line  # it was never run
+    one = cli("inspect", both, "--target", OTHER)
+    assert str(TARGET) not in one.stdout
+    assert [report["target"] for report in cli("inspect", both, "--target", OTHER, "--json").document["parity"]] == [
+        str(OTHER)
+    ]
+
+
+def test_bench_of_two(cli: Cli, both: Path) -> None:
+    arguments = ("bench", both, "--target", TARGET, "--target", OTHER, "--seconds", 0.6, "--threads", 1)
+    latency = cli(*arguments, "--json").document["latency"]
+    assert list(latency) == [str(TARGET), str(OTHER)]
+    medians = [latency[str(target)]["stages_ms"]["compute"] for target in (TARGET, OTHER)]
+    assert medians[0] > 3 * medians[1]
+    assert cli(*arguments).stdout.count("single stream") == 2
+
+
+def test_doctor_lists_targets(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtimes = {one["runtime"]: one for one in cli("doctor", "--json").document["runtimes"]}
+    assert runtimes["onnxruntime"]["targets"][str(TARGET)] is None
+    assert set(runtimes["openvino"]["targets"]) >= {str(OTHER), "openvino-npu-int8"}
+    assert f"{TARGET}  " in cli("doctor").stdout
+    monkeypatch.setattr(RUNTIMES["openvino"], "missing", lambda: "pip install it")
+    runtimes = {one["runtime"]: one for one in cli("doctor", "--json").document["runtimes"]}
+    assert set(runtimes["openvino"]["targets"].values()) == {"pip install it"}
+
+
+def test_a_processor_without_bf16(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO would run the variant in fp32, slowly and under a wrong name."""
+    openvino = pytest.importorskip("openvino")
+
+    class Core:
+        available_devices = ("CPU",)
+
+        def get_property(self, device: str, name: str) -> list[str]:
+            assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+            return ["FP32", "INT8", "BIN"]
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    monkeypatch.setattr(RUNTIMES["openvino"], "_core", None)
+    targets = {one["runtime"]: one["targets"] for one in cli("doctor", "--json").document["runtimes"]}["openvino"]
+    assert targets["openvino-cpu-bf16"] == "this CPU has no bf16; OpenVINO would run it in fp32 without a word"
+    assert (targets["openvino-cpu-fp32"], targets["openvino-cpu-int8"]) == (None, None)
+    assert targets["openvino-gpu-fp16"] == "openvino finds no such device here, only cpu"
+
+
+def test_verify_tells_of_all_before_it_fails(cli: Cli, both: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(both, tmp_path / "toy-classifier" / "1")
+    flip_a_byte(folder / "model.onnx")
+    assert "is not the file that was exported" in cli("verify", folder).complaint
+    place = shutil.copytree(both, tmp_path / "toy-classifier" / "2")
+    facts = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+    facts["tolerances"]["fp32"]["max_abs"]["probabilities"] = 0  # fp32 differs in its last bits from numpy
+    (place / "manifest.json").write_text(json.dumps(facts), encoding="utf-8")
+    outcome = cli("verify", place)
+    assert outcome.status == 3
+    assert outcome.stdout.count("out of tolerance") == 2
+    for target in (TARGET, OTHER):
+        certificate = json.loads((place / "certificates" / f"{target}.json").read_text(encoding="utf-8"))
+        assert certificate["passed"] is False
