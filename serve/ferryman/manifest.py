@@ -106,6 +106,11 @@ class Manifest(Facts):
                 raise ValueError(f"{target} has variants of the sizes {built}, expected one of each of {sizes}")
         return self
 
+    def size_bytes(self, variant: VariantFacts) -> int:
+        """Of the variant's file, and of the weights beside it where one file can't hold them."""
+        names = (name for name in self.files if name == variant.path or name.startswith(f"{variant.path}."))
+        return sum(self.files[name].size_bytes for name in names)
+
 
 def sized_name(name: str, index: int, spec: ModelSpec) -> str:
     """Name of a file that there is once a size, `model.onnx` for the first and then `model-800x1066.onnx`.

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ferryman.bundle import Bundle
-from ferryman.errors import CheckpointError, FerrymanError, ImageError, ParityError, UsageError
+from ferryman.errors import BundleCorruptError, CheckpointError, FerrymanError, ImageError, ParityError, UsageError
 from ferryman.golden import load_golden
 from ferryman.parity import ParityReports
 from ferryman.predictor import Predictor
@@ -55,6 +55,38 @@ def test_bundle_is_whole_and_proved(kind: str, bundles: dict[str, Bundle], check
     assert report.batches == (1, 2, 5)
     if kind == "detr":
         assert report.detections > 0, "nothing was matched, so the comparison of detections proved nothing"
+
+
+def test_weights_beside_the_graph(
+    bundles: dict[str, Bundle],
+    checkpoints: dict[str, Path],
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of every model above the 2 GB that one file of protocol buffers holds; this one is made to do the same."""
+    monkeypatch.setattr("ferryman_export.onnx.EXTERNAL_DATA_BYTES", 0)
+    found: list[str] = []
+    made, whole = (
+        export(ExportRequest(str(checkpoints["vit"]), tmp_path / "r", samples=pictures, bisect=found.append)),
+        bundles["vit"],
+    )
+    assert set(made.manifest.files) == {*whole.manifest.files, "model.onnx.data"}
+    assert made.file("model.onnx.data").stat().st_size > 40_000
+    assert found[0].startswith("no module diverges")
+    sizes = [bundle.manifest.size_bytes(*bundle.variants()) for bundle in (made, whole)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
+
+    moved = Bundle.open(made.path.rename(tmp_path / "elsewhere"))
+
+    with Predictor(moved) as predictor, Predictor(whole) as other:
+        for path in sorted(pictures.iterdir()):
+            assert predictor.classify([path.read_bytes()])[0] == other.classify([path.read_bytes()])[0]
+    with moved.file("model.onnx.data").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"changed")
+    with pytest.raises(BundleCorruptError, match=r"model\.onnx\.data is not the file that was exported"):
+        Bundle.open(moved.path)
 
 
 @pytest.mark.parametrize("kind", ["vit", "detr"])

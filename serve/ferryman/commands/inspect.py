@@ -51,7 +51,7 @@ def run_inspect(path: Path, json_output: bool) -> None:
     sizes = " or ".join("x".join(map(str, one.preprocess.size)) for one in manifest.specs)
     table.add_row("preprocessing", f"{spec.preprocess.fit} to {sizes}, {spec.preprocess.interpolation}")
     for variant in manifest.variants:
-        size = manifest.files[variant.path].size_bytes
+        size = manifest.size_bytes(variant)
         table.add_row(
             "variant",
             f"{variant.target}: {variant.path}, {size / 1e6:.1f} MB, {sum(variant.operators.values())} nodes",
