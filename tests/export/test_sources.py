@@ -180,9 +180,9 @@ def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
 
 
 def test_an_encoder_from_the_command_line(pictures: Path, tmp_path: Path) -> None:
-    """Exported, asked about pictures, drawn, and its vectors written."""
+    """Exported with the pictures that Ferryman brings, asked about others, drawn, and its vectors written."""
     FOLDERS["dinov2, encoder"].save(tmp_path / "source")
-    result = run("export", tmp_path / "source", "-o", tmp_path / "r", "--samples", pictures)
+    result = run("export", tmp_path / "source", "-o", tmp_path / "r")
     assert result.returncode == 0, result.stderr
     assert "written in" in result.stdout
     files = sorted(pictures.iterdir())[:2]
