@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from ferryman.bundle import Bundle
 from ferryman.errors import BundleCorruptError, CheckpointError, FerrymanError, ImageError, ParityError, UsageError
@@ -19,6 +20,7 @@ from ferryman.parity import ParityReports
 from ferryman.predictor import Predictor
 from ferryman.specs import PreprocessSpec, classification_spec
 from ferryman_export.pipeline import ExportRequest, export
+from ferryman_export.samples import MIN_SAMPLES, add_crops
 from ferryman_models.checkpoints.native import load_native, save_native
 from ferryman_models.vit import ViT
 
@@ -145,6 +147,16 @@ def test_golden_samples_are_padded_on_either_side(bundles: dict[str, Bundle]) ->
     assert (valid[:, 0] < height).any()
     assert (valid[:, 1] < width).any()
     assert (valid == (height, width)).all(1).any()
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 3])
+def test_crops_that_prove_padding_come_first(pictures: int) -> None:
+    """A large detector is proved on six samples, every one of which costs seconds."""
+    image = Image.new("RGB", (100, 80))
+    samples = add_crops({f"{index}": image for index in range(pictures)}, MIN_SAMPLES, (64, 96))
+    assert len(samples) == MIN_SAMPLES
+    assert {"0 (canvas)", "0 (wide)", "0 (tall)"} <= set(samples)
+    assert samples["0 (canvas)"].size == (100, 67)
 
 
 def test_page_is_self_contained(bundles: dict[str, Bundle]) -> None:
