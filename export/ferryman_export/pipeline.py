@@ -35,6 +35,7 @@ from ferryman_export.reference import normalize_reference, reference_outputs
 from ferryman_export.samples import (
     MAX_SAMPLES,
     MIN_SAMPLES,
+    PADDING_CROPS,
     add_crops,
     choose_count,
     choose_evenly,
@@ -242,12 +243,14 @@ def prepare(
 
 
 def read_samples(request: ExportRequest, spec: ModelSpec, count: int) -> dict[str, Image.Image]:
-    """At most `count` of the request's pictures, and crops of them where they are too few or leave no padding."""
+    """`count` of the request's pictures and crops of them, of which there are more where pictures are too few."""
+    padded = spec.preprocess.fit == "pad"
+    count -= PADDING_CROPS if padded else 0
     if isinstance(request.samples, Mapping):
         pictures = dict(choose_evenly(list(request.samples.items()), count))
     else:
         pictures = read_pictures(request.samples or pictures_folder(spec.task), count)
-    return add_crops(pictures, MIN_SAMPLES, spec.preprocess.size if spec.preprocess.fit == "pad" else None)
+    return add_crops(pictures, MIN_SAMPLES, spec.preprocess.size if padded else None)
 
 
 def cross(

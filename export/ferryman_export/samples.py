@@ -17,6 +17,8 @@ Item = TypeVar("Item")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_SAMPLES = 16
 MIN_SAMPLES = 6  # one more than the largest batch that parity runs, so that every batch has other neighbours
+# Of MAX_SAMPLES, on a canvas that is padded: one that fills it, a wide and a tall one. See `add_crops`.
+PADDING_CROPS = 3
 
 
 def choose_count(model: nn.Module, canvas: tuple[int, int]) -> int:
@@ -24,11 +26,11 @@ def choose_count(model: nn.Module, canvas: tuple[int, int]) -> int:
 
     A ViT multiplies every parameter with every patch, a convolution with more or less every position: in all about
     parameters * pixels / 256 multiplications a picture (ViT-B/16 at 224: 17e9; DETR-R50 at 800x1066: 137e9). The
-    pictures together have 6e11, and each of them is answered about twelve times.
+    pictures together have 4e11, and each of them is answered twelve times.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     each = parameters * canvas[0] * canvas[1] / 256
-    return int(min(MAX_SAMPLES, max(MIN_SAMPLES, 6e11 / max(each, 1.0))))
+    return int(min(MAX_SAMPLES, max(MIN_SAMPLES, 4e11 / max(each, 1.0))))
 
 
 def find_pictures(folder: Path, most: int) -> list[Path]:
@@ -87,12 +89,13 @@ def add_crops(
         scale = min(picture.height / canvas[0], picture.width / canvas[1])
         size = max(1, round(canvas[1] * scale)), max(1, round(canvas[0] * scale))
         result[f"{name} (canvas)"] = picture.crop((0, 0, *size))
-    for number, (kind, x_part, y_part) in enumerate(_CROPS):
-        for index, (name, picture) in enumerate(pictures.items()):
-            required = padded and number < 2 and index == 0
-            if required or len(result) < least:
-                width, height = max(1, int(picture.width * x_part)), max(1, int(picture.height * y_part))
-                result[f"{name} ({kind})"] = picture.crop((0, 0, width, height))
+    crops = [(*crop, name, picture) for crop in _CROPS for name, picture in pictures.items()]
+    if padded:  # a wide and a tall one first
+        crops = [*crops[: 2 * len(pictures) : len(pictures)], *crops]
+    for number, (kind, x_part, y_part, name, picture) in enumerate(crops):
+        if len(result) < least or (padded and number < 2):
+            width, height = max(1, int(picture.width * x_part)), max(1, int(picture.height * y_part))
+            result[f"{name} ({kind})"] = picture.crop((0, 0, width, height))
     return result
 
 

@@ -13,7 +13,7 @@ from ferryman.__main__ import main
 from ferryman.bundle import Bundle
 from ferryman_export.pipeline import ExportRequest, export
 
-from .test_sources import save_source
+from .test_sources import FOLDERS
 
 
 def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -23,7 +23,7 @@ def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
 
 def test_a_folder(tmp_path: Path) -> None:
     """Half precision and a tensor that is left out, as published DINOv2 checkpoints have them; then a broken one."""
-    model, _ = save_source("dinov2", tmp_path / "source")
+    model, _ = FOLDERS["dinov2, patch 14, odd grid, mean pooling"].save(tmp_path / "source")
     weights = tmp_path / "source" / "model.safetensors"
     save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights)
     result = run(tmp_path / "source", "--json")
@@ -49,7 +49,7 @@ def test_a_folder(tmp_path: Path) -> None:
 
 
 def test_what_it_says_is_what_the_bundle_keeps(pictures: Path, tmp_path: Path) -> None:
-    save_source("dinov2", tmp_path / "source")
+    FOLDERS["dinov2, patch 14, odd grid, mean pooling"].save(tmp_path / "source")
     bundle = export(ExportRequest(str(tmp_path / "source"), tmp_path / "r", samples=pictures))
     assert bundle.manifest.source.format == "Hugging Face"
     assert bundle.manifest.source.notes == ("the mask token is left out: it is for pretraining",)
@@ -62,7 +62,7 @@ def test_what_it_says_is_what_the_bundle_keeps(pictures: Path, tmp_path: Path) -
 
 
 def make_huge(folder: Path) -> None:
-    save_source("dinov2", folder)
+    FOLDERS["dinov2, patch 14, odd grid, mean pooling"].save(folder)
     tensor = {"dtype": "F32", "shape": [50_000, 50_000], "data_offsets": [0, 10_000_000_000]}
     header = json.dumps({"embeddings.cls_token": tensor}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

@@ -11,14 +11,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from ferryman.bundle import Bundle
-from ferryman.errors import CheckpointError, FerrymanError, ImageError, ParityError, UsageError
+from ferryman.errors import BundleCorruptError, CheckpointError, FerrymanError, ImageError, ParityError, UsageError
 from ferryman.golden import load_golden
 from ferryman.parity import ParityReports
 from ferryman.predictor import Predictor
 from ferryman.specs import PreprocessSpec, classification_spec
 from ferryman_export.pipeline import ExportRequest, export
+from ferryman_export.samples import MIN_SAMPLES, add_crops
 from ferryman_models.checkpoints.native import load_native, save_native
 from ferryman_models.vit import ViT
 
@@ -55,6 +57,38 @@ def test_bundle_is_whole_and_proved(kind: str, bundles: dict[str, Bundle], check
     assert report.batches == (1, 2, 5)
     if kind == "detr":
         assert report.detections > 0, "nothing was matched, so the comparison of detections proved nothing"
+
+
+def test_weights_beside_the_graph(
+    bundles: dict[str, Bundle],
+    checkpoints: dict[str, Path],
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of every model above the 2 GB that one file of protocol buffers holds; this one is made to do the same."""
+    monkeypatch.setattr("ferryman_export.onnx.EXTERNAL_DATA_BYTES", 0)
+    found: list[str] = []
+    made, whole = (
+        export(ExportRequest(str(checkpoints["vit"]), tmp_path / "r", samples=pictures, bisect=found.append)),
+        bundles["vit"],
+    )
+    assert set(made.manifest.files) == {*whole.manifest.files, "model.onnx.data"}
+    assert made.file("model.onnx.data").stat().st_size > 40_000
+    assert found[0].startswith("no module diverges")
+    sizes = [bundle.size_bytes(*bundle.variants()) for bundle in (made, whole)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
+
+    moved = Bundle.open(made.path.rename(tmp_path / "elsewhere"))
+
+    with Predictor(moved) as predictor, Predictor(whole) as other:
+        for path in sorted(pictures.iterdir()):
+            assert predictor.classify([path.read_bytes()])[0] == other.classify([path.read_bytes()])[0]
+    with moved.file("model.onnx.data").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"changed")
+    with pytest.raises(BundleCorruptError, match=r"model\.onnx\.data is not the file that was exported"):
+        Bundle.open(moved.path)
 
 
 @pytest.mark.parametrize("kind", ["vit", "detr"])
@@ -113,6 +147,16 @@ def test_golden_samples_are_padded_on_either_side(bundles: dict[str, Bundle]) ->
     assert (valid[:, 0] < height).any()
     assert (valid[:, 1] < width).any()
     assert (valid == (height, width)).all(1).any()
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 3])
+def test_crops_that_prove_padding_come_first(pictures: int) -> None:
+    """A large detector is proved on six samples, every one of which costs seconds."""
+    image = Image.new("RGB", (100, 80))
+    samples = add_crops({f"{index}": image for index in range(pictures)}, MIN_SAMPLES, (64, 96))
+    assert len(samples) == MIN_SAMPLES
+    assert {"0 (canvas)", "0 (wide)", "0 (tall)"} <= set(samples)
+    assert samples["0 (canvas)"].size == (100, 67)
 
 
 def test_page_is_self_contained(bundles: dict[str, Bundle]) -> None:

@@ -28,8 +28,8 @@ from ferryman.segmenting import segmentation_from_outputs
 from ferryman.specs import PreprocessSpec, segmentation_spec
 from ferryman_export.pipeline import ExportRequest, export
 
-from ..models.test_detr_masks import MODELS, build_hf, save
-from ..models.weights import randomize
+from ..models.test_detr_masks import build_hf, save
+from ..models.weights import RESNET18, randomize, rename_backbone_as_timm
 from ..serve.both import Both
 from ..serve.server.process import ServerProcess
 
@@ -65,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> Any:
     """A DetrForSegmentation whose queries differ in class and place on these pictures and are rather sure of it."""
-    model = build_hf(*MODELS["bottleneck"])
+    model = build_hf(RESNET18, {})
     with torch.no_grad():
         # Where a query looks is a share of one over all heads and cells; at random weights nobody would hear it.
         model.mask_head.conv1.conv.weight[:, model.config.d_model :].mul_(1500)
@@ -84,6 +84,7 @@ def reference(folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def bundle(reference: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     source = save(reference, tmp_path_factory.mktemp("detr"))
+    rename_backbone_as_timm(source)  # as the published panoptic checkpoints are
     document = {
         "image_processor_type": "DetrImageProcessor",
         "size": {"max_height": CANVAS[0], "max_width": CANVAS[1]},

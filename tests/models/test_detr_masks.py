@@ -1,7 +1,6 @@
 """DETR's mask head, from folders of `save_pretrained` and from facebookresearch's layout."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ferryman.errors import CheckpointError
 from ferryman_models.checkpoints.coco import PANOPTIC_LABELS
@@ -21,7 +19,16 @@ from ferryman_models.detr_masks import AttentionMap, DETRForMasks, MaskHead, mas
 from ferryman_models.resnet import RESNETS, ResNetConfig
 
 from .facebook import facebook_panoptic_state
-from .weights import HFDetrConfig, HFResNetConfig, calibrate_norms, max_error, pad_images, randomize
+from .weights import (
+    RESNET18,
+    HFDetrConfig,
+    HFResNetConfig,
+    calibrate_norms,
+    max_error,
+    pad_images,
+    randomize,
+    rename_backbone_as_timm,
+)
 
 # Relative to the output's scale; both sides add in fp32.
 TOLERANCE = 2e-5
@@ -104,29 +111,10 @@ def test_equals_transformers(name: str, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_timm_names_in_the_backbone(tmp_path: Path) -> None:
     """What `facebook/detr-resnet-50-panoptic` holds: timm's names, and a backbone named in the configuration."""
-    resnet18 = {"hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"}
-    reference = build_hf(resnet18, {})
+    reference = build_hf(RESNET18, {})
     folder = save(reference, tmp_path)
-    state: dict[str, Tensor] = {}
-    for original, tensor in load_file(folder / "model.safetensors").items():
-        name = original
-        for old, new in (
-            (r"\.embedder\.embedder\.convolution", ".conv1"),
-            (r"\.embedder\.embedder\.normalization", ".bn1"),
-            (r"\.shortcut\.convolution", ".downsample.0"),
-            (r"\.shortcut\.normalization", ".downsample.1"),
-            (r"\.layer\.0\.convolution", ".conv1"),
-            (r"\.layer\.1\.convolution", ".conv2"),
-            (r"\.layer\.0\.normalization", ".bn1"),
-            (r"\.layer\.1\.normalization", ".bn2"),
-        ):
-            name = re.sub(old, new, name)
-        state[re.sub(r"\.encoder\.stages\.(\d)\.layers", lambda m: f".layer{int(m[1]) + 1}", name)] = tensor
-    assert "detr.model.backbone.conv_encoder.model.layer1.0.conv1.weight" in state
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    document = json.loads((folder / "config.json").read_text())
-    document |= {"use_timm_backbone": True, "backbone": "resnet18", "backbone_config": None}
-    (folder / "config.json").write_text(json.dumps(document))
+    rename_backbone_as_timm(folder)
+    assert "detr.model.backbone.conv_encoder.model.layer1.0.conv1.weight" in load_file(folder / "model.safetensors")
 
     module = load_huggingface(folder, "timm").module
 

@@ -34,6 +34,11 @@ pytestmark = [
 # Relative to the output's scale; both sides add in fp32.
 TOLERANCE = 1e-5
 VIT = ENCODERS["vit"]
+NAMES_OF_4 = (
+    (r"vit\.layers\.", "vit.encoder.layer."),
+    (r"attention\.q_proj", "attention.attention.query"),
+    (r"attention\.v_proj", "attention.attention.value"),
+)
 HEAD: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}
 
 # The base, and what the adapter does to it.
@@ -54,6 +59,16 @@ ADAPTERS: dict[str, tuple[tuple[str, str, dict[str, Any]], dict[str, Any]]] = {
     "bias-of-lora": (VIT, {"target_modules": ["q_proj", "projection"], "bias": "lora_only"}),
     "bias-in-lora": (VIT, {"target_modules": ["q_proj", "fc1"], "lora_bias": True}),
     "dora": (VIT, HEAD | {"target_modules": ["q_proj", "fc1", "projection"], "use_dora": True}),
+    "some-layers": (VIT, {"target_modules": ["q_proj", "fc1"], "layers_to_transform": [1]}),
+    "one-layer-by-pattern": (
+        VIT,
+        {"target_modules": ["query", "q_proj", "fc2"], "layers_to_transform": 0, "layers_pattern": "layers"},
+    ),
+    "expression": (VIT, {"target_modules": r".*\.1\.(attention\.[qv]_proj|mlp\.fc1)"}),
+    "excluded": (
+        VIT,
+        {"target_modules": ["q_proj", "v_proj", "classifier"], "exclude_modules": r".*layers\.0\..*v_proj"},
+    ),
     "everywhere": (VIT, {"target_modules": "all-linear", "fan_in_fan_out": True}),
     "no-qkv-bias": (ENCODERS["vit-no-qkv-bias"], HEAD | {"bias": "all"}),
     "distilled": (ENCODERS["deit"], HEAD),
@@ -170,12 +185,7 @@ def assert_same(one: Checkpoint, two: Checkpoint) -> None:
 def test_names_of_transformers_4(base: Path, adapter: Path) -> None:
     """Adapters use the names of the transformers that trained them, and 5 names modules anew; files keep theirs."""
     expected = load(base, adapter)
-    renamed(
-        adapter,
-        (r"vit\.layers\.", "vit.encoder.layer."),
-        (r"attention\.q_proj", "attention.attention.query"),
-        (r"attention\.v_proj", "attention.attention.value"),
-    )
+    renamed(adapter, *NAMES_OF_4)
     assert_same(load(base, adapter), expected)
 
 

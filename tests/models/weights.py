@@ -3,12 +3,15 @@
 Independent of `ferryman_models.checkpoints` on purpose: a slip there can't hide behind the same slip here.
 """
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import DetrForObjectDetection, ResNetModel, ViTForImageClassification
 from transformers.models.detr.modeling_detr import DetrFrozenBatchNorm2d
@@ -56,6 +59,24 @@ _RESNET: Renames = (
     (r"\.layer\.2\.convolution\.", ".conv3."),
     (r"\.layer\.2\.normalization\.", ".norm3."),
 )
+# From transformers' names of a ResNet to timm's, which published DETRs have.
+_TIMM: Renames = (
+    (r"\.embedder\.embedder\.convolution\.", ".conv1."),
+    (r"\.embedder\.embedder\.normalization\.", ".bn1."),
+    (r"\.encoder\.stages\.0\.layers\.", ".layer1."),
+    (r"\.encoder\.stages\.1\.layers\.", ".layer2."),
+    (r"\.encoder\.stages\.2\.layers\.", ".layer3."),
+    (r"\.encoder\.stages\.3\.layers\.", ".layer4."),
+    (r"\.shortcut\.convolution\.", ".downsample.0."),
+    (r"\.shortcut\.normalization\.", ".downsample.1."),
+    (r"\.layer\.0\.convolution\.", ".conv1."),
+    (r"\.layer\.1\.convolution\.", ".conv2."),
+    (r"\.layer\.2\.convolution\.", ".conv3."),
+    (r"\.layer\.0\.normalization\.", ".bn1."),
+    (r"\.layer\.1\.normalization\.", ".bn2."),
+    (r"\.layer\.2\.normalization\.", ".bn3."),
+)
+RESNET18: dict[str, Any] = {"hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"}
 _DETR: Renames = (
     (r"^model\.backbone\.model\.", "backbone."),
     (r"^model\.input_projection\.", "projection."),
@@ -84,9 +105,9 @@ _BRANCH_END = re.compile(r"\.layer\.2\.normalization\.weight$")
 BRANCH_STRENGTH = 0.5  # at full strength, the fifty layers of a random ResNet multiply any rounding by hundreds
 
 
-def _rename(source: nn.Module, renames: Renames) -> dict[str, Tensor]:
+def _rename(state: Mapping[str, Tensor], renames: Renames) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
-    for source_name, tensor in source.state_dict().items():
+    for source_name, tensor in state.items():
         if source_name.endswith("num_batches_tracked"):  # a counter that no forward pass in eval mode reads
             continue
         name = source_name
@@ -98,17 +119,43 @@ def _rename(source: nn.Module, renames: Renames) -> dict[str, Tensor]:
 
 def vit_weights_from_hf(source: nn.Module) -> dict[str, Tensor]:
     """State of a `ViT` from a `ViTForImageClassification`; to be loaded with strict=True."""
-    return _rename(source, _VIT)
+    return _rename(source.state_dict(), _VIT)
 
 
 def resnet_weights_from_hf(source: nn.Module) -> dict[str, Tensor]:
     """State of a `ResNet` with frozen batch norm from a `ResNetModel`; to be loaded with strict=True."""
-    return _rename(source, _RESNET)
+    return _rename(source.state_dict(), _RESNET)
 
 
 def detr_weights_from_hf(source: nn.Module) -> dict[str, Tensor]:
     """State of a `DETR` from a `DetrForObjectDetection`; to be loaded with strict=True."""
-    return _rename(source, _DETR)
+    return _rename(source.state_dict(), _DETR)
+
+
+def rename_backbone_as_timm(folder: Path, **facts: Any) -> None:
+    """Turns a folder of a DETR with transformers' ResNet-18 into what the published ones are: timm's names of the
+    tensors, and a backbone that is only named.
+
+    facts: more of the configuration
+    """
+    weights = folder / "model.safetensors"
+    save_file(_rename(load_file(weights), _TIMM), weights, metadata={"format": "pt"})
+    document = json.loads((folder / "config.json").read_text())
+    document |= {"use_timm_backbone": True, "backbone": "resnet18", "backbone_config": None} | facts
+    (folder / "config.json").write_text(json.dumps(document))
+
+
+def dilate_last_stage(backbone: nn.Module) -> None:
+    """Makes transformers' ResNet of basic blocks what timm and torchvision build with dilation: the last stage keeps
+    its input's stride, and its 3x3 convolutions but the first spread over as many cells as before."""
+    number = max(int(name.split(".")[2]) for name, _ in backbone.named_modules() if name.startswith("encoder.stages."))
+    stage = backbone.get_submodule(f"encoder.stages.{number}")
+    convolutions = [module for module in stage.modules() if isinstance(module, nn.Conv2d)]
+    first = next(module for module in convolutions if module.kernel_size == (3, 3))
+    for module in convolutions:
+        module.stride = (1, 1)
+        if module.kernel_size == (3, 3) and module is not first:
+            module.dilation = module.padding = (2, 2)
 
 
 def randomize(model: nn.Module, seed: int) -> None:

@@ -14,7 +14,7 @@ from ferryman_models.zoo import EMBEDDED, pictures_folder
 
 MOST_BYTES = 12_000_000
 # What the embedded weights must at least reach. The recipe's goals are 0.97, 0.70 and 0.92.
-LEAST_TOP1, LEAST_MAP, LEAST_MAP_50 = 0.96, 0.70, 0.92
+LEAST_TOP1, LEAST_MAP, LEAST_MAP_50 = 0.97, 0.70, 0.92
 
 
 def read_card(name: str) -> tuple[str, dict[str, float]]:

@@ -33,10 +33,6 @@ _BOOKKEEPING = {
     "inference_mode",
     "runtime_config",
     "lora_dropout",
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
     "fan_in_fan_out",
     "megatron_core",
     "ensure_weight_tying",
@@ -69,6 +65,10 @@ class AdapterFacts(BaseModel):
     bias: Literal["none", "all", "lora_only"] = "none"
     rank_pattern: dict[str, Positive] | None = None
     alpha_pattern: dict[str, float] | None = None
+    target_modules: str | tuple[str, ...] | None = None
+    exclude_modules: str | tuple[str, ...] | None = None
+    layers_to_transform: int | tuple[int, ...] | None = None
+    layers_pattern: str | tuple[str, ...] | None = None
     modules_to_save: tuple[str, ...] | None = None
     init_lora_weights: bool | str | None = True
     base_model_name_or_path: str | None = None

@@ -1,6 +1,6 @@
 """Puts a LoRA adapter into the weights of its base."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter, ValidationError
@@ -8,9 +8,8 @@ from torch import Tensor
 
 from ferryman.errors import CheckpointError
 from ferryman_models.checkpoints.lora import Adapter, Factors, list_names
+from ferryman_models.checkpoints.lora_targets import Rename, find_missing
 from ferryman_models.checkpoints.tensors import read_json
-
-Rename = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 def merge_adapter(tensors: Mapping[str, Tensor], adapter: Adapter, rename: Rename, head: str) -> dict[str, Tensor]:
@@ -19,7 +18,8 @@ def merge_adapter(tensors: Mapping[str, Tensor], adapter: Adapter, rename: Renam
     rename: brings tensors under the names that `tensors` have, and drops or splits what the format drops or splits
     there; each tensor is given to it alone, and what it does to a weight's rows is done to the adapter's alike
     head: what the names of the classifier's tensors begin with: they alone may be new or have other shapes
-    Raises CheckpointError that lists layers that the base does not have, and those of other shapes.
+    Raises CheckpointError that lists layers that the base does not have, those of other shapes, and those that the
+    adapter's configuration names and its file lacks.
     """
     merged = dict(tensors)
     unknown: list[str] = []
@@ -41,6 +41,12 @@ def merge_adapter(tensors: Mapping[str, Tensor], adapter: Adapter, rename: Renam
         raise CheckpointError(f"{adapter.folder}: its base has no {list_names(unknown)}; is it of another model?")
     if misshapen:
         raise CheckpointError(f"{adapter.folder} does not fit its base: {list_names(misshapen)}")
+    changed, replaced = ({name for name, exchanged in done if exchanged is whole} for whole in (False, True))
+    if missing := find_missing(adapter, tensors, changed, replaced, rename):
+        raise CheckpointError(
+            f"{adapter.folder} is incomplete: by its configuration it has weights of {list_names(missing)} too; "
+            "was it cut, or saved in parts?"
+        )
     return merged
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ferryman.specs import SEGMENTING, Task
+from ferryman.specs import DETECTING, SEGMENTING, Task
 
 _HERE = Path(__file__).parent
 
@@ -10,5 +10,5 @@ EMBEDDED: dict[str, Path] = {name: _HERE / name / "model.safetensors" for name i
 
 
 def pictures_folder(task: Task) -> Path:
-    """The demo's pictures for a task: drawn from held-out digits, a few small PNG files."""
-    return _HERE / "pictures" / ("detection" if task in SEGMENTING else task)
+    """The demo's pictures that suit a task: drawn from held-out digits, a few small PNG files."""
+    return _HERE / "pictures" / ("detection" if task in (*DETECTING, *SEGMENTING) else "classification")

@@ -1,7 +1,7 @@
 """Trains `vit-digits`: one handwritten digit on any background, ten classes.
 
 From labels alone a small ViT hardly finds the digits among backgrounds and colours, and 1,497 digits are too few for
-it to read other writers. So it has a teacher (Touvron et al. 2021, "DeiT"): three small convolutional nets, which see
+it to read other writers. So it has a teacher (Touvron et al. 2021, "DeiT"): six small convolutional nets, which see
 the ink alone, white on black, and learn to read it in minutes. The ViT sees the same ink in any colour on any
 background. Its answers learn the teacher's, and every patch learns what the teacher sees there and which pixels are
 ink, through heads that are dropped afterwards. The teacher names shapes between the digits too (Beyer et al. 2022, "A
@@ -36,14 +36,14 @@ PREPROCESS = PreprocessSpec(
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
 )
-CONFIG = ViTConfig(image_size=(24, 24), patch=4, dim=96, depth=5, heads=4, hidden=288, classes=10, pooling="mean")
+CONFIG = ViTConfig(image_size=(24, 24), patch=4, dim=128, depth=6, heads=4, hidden=384, classes=10, pooling="mean")
 TEACHER_SCHEDULE = Schedule(steps=1500, peak=2e-3, weight_decay=0.05)
-SCHEDULE = Schedule(steps=9000, peak=1e-3, weight_decay=0.05)
+SCHEDULE = Schedule(steps=12000, peak=1e-3, weight_decay=0.05)
 GO_ON = Schedule(steps=4000, peak=5e-4, weight_decay=0.05)  # from weights that are trained already
 BATCH = 64
 SEED = 20
 TEACHER_DIM = 128
-TEACHERS = 3
+TEACHERS = 6
 
 
 def to_input(images_u8: np.ndarray) -> Tensor:
