@@ -1,0 +1,248 @@
+"""The int8 graph: against arithmetic done by hand in NumPy, and passes that must change nothing."""
+
+from collections.abc import Callable, Set
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from ferryman.errors import ParityError
+from ferryman_export.calibration import Pictures
+from ferryman_export.graph_edit import GraphEditor
+from ferryman_export.islands import BlockError, Judge, Verdict, rank_blocks, search_islands
+from ferryman_export.passes import fold_affine
+from ferryman_export.quantize import (
+    METHODS,
+    Method,
+    QuantizationPlan,
+    Quantizer,
+    Statistics,
+    find_range,
+    smooth_block,
+)
+
+Array = NDArray[np.float32]
+RANDOM = np.random.default_rng(5)
+GAMMA, BETA = (RANDOM.normal(1, 0.3, 16).astype(np.float32), RANDOM.normal(0, 0.3, 16).astype(np.float32))
+UP, DOWN = (RANDOM.normal(0, 0.2, shape).astype(np.float32) for shape in ((16, 24), (24, 10)))
+BIAS = RANDOM.normal(0, 0.1, 10).astype(np.float32)
+
+
+def make_model(path: Path) -> Path:
+    """image -> LayerNormalization -> MatMul -> Relu -> Gemm; the norm's third channel is twenty times the others."""
+    gamma = GAMMA.copy()
+    gamma[3] *= 20
+    constants = {"gamma": gamma, "beta": BETA, "up": UP, "down": DOWN.T, "bias": BIAS}
+    nodes = [
+        helper.make_node("LayerNormalization", ["image", "gamma", "beta"], ["normal"], name="norm"),
+        helper.make_node("MatMul", ["normal", "up"], ["hidden"], name="up"),
+        helper.make_node("Relu", ["hidden"], ["positive"], name="relu"),
+        helper.make_node("Gemm", ["positive", "down", "bias"], ["logits"], name="down", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "two products",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 16])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
+        [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    return path
+
+
+def run(model: onnx.ModelProto, inputs: Array, *names: str) -> list[Array]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    return [np.asarray(array) for array in session.run(list(names) or ["logits"], {"image": inputs})]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model") / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Pictures:
+    inputs = np.random.default_rng(1).normal(0, 1, (20, 16)).astype(np.float32)
+    return Pictures(tuple(map(str, range(20))), {"image": inputs})
+
+
+@pytest.fixture
+def quantizer(path: Path, pictures: Pictures) -> Quantizer:
+    found, seen = Quantizer(path), list[int]()
+    found.collect(pictures, seen.append)
+    assert sum(seen) == len(pictures)
+    return found
+
+
+def round_weights(weights: Array) -> Array:
+    scale = (np.abs(weights).max(0) / 127).astype(np.float32)
+    return (np.clip(np.rint(weights / scale), -127, 127) * scale).astype(np.float32)
+
+
+def round_activation(values: Array, low: float, high: float, symmetric: bool) -> Array:
+    if symmetric:
+        scale = max(-low, high) / 127
+        return (np.clip(np.rint(values / scale), -128, 127) * scale).astype(np.float32)
+    scale = (high - low) / 255
+    zero = np.rint(-low / scale)
+    return ((np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * scale).astype(np.float32)
+
+
+@pytest.mark.parametrize("symmetric", [False, True], ids=["with a zero point", "around zero"])
+def test_it_computes_what_int8_arithmetic_gives(
+    quantizer: Quantizer, path: Path, pictures: Pictures, symmetric: bool
+) -> None:
+    model = quantizer.quantize(QuantizationPlan(method="minmax", symmetric=symmetric))
+    onnx.checker.check_model(model, full_check=True)
+    image = pictures.inputs["image"]
+    inside = onnx.load(path)
+    for name in ("normal", "positive"):
+        inside.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    normal, positive = run(inside, image, "normal", "positive")
+    low, high = float(normal.min()), float(normal.max())
+    hidden = np.maximum(round_activation(normal, low, high, symmetric) @ round_weights(UP), 0)
+    # The second range was seen in the fp32 graph.
+    expected = round_activation(hidden, 0, float(positive.max()), symmetric) @ round_weights(DOWN) + BIAS
+    (found,) = run(model, image)
+    # A hidden value next to a rounding may fall on either side of it: one level of the second product.
+    level = float(positive.max()) / (127 if symmetric else 255) * float(np.abs(DOWN).max())
+    np.testing.assert_allclose(found, expected, atol=1.01 * level)
+    assert np.mean(np.abs(found - expected) < 1e-5) > 0.9
+
+
+def test_islands_stay_as_they_were(quantizer: Quantizer, path: Path, pictures: Pictures) -> None:
+    assert quantizer.costs() == {"up": 1, "down": 1}
+    plan = QuantizationPlan(method="minmax")
+    (same,) = run(quantizer.quantize(plan, {"up", "down"}), pictures.inputs["image"])
+    (reference,) = run(onnx.load(path), pictures.inputs["image"])
+    np.testing.assert_allclose(same, reference, atol=1e-5)
+    kinds = [node.op_type for node in quantizer.quantize(plan, {"up"}).graph.node]
+    assert kinds.count("QuantizeLinear") == 1
+
+
+def test_smoothing_only_makes_channels_alike(quantizer: Quantizer, path: Path, pictures: Pictures) -> None:
+    model = onnx.load(path)
+    graph = GraphEditor(model)
+    normal = run_inside(model, pictures, "normal")
+    seen = Statistics(normal.min(0)[None], normal.max(0)[None], normal)
+    factors = smooth_block(graph, quantizer.blocks["up"], seen, 0.5)
+    assert factors is not None
+    smooth = run_inside(model, pictures, "normal")
+    np.testing.assert_allclose(smooth, normal * factors, rtol=1e-4, atol=1e-6)
+    (before,), (after,) = (run(one, pictures.inputs["image"]) for one in (onnx.load(path), model))
+    np.testing.assert_allclose(after, before, atol=1e-4)
+    spread = [np.abs(values).max(0).max() / np.median(np.abs(values).max(0)) for values in (normal, smooth)]
+    assert spread[1] < spread[0] / 3
+    # And with 8 bits it answers better, which is what it is for.
+    errors = [
+        float(np.abs(run(quantizer.quantize(plan, {"down"}), pictures.inputs["image"])[0] - before).mean())
+        for plan in (QuantizationPlan(method="minmax"), QuantizationPlan(method="minmax", smooth=0.5))
+    ]
+    assert errors[1] < errors[0] / 2
+
+
+def run_inside(model: onnx.ModelProto, pictures: Pictures, name: str) -> Array:
+    inside = onnx.ModelProto()
+    inside.CopyFrom(model)
+    inside.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    return run(inside, pictures.inputs["image"], name)[0]
+
+
+def test_ranges() -> None:
+    """Values about in [-1, 1], and one of 50 in a single picture of 40."""
+    values = np.random.default_rng(2).normal(0, 0.25, (4000, 10)).astype(np.float32)
+    lows, highs = np.full((40, 10), -1, np.float32), np.full((40, 10), 1, np.float32)
+    values[7, 2] = highs[3, 2] = 50
+    seen = Statistics(lows, highs, values)
+    found = {method: find_range(seen, method) for method in METHODS}
+    assert found["minmax"] == (-1, 50)
+    assert found["mean"] == pytest.approx((-1, 1 + 49 / 40))
+    assert found["percentile"] == pytest.approx((-0.93, 0.93), abs=0.1)  # of a normal distribution, 3.7 deviations
+    assert found["entropy"][1] < 40  # it clips what is alone out there
+    # Zero belongs to every range: padding must stay nothing.
+    positive = Statistics(lows + 3, highs + 3, values[:, :1] * 0 + 3)
+    assert all(find_range(positive, method)[0] == 0 for method in METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tensor_of_zeros_has_a_range(method: Method) -> None:
+    nothing = np.zeros((3, 4), np.float32)
+    low, high = find_range(Statistics(nothing, nothing, nothing), method)
+    assert low == 0
+    assert high > 0
+
+
+def test_batch_norm_goes_into_the_convolution() -> None:
+    random = np.random.default_rng(3)
+    constants = {
+        "weights": random.normal(size=(6, 3, 3, 3)),
+        "factor": random.uniform(0.5, 2, (6, 1, 1)),
+        "summand": random.normal(size=(1, 6, 1, 1)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "weights"], ["a"], name="conv"),
+        helper.make_node("Mul", ["a", "factor"], ["b"], name="mul"),
+        helper.make_node("Add", ["summand", "b"], ["c"], name="add"),
+        helper.make_node("Relu", ["c"], ["logits"], name="relu"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "a convolution and its norm",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [2, 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [2, 6, 6, 6])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    image = random.normal(size=(2, 3, 8, 8)).astype(np.float32)
+    (before,) = run(model, image)
+    folded = fold_affine(model)
+    onnx.checker.check_model(folded, full_check=True)
+    assert [node.op_type for node in folded.graph.node] == ["Conv", "Relu"]
+    np.testing.assert_allclose(run(folded, image)[0], before, atol=1e-5)
+
+
+# --- the search, on errors that add up
+
+ERRORS = {"a": 0.01, "b": 0.5, "c": 0.02, "d": 0.3, "e": 0.0, "f": 0.05}
+
+
+def judge_by(limit: float, tried: list[int]) -> tuple[Callable[[Set[str]], float], Judge]:
+    def measure(kept: Set[str]) -> float:
+        return sum(error for block, error in ERRORS.items() if block not in kept)
+
+    def judge(kept: Set[str]) -> Verdict:
+        tried.append(len(kept))
+        error = measure(kept)
+        return Verdict(error=error, passed=error <= limit, why=f"error {error:.2f}")
+
+    return measure, judge
+
+
+@pytest.mark.parametrize(("limit", "islands"), [(1.0, ()), (0.4, ("b",)), (0.09, ("b", "d")), (0.035, ("b", "d", "f"))])
+def test_the_fewest_worst_blocks_are_given_back(limit: float, islands: tuple[str, ...]) -> None:
+    tried: list[int] = []
+    measure, judge = judge_by(limit, tried)
+    ranked = rank_blocks(list(ERRORS), measure)
+    assert ranked[0] == BlockError(block="b", error=0.5)
+    assert [one.block for one in ranked] == ["b", "d", "f", "c", "a", "e"]
+    cost = dict.fromkeys(ERRORS, 1)
+    report = search_islands(judge, lambda: ranked, cost, 4, "it")
+    assert report.islands == islands
+    assert sorted(tried) == [point.islands for point in report.curve]
+    assert [point.passed for point in report.curve] == [point.error <= limit for point in report.curve]
+
+
+def test_more_islands_than_the_name_allows() -> None:
+    measure, judge = judge_by(0.035, [])
+    ranked = rank_blocks(list(ERRORS), measure)
+    cost = dict.fromkeys(ERRORS, 1) | {"d": 3}
+    with pytest.raises(ParityError, match=r"it is out of tolerance with 2 of 6 blocks in fp32.*error 0\.08"):
+        search_islands(judge, lambda: ranked, cost, 4, "it")

@@ -1,0 +1,160 @@
+"""Several targets in one bundle: each built from the proved graph, proved itself, and what its name says."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ferryman.bundle import Bundle
+from ferryman.errors import ParityError
+from ferryman.predictor import Predictor
+from ferryman.proof import read_reports
+from ferryman.specs import Target
+from ferryman_export import variants
+from ferryman_export.pipeline import ExportRequest, export
+from ferryman_export.variants.base import BuildReport
+from ferryman_export.variants.openvino import build_float
+from ferryman_models.zoo import pictures_folder
+from ferryman_models.zoo.digits import load_digits, load_photographs
+from ferryman_models.zoo.scenes import make_digit_picture
+
+pytest.importorskip("openvino")
+TARGETS = ("onnxruntime-cpu-int8", "openvino-cpu-fp32", "openvino-cpu-int8")
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of digits for training, of which 40 are held out."""
+    folder = tmp_path_factory.mktemp("calibration")
+    digits, photographs = load_digits("train"), load_photographs("train")
+    random = np.random.default_rng(4)
+    for number in range(120):
+        picture, _ = make_digit_picture(random, digits, number, photographs, side=36)
+        Image.fromarray(picture).save(folder / f"{number:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    request = ExportRequest(
+        "vit-digits",
+        tmp_path_factory.mktemp("repository"),
+        targets=tuple(map(Target.parse, TARGETS)),
+        calibration=calibration,
+    )
+    return export(request)
+
+
+def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "ferryman", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_every_variant_is_what_its_name_says(bundle: Bundle) -> None:
+    assert [str(variant.target) for variant in bundle.manifest.variants] == ["onnxruntime-cpu-fp32", *TARGETS]
+    for report in read_reports(bundle):
+        assert report.passed
+        assert report.attestation is not None
+        assert report.attestation.share(report.target.rpartition("-")[2]) >= 0.9
+        assert report.tolerance == bundle.manifest.tolerances[report.target.rpartition("-")[2]]
+    folder = bundle.path / "variants" / "openvino-cpu-int8"
+    assert {"model.xml", "model.bin", "build.json", "parity.html"} <= {path.name for path in folder.iterdir()}
+    # The weights really are stored in a byte each.
+    fp32 = (bundle.path / "variants" / "openvino-cpu-fp32" / "model.bin").stat().st_size
+    assert (folder / "model.bin").stat().st_size < fp32 / 3
+    assert not list(bundle.path.parents[1].glob(".*"))  # nothing unfinished stays
+
+
+def test_how_it_was_calibrated_is_told(bundle: Bundle, calibration: Path) -> None:
+    path = bundle.path / "variants" / "openvino-cpu-int8" / "build.json"
+    report = BuildReport.model_validate_json(path.read_bytes())
+    assert report.calibration is not None
+    assert (report.calibration.pictures, report.calibration.held_out) == (120, 40)
+    assert report.calibration.folder == calibration.name
+    assert report.notes == ()
+    errors = [trial.error for trial in report.trials]
+    assert errors == sorted(errors)
+    assert {trial.plan.method for trial in report.trials} == {"minmax", "mean", "percentile", "entropy"}
+    assert 0 < errors[0] < 0.2
+    assert report.islands is not None
+    assert report.islands.curve[-1].passed
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_it_reads_the_demo_pictures(bundle: Bundle, target: str) -> None:
+    with Predictor(bundle, target) as predictor:
+        for path in sorted(pictures_folder("classification").iterdir()):
+            (answer,), _ = predictor.classify([path.read_bytes()])
+            assert answer.predictions[0].label == path.stem.removeprefix("digit-")
+
+
+def test_verify_proves_them_all(bundle: Bundle) -> None:
+    result = run("verify", bundle.path, "--json")
+    assert result.returncode == 0, result.stderr
+    proved = [certificate["reports"][0]["target"] for certificate in json.loads(result.stdout)["certificates"]]
+    assert proved == ["onnxruntime-cpu-fp32", *TARGETS]
+
+
+def test_fp32_under_the_name_of_int8_fails(calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(variants.RECIPES, "openvino-cpu-int8", build_float)
+    request = ExportRequest(
+        "vit-digits", tmp_path / "r", targets=(Target.parse("openvino-cpu-int8"),), calibration=calibration
+    )
+    with pytest.raises(ParityError, match=r"0% of its matrix products with weights run in int8 .*90% are due"):
+        export(request)
+    assert not (tmp_path / "r").exists()
+
+
+def test_interrupted_it_goes_on(calibration: Path, tmp_path: Path) -> None:
+    """Ctrl-C while the last variant is built: the bundle is absent, and what was finished is not done again."""
+    command = ["export", "vit-digits", "-o", str(tmp_path / "r"), "--calibration", str(calibration), "--json"]
+    command += ["--target", "openvino-cpu-fp32", "--target", "openvino-cpu-int8"]
+    whole = [sys.executable, "-m", "ferryman", *command]
+    with subprocess.Popen(whole, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "openvino-cpu-int8: calibrate" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+        assert process.wait() == 130
+    assert "Traceback" not in rest
+    assert [path.name for path in (tmp_path / "r").iterdir()] == [".vit-digits.unfinished"]
+    again = run(*command)
+    assert again.returncode == 0, again.stderr
+    assert "openvino-cpu-fp32: finished before" in again.stderr
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["vit-digits"]
+    assert run("verify", tmp_path / "r" / "vit-digits", "--target", "openvino-cpu-fp32").returncode == 0
+
+
+WRONG: dict[str, tuple[list[str], int, str]] = {
+    "no pictures": (["--target", "openvino-cpu-int8"], 2, "name a folder of some hundred with --calibration"),
+    "a misspelt target": (["--target", "openvino-cpu-int"], 2, "did you mean openvino-cpu-int8"),
+    "an empty folder": (["--target", "all-cpu", "--calibration", "{empty}"], 2, "holds no picture"),
+    "a few pictures": (["--target", "all-cpu", "--calibration", "{few}"], 2, "holds 3 pictures, too few to calibrate"),
+    "a broken picture": (["--target", "all-cpu", "--calibration", "{broken}"], 1, "077.png"),
+}
+
+
+@pytest.mark.parametrize(("options", "status", "message"), WRONG.values(), ids=WRONG)
+def test_what_can_not_be_built(
+    options: list[str], status: int, message: str, calibration: Path, tmp_path: Path
+) -> None:
+    folders = {name: tmp_path / name for name in ("empty", "few", "broken")}
+    folders["empty"].mkdir()
+    folders["few"].mkdir()
+    for path in sorted(calibration.iterdir())[:3]:
+        shutil.copy(path, folders["few"])
+    shutil.copytree(calibration, folders["broken"])
+    (folders["broken"] / "077.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    result = run("export", "vit-digits", "-o", tmp_path / "r", *(option.format(**folders) for option in options))
+    assert result.returncode == status, result.stderr
+    assert message in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "r").exists()
