@@ -213,7 +213,7 @@ def test_bad_files(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(FileAccessError, match=r"can't read .*gone.json"):
         export(ExportRequest(str(fixed), tmp_path / "r", samples=pictures, onnx_spec=tmp_path / "gone.json"))
     good = request(save_classifier(tmp_path / "good.onnx"), CLASSIFIER, pictures, tmp_path)
-    with pytest.raises(UsageError, match="add --onnx-spec FILE"):
+    with pytest.raises(UsageError, match="export it with --onnx-spec FILE"):
         export(ExportRequest(good.source, good.repository))
     with pytest.raises(UsageError, match=r"--size, --bisect and --explain don't go with an ONNX file"):
         export(ExportRequest(good.source, good.repository, sizes=((8, 8),), onnx_spec=good.onnx_spec))

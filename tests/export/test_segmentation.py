@@ -93,10 +93,11 @@ def bundle(reference: Any, folder: Path, tmp_path_factory: pytest.TempPathFactor
     request = ExportRequest(str(source), tmp_path_factory.mktemp("repository"), "panoptic", samples=folder)
     made = export(request)
     # What a panoptic checkpoint of 250 classes says by its numbers; the graph knows nothing of it.
-    from ..serve.toy import reseal
+    from ..serve.toy import recertify, reseal
 
     spec = made.spec.model_copy(update={"stuff": STUFF})
     reseal(made.path, specs=[spec])
+    recertify(made.path)
     return Bundle.open(made.path)
 
 

@@ -96,7 +96,7 @@ def test_sizes_on_the_command_line(checkpoints: dict[str, Path], pictures: Path,
     assert document["seconds"] > 0
     assert document["peak_memory_bytes"] > 1e8  # PyTorch alone is more
     shown = run("inspect", document["bundle"])
-    assert "crop to 32x32 or 16x48" in shown.stdout
+    assert "the middle 32x32 or 16x48" in shown.stdout
     for sizes, message in ((("32x32", "32x32"), "given twice"), (("auto", "32x32"), "or auto alone; got 'auto'")):
         result = run(*source, *(part for size in sizes for part in ("--size", size)))
         assert result.returncode == 2

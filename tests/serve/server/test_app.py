@@ -360,7 +360,7 @@ WRONG_SETTINGS = {
     "no host": ({"address": ":8001"}, "address ':8001' is not HOST:PORT"),
     "a port too high": ({"address": "localhost:65536"}, "is not HOST:PORT"),
     "a bare IPv6 host": ({"address": "::1:8001"}, "is not HOST:PORT"),
-    "a target": ({"target": "fast"}, "fast is none of the targets that this version knows, which are onnxruntime-"),
+    "a target": ({"target": "fast"}, "fast is none of the targets that this version knows, which are "),
     "no threads": ({"threads": 0}, "threads: Input should be greater than or equal to 1"),
     "a queue shorter than a request": ({"queue_limit": 2}, "max_images_per_request 64 is above queue_limit 2"),
     "a word": ({"max_batch": "many"}, "max_batch: Input should be a valid integer"),
