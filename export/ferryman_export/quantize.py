@@ -174,27 +174,56 @@ def smooth_block(
 ) -> NDArray[np.float32] | None:
     """Moves the activation's large channels into the weights (Xiao et al. 2023, "SmoothQuant", equation 4).
 
-    The activation's producer must be a LayerNorm that nobody else takes from: its own scale and bias take up the
-    division, so nothing is computed twice. Returns the factor of each channel of the activation, None when the block
-    stays as it is.
+    What makes the activation must be able to take up the division, so that nothing is computed twice. Returns the
+    factor of each channel of the activation, None when the block stays as it is.
     """
     activation = products[0].activation
-    norm = graph.producers.get(activation)
     takers = {str(node.name) for node in graph.consumers.get(activation, ())}
-    if norm is None or norm.op_type != "LayerNormalization" or takers != {product.node for product in products}:
-        return None
-    if activation in graph.outputs or not all(graph.is_constant(name) for name in norm.input[1:]):
+    shared = any(len(graph.consumers[product.weights]) > 1 for product in products)
+    makers = find_makers(graph, activation)
+    if not makers or shared or takers != {product.node for product in products} or activation in graph.outputs:
         return None
     largest = np.maximum(np.abs(statistics.lows).max(0), np.abs(statistics.highs).max(0))
     weights = [graph.value(product.weights) for product in products]
     heaviest = np.max([np.abs(array).max(1) for array in weights], axis=0)
     strength = np.maximum(largest, _LEAST) ** alpha / np.maximum(heaviest, _LEAST) ** (1 - alpha)
     strength = np.maximum(strength, 1e-5).astype(np.float32)
-    for index in range(1, len(norm.input)):
-        norm.input[index] = graph.put(f"{norm.input[index]}.smooth", graph.value(norm.input[index]) / strength)
+    for name in makers:
+        graph.put(name, graph.value(name) / strength)
     for product, array in zip(products, weights, strict=True):
         graph.put(product.weights, array * strength[:, None])
     return 1 / strength
+
+
+def find_makers(graph: GraphEditor, activation: str) -> list[str]:
+    """Constants whose last dimension is the activation's channels, and which it is linear in; none when there are none.
+
+    Scale and bias of a LayerNorm, or, where the activation is what attention gives, the projection to its values:
+    attention weighs positions, and each of its channels is one of the values'.
+    """
+    node = graph.producers.get(activation)
+    if node is not None and node.op_type == "LayerNormalization":
+        return _own(graph, list(node.input[1:]))
+    # activation <- Reshape <- Transpose <- MatMul(weights, Transpose <- Reshape <- Add <- MatMul(tokens, projection))
+    for kind in ("Reshape", "Transpose", "MatMul", "Transpose", "Reshape", "Add"):
+        if node is None or node.op_type != kind or graph.only_consumer(node.output[0]) is None:
+            return []
+        if kind == "Add":
+            break
+        node = graph.producers.get(node.input[1 if kind == "MatMul" else 0])
+    if node is None:
+        return []
+    bias = [name for name in node.input if graph.is_constant(name)]
+    projection = graph.producers.get(node.input[0] if node.input[0] not in bias else node.input[1])
+    if projection is None or projection.op_type != "MatMul" or len(bias) != 1:
+        return []
+    return _own(graph, [projection.input[1], *bias])
+
+
+def _own(graph: GraphEditor, names: list[str]) -> list[str]:
+    """The names, if they are constants that one node alone takes."""
+    own = all(graph.is_constant(name) and len(graph.consumers[name]) == 1 for name in names)
+    return names if own else []
 
 
 def find_range(statistics: Statistics, method: Method) -> tuple[float, float]:
