@@ -291,7 +291,7 @@ DETECTORS = {
         default=True,
     ),
     "table-transformer": Family("TableTransformerForObjectDetection", _detr(), "Detr", {"size": PADDED}),
-    "conditional-detr": Family("ConditionalDetrForObjectDetection", _detr(), **_CONDITIONAL),
+    "conditional-detr": Family("ConditionalDetrForObjectDetection", _detr(), **_CONDITIONAL, seed=3),
     "dab-detr": Family("DabDetrForObjectDetection", _detr(width="hidden_size"), **_CONDITIONAL),
     "deformable-detr": Family(
         "DeformableDetrForObjectDetection", _detr(3, num_feature_levels=4), **_DEFORMABLE, default=True
