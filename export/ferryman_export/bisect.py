@@ -4,7 +4,6 @@ PyTorch's exporter notes on every node which modules it comes from. A value that
 what the module takes or returns, so that both sides can be compared module by module, in one run of each.
 """
 
-import ast
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from ferryman.errors import ExportError
 from ferryman.golden import GoldenSamples, Tensors
 from ferryman.parity import BATCHES
+from ferryman_export.graph_edit import scopes_of
 from ferryman_export.wrappers import ExportModule
 
 # Relative to the largest magnitude in PyTorch's tensor: several times what the order of additions does in fp32, in the
@@ -31,7 +31,6 @@ LIMIT = 1e-4
 # A module multiplies what its inputs differ by, a norm of nearly equal values the most; so far it is not to blame. A
 # mistake stands out from rounding by a thousand times and more.
 GROWTH = 10.0
-_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True)
@@ -163,14 +162,14 @@ class Graph:
             for name in _inputs(node):
                 self._readers[name].append(node)
             for name in node.output:
-                self._nodes[name], scopes[name] = node, _scopes(node)
+                self._nodes[name], scopes[name] = node, frozenset(scopes_of(node))
         answers = {output.name for output in model.graph.output}
         computed = [*(value.name for value in model.graph.input), *self._nodes]
         entering: defaultdict[str, list[str]] = defaultdict(list)
         leaving: defaultdict[str, list[str]] = defaultdict(list)
         for name in computed:
             own = scopes.get(name, frozenset())
-            around = [_scopes(reader) for reader in self._readers[name]]
+            around = [frozenset(scopes_of(reader)) for reader in self._readers[name]]
             for scope in own:
                 if name in answers or any(scope not in other for other in around):
                     leaving[scope].append(name)
@@ -197,15 +196,6 @@ def _inputs(node: onnx.NodeProto) -> Iterator[str]:
         if attribute.type == onnx.AttributeProto.GRAPH:
             for inner in attribute.g.node:
                 yield from _inputs(inner)
-
-
-def _scopes(node: onnx.NodeProto) -> frozenset[str]:
-    """Names of the modules that a node comes from, the wrapper's own (empty) included."""
-    for entry in node.metadata_props:
-        if entry.key == _SCOPES:
-            # The last one is the operation's.
-            return frozenset(cast("list[str]", ast.literal_eval(entry.value))[:-1])
-    return frozenset()
 
 
 def _open_session(path: Path, graph: Graph, stack: ExitStack) -> onnxruntime.InferenceSession:

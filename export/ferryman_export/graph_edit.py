@@ -66,10 +66,15 @@ class GraphEditor:
         return self.model
 
 
-def module_of(node: onnx.NodeProto) -> str:
-    """Name of the PyTorch module that a node comes from, as the exporter noted it; else the node's own name."""
+def scopes_of(node: onnx.NodeProto) -> list[str]:
+    """Names of the PyTorch modules that a node comes from, the outermost (empty) first; none when it does not say."""
     for entry in node.metadata_props:
         if entry.key == _SCOPES:
-            scopes = [str(scope) for scope in ast.literal_eval(entry.value)]
-            return scopes[-2] if len(scopes) > 1 and scopes[-2] else str(node.name)
-    return str(node.name)
+            return [str(scope) for scope in ast.literal_eval(entry.value)][:-1]  # the last one is the operation's
+    return []
+
+
+def module_of(node: onnx.NodeProto) -> str:
+    """Name of the innermost PyTorch module that a node comes from; its own name where that is the wrapper."""
+    scopes = scopes_of(node)
+    return scopes[-1] if scopes and scopes[-1] else str(node.name)

@@ -122,3 +122,10 @@ def _describe(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ..
 def count_operators(graph: onnx.ModelProto) -> dict[str, int]:
     """Number of nodes of each operator type, functions' bodies not opened."""
     return dict(sorted(Counter(node.op_type for node in graph.graph.node).items()))
+
+
+def save_graph(model: onnx.ModelProto, path: Path) -> Path:
+    """Writes a changed graph, its weights beside it when they are too large for one file. Gives the path back."""
+    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    onnx.save(model, path, save_as_external_data=size > EXTERNAL_DATA_BYTES, location=f"{path.name}.data")
+    return path

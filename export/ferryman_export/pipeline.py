@@ -22,8 +22,6 @@ from ferryman.golden import FILE_NAME as GOLDEN
 from ferryman.golden import GoldenSamples, Tensors, save_golden
 from ferryman.manifest import SCHEMA_VERSION, SourceFacts, Tolerance, VariantFacts, sized_name
 from ferryman.parity import TOLERANCES, ParityReport, ParityReports, check_parity, count_runs
-from ferryman.proof import prove_session
-from ferryman.runtimes import find_runtime
 from ferryman.specs import ModelSpec, Target
 from ferryman_export.bisect import bisect
 from ferryman_export.calibration import read_calibration
@@ -31,6 +29,7 @@ from ferryman_export.explain import explained_spec
 from ferryman_export.foreign import ForeignModel, open_foreign
 from ferryman_export.onnx import count_operators, export_onnx
 from ferryman_export.parity_html import render_parity
+from ferryman_export.prove import prove_file
 from ferryman_export.reference import normalize_reference, reference_outputs
 from ferryman_export.samples import (
     MAX_SAMPLES,
@@ -270,7 +269,7 @@ def cross(
     crossing.progress("write the ONNX graph", 0, 1)
     path = folder / sized_name(GRAPH, index, spec)
     graph = crossing.write(path, metadata)
-    report, answers = prove(path, crossing, tolerance)
+    report, answers = prove_file(path, TARGET, spec, golden, tolerance, crossing.progress)
     hint = "--bisect names the first module that diverges" if crossing.module else "look at the --onnx-spec"
     if tell is not None and crossing.module is not None:
         crossing.progress("compare module by module", 0, 1)
@@ -310,17 +309,6 @@ def check_wrapper(module: ExportModule, golden: GoldenSamples, tolerance: Tolera
         what = "the wrapper in PyTorch"
         report = check_parity(run, golden, spec, tolerance, what, torch.__version__, WRAPPER_BATCHES, advance)
     report.raise_for_failures()
-
-
-def prove(path: Path, crossing: Crossing, tolerance: Tolerance) -> tuple[ParityReport, Tensors]:
-    """ONNX Runtime on the exported file against the reference; and its answers to each golden sample alone."""
-    golden, spec = crossing.golden, crossing.spec
-    runtime = find_runtime(TARGET)
-    advance = count_steps(crossing.progress, f"compare {TARGET} with PyTorch", count_runs(len(golden)))
-    with runtime.load(path, TARGET, spec) as session:
-        report = prove_session(session, golden, TARGET, tolerance, runtime.version(), advance=advance)
-        answers = [session.run(golden.batch([index])) for index in range(len(golden))]
-    return report, {name: np.concatenate([answer[name] for answer in answers]) for name in spec.output_names}
 
 
 def tool_versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ attention's own products and the residual stream stay in floating point. The gra
 DequantizeLinear), the same for every runtime.
 """
 
+import tempfile
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from ferryman.golden import Tensors
 from ferryman.specs import Facts
 from ferryman_export.calibration import Pictures
 from ferryman_export.graph_edit import GraphEditor, module_of
+from ferryman_export.onnx import save_graph
 from ferryman_export.passes import fold_affine
 
 Method = Literal["minmax", "mean", "percentile", "entropy"]
@@ -95,7 +97,9 @@ class Quantizer:
         for name in channels_last:
             if name not in known:
                 model.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        with tempfile.TemporaryDirectory() as folder:
+            path = save_graph(model, Path(folder) / "watched.onnx")
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         found: dict[str, list[Statistics]] = {name: [] for name in channels_last}
         random = np.random.default_rng(0)
         for index in range(len(pictures)):

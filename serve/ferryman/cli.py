@@ -3,11 +3,14 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ferryman.errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from ferryman.runtimes.base import Hint, Settings
 
 app = typer.Typer(
     help="Carries ViT and DETR checkpoints from PyTorch to where they run, serves them, and proves nothing was lost.",
@@ -153,9 +156,8 @@ def verify(
 ) -> None:
     """Prove on this device, without PyTorch, that a bundle answers like PyTorch; certify each of its variants."""
     from ferryman.commands.verify import run_verify
-    from ferryman.runtimes.base import Settings
 
-    run_verify(bundle, target, certificates, Settings(threads, streams, hint or "latency"), json_output)
+    run_verify(bundle, target, certificates, _settings(threads, streams, hint), json_output)
 
 
 @app.command()
@@ -311,9 +313,8 @@ def bench(
     """Single-stream latency from encoded picture to answer, stage by stage; of several variants in turn."""
     from ferryman.commands.bench import run_bench
     from ferryman.commands.predict import Asker
-    from ferryman.runtimes.base import Settings
 
-    settings = Settings(threads, streams, hint or "latency")
+    settings = _settings(threads, streams, hint)
     askers = [Asker(bundle, address, model, one, settings) for one in dict.fromkeys(target or (None,))]
     run_bench(askers, image or [], seconds, json_output)
 
@@ -332,9 +333,8 @@ def advise(
 ) -> None:
     """Measure a bundle's variants here, in turn, and say which of them to use and why."""
     from ferryman.commands.advise import run_advise
-    from ferryman.runtimes.base import Settings
 
-    settings = Settings(threads, streams, hint or "latency")
+    settings = _settings(threads, streams, hint)
     run_advise(bundle, target or [], seconds, certificates, plot, settings, json_output)
 
 
@@ -344,6 +344,12 @@ def doctor(json_output: Json = False) -> None:
     from ferryman.commands.doctor import run_doctor
 
     run_doctor(json_output)
+
+
+def _settings(threads: int | None, streams: int | None, hint: "Hint | None") -> "Settings":
+    from ferryman.runtimes.base import Settings
+
+    return Settings(threads, streams, hint or "latency")
 
 
 @contextmanager

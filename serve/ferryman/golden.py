@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,11 @@ class GoldenSamples:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def first(self, count: int) -> Self:
+        """At most `count` of them."""
+        arrays = [{name: array[:count] for name, array in tensors.items()} for tensors in (self.inputs, self.outputs)]
+        return type(self)(self.names[:count], *arrays)
 
     def batch(self, indices: Sequence[int]) -> Tensors:
         """The inputs of these samples as one batch."""

@@ -222,7 +222,6 @@ def test_detr_digits_in_fp16(tmp_path: Path) -> None:
         sum(cost.values()) // 10,
         "detr-digits in fp16",
     )
-    for point in report.curve:
-        print(f"{point.islands} islands: error {point.error:.3g}, {'holds' if point.passed else 'does not hold'}")  # noqa: T201
     assert report.curve[-1].passed
+    assert 1e-5 < report.curve[-1].error < 0.02  # rounded, and no more than that
     assert judge(half, frozenset(report.islands), golden, bundle.spec).passed

@@ -1,14 +1,13 @@
 """The variants that there are: a target a row. A new one is a row, and a file beside this one for how to build it."""
 
-from difflib import get_close_matches
 from pathlib import Path
 
-from ferryman.errors import UsageError
+from ferryman.errors import UsageError, propose
 from ferryman.runtimes import find_runtime
 from ferryman.specs import Target
 from ferryman_export.samples import find_pictures
 from ferryman_export.variants import onnxruntime, openvino
-from ferryman_export.variants.base import Recipe
+from ferryman_export.variants.base import Recipe, no_calibration
 
 CANONICAL = Target.parse("onnxruntime-cpu-fp32")  # the graph that PyTorch gave, in every bundle
 
@@ -27,9 +26,8 @@ def choose_targets(names: list[str]) -> tuple[Target, ...]:
     for name in names:
         if name not in RECIPES and name not in GROUPS and name != str(CANONICAL):
             known = [str(CANONICAL), *RECIPES, *GROUPS]
-            near = get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"it builds {', '.join(known)}"
-            raise UsageError(f"target {name} can't be built by this version; {hint}")
+            near = propose(name, known) or f"; it builds {', '.join(known)}"
+            raise UsageError(f"target {name} can't be built by this version{near}")
         chosen.update(dict.fromkeys(GROUPS.get(name, (name,))))
     return tuple(Target.parse(name) for name in chosen if name != str(CANONICAL))
 
@@ -42,8 +40,6 @@ def check_targets(targets: tuple[Target, ...], calibration: Path | None) -> None
     for target in targets:
         find_runtime(target)
         if target.precision == "int8" and calibration is None:
-            raise UsageError(
-                f"{target} is calibrated with real pictures: name a folder of some hundred with --calibration"
-            )
+            raise no_calibration(target)
     if calibration is not None:
         find_pictures(calibration, 1)

@@ -5,14 +5,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import onnx
-
 from ferryman.errors import UsageError
 from ferryman.golden import GoldenSamples
 from ferryman.manifest import Tolerance
 from ferryman.specs import Facts, ModelSpec, Target
 from ferryman_export.calibration import Calibration, CalibrationFacts
-from ferryman_export.islands import IslandReport
+from ferryman_export.islands import Error, IslandReport
 from ferryman_export.quantize import QuantizationPlan, Quantizer
 from ferryman_export.steps import Progress, count_steps
 
@@ -21,7 +19,7 @@ class Trial(Facts):
     """A way to calibrate that was tried with every block in 8 bits, and the error on the held-out pictures."""
 
     plan: QuantizationPlan
-    error: float
+    error: Error
 
 
 class BuildReport(Facts):
@@ -33,6 +31,10 @@ class BuildReport(Facts):
     trials: tuple[Trial, ...] = ()
     islands: IslandReport | None = None
     notes: tuple[str, ...] = ()
+
+
+def no_calibration(target: Target) -> UsageError:
+    return UsageError(f"{target} is calibrated with real pictures: name a folder of some hundred with --calibration")
 
 
 @dataclass
@@ -52,9 +54,7 @@ class Workpiece:
     def need_calibration(self, target: Target) -> Calibration:
         """Raises UsageError when no pictures were named."""
         if self.calibration is None:
-            raise UsageError(
-                f"{target} is calibrated with real pictures: name a folder of some hundred with --calibration"
-            )
+            raise no_calibration(target)
         return self.calibration
 
     def quantizer(self, target: Target) -> Quantizer:
@@ -87,10 +87,3 @@ class Artefact:
 
 # Makes a variant of a workpiece at `path`, which has no suffix yet. Raises ParityError, ExportError, UsageError.
 Recipe = Callable[[Workpiece, Target, Tolerance, Path], Artefact]
-
-
-def save_graph(model: onnx.ModelProto, path: Path) -> Path:
-    """Writes an ONNX file, its weights beside it when they are too large for one."""
-    large = model.ByteSize() > 1_500_000_000
-    onnx.save(model, path, save_as_external_data=large, location=f"{path.name}.data")
-    return path

@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from pydantic import ValidationError
 
 from ferryman.errors import ParityError
-from ferryman.files import sha256_file
-from ferryman.golden import GoldenSamples, Tensors
+from ferryman.files import replace_file, sha256_file
+from ferryman.golden import GoldenSamples
 from ferryman.manifest import Tolerance, VariantFacts, sized_name
-from ferryman.parity import ParityReport, check_parity, count_runs
-from ferryman.proof import prove_session
+from ferryman.parity import ParityReport, check_parity
 from ferryman.runtimes import find_runtime
 from ferryman.specs import Facts, ModelSpec, Target
 from ferryman_export.parity_html import render_parity
+from ferryman_export.prove import prove_file
 from ferryman_export.steps import count_steps
 from ferryman_export.variants import RECIPES
 from ferryman_export.variants.base import BuildReport, Workpiece
@@ -48,9 +48,10 @@ class Shelf:
     def take(self, key: str, place: Path) -> Built | None:
         """Links a finished variant's files into `place`; None when there is none."""
         kept = self.folder / key
-        if not (kept / "built.json").exists():
+        try:
+            built = Built.model_validate_json((kept / "built.json").read_bytes())
+        except (OSError, ValidationError):  # there is none, or one of another version
             return None
-        built = Built.model_validate_json((kept / "built.json").read_bytes())
         for path in (kept / "files").iterdir():
             _link(path, place / path.name)
         return built
@@ -62,7 +63,8 @@ class Shelf:
         (kept / "files").mkdir(parents=True)
         for path in files:
             _link(path, kept / "files" / path.name)
-        (kept / "built.json").write_text(built.model_dump_json(), encoding="utf-8")
+        with replace_file(kept / "built.json") as temporary:
+            temporary.write_text(built.model_dump_json(), encoding="utf-8")
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -92,17 +94,18 @@ def build_variant(
     """
     folder = bundle / FOLDER / str(target)
     folder.mkdir(parents=True, exist_ok=True)
-    key = _key(piece, target, tolerance, tools)
+    stem = sized_name("model", index, piece.spec)
+    key = _key(piece, stem, target, tolerance, tools)
     found = shelf.take(key, folder)
     if found is not None:
         piece.progress(f"{target}: finished before", 1, 1)
         return found
     before = set(folder.iterdir())
-    stem = sized_name("model", index, piece.spec)
     piece.progress(f"{target}: build", 0, 1)
     artefact = RECIPES[str(target)](piece, target, tolerance, folder / stem)
-    report, answers, held_out = prove_artefact(artefact.path, target, piece, tolerance)
+    report, answers = prove_file(artefact.path, target, piece.spec, piece.golden, tolerance, piece.progress)
     report.raise_for_failures()
+    held_out = judge_held_out(artefact.path, target, piece, tolerance) if piece.calibration else None
     if held_out is not None and not held_out.passed:
         raise ParityError(f"{target} on the held-out pictures: {held_out.failures[0]}")
     page = render_parity(name, report, piece.golden, answers, piece.spec)
@@ -121,33 +124,25 @@ def build_variant(
     return built
 
 
-def prove_artefact(
-    path: Path, target: Target, piece: Workpiece, tolerance: Tolerance
-) -> tuple[ParityReport, Tensors, ParityReport | None]:
-    """The proof on the golden samples, the answers to each of them alone, and parity on the held-out pictures."""
-    golden, spec = piece.golden, piece.spec
-    runtime = find_runtime(target)
-    held_out = piece.held_out if piece.calibration is not None else None
-    total = count_runs(len(golden)) + (len(held_out) if held_out else 0)
-    advance = count_steps(piece.progress, f"compare {target} with PyTorch", total)
-    judged = None
-    with runtime.load(path, target, spec) as session:
-        report = prove_session(session, golden, target, tolerance, runtime.version(), advance=advance)
-        answers = [session.run(golden.batch([index])) for index in range(len(golden))]
-        if held_out is not None:
-            judged = check_parity(
-                session.run, held_out, spec, strict(tolerance), str(target), runtime.version(), (1,), advance=advance
-            ).model_copy(update={"errors": ()})
-    return report, {name: np.concatenate([answer[name] for answer in answers]) for name in spec.output_names}, judged
+def judge_held_out(path: Path, target: Target, piece: Workpiece, tolerance: Tolerance) -> ParityReport:
+    """Parity on the pictures that calibration did not see, each alone, near ties counted."""
+    runtime, pictures = find_runtime(target), piece.held_out
+    advance = count_steps(piece.progress, f"{target}: answer the held-out pictures", len(pictures))
+    with runtime.load(path, target, piece.spec) as session:
+        report = check_parity(
+            session.run, pictures, piece.spec, strict(tolerance), str(target), runtime.version(), (1,), advance=advance
+        )
+    return report.model_copy(update={"errors": ()})
 
 
-def _key(piece: Workpiece, target: Target, tolerance: Tolerance, tools: Mapping[str, str]) -> str:
+def _key(piece: Workpiece, stem: str, target: Target, tolerance: Tolerance, tools: Mapping[str, str]) -> str:
     facts = [
         str(_RECIPES_VERSION),
+        stem,
         sha256_file(piece.graph),
         _digest(piece.golden, piece.spec),
         piece.calibration.facts.sha256 if piece.calibration else "",
-        str(target),
+        f"{target} {find_runtime(target).version()}",
         tolerance.model_dump_json(),
         *(f"{name} {version}" for name, version in sorted(tools.items())),
     ]

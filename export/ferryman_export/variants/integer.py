@@ -5,7 +5,6 @@ from collections.abc import Set
 import onnx
 
 from ferryman.attest import MIN_SHARE
-from ferryman.golden import GoldenSamples
 from ferryman.manifest import Tolerance
 from ferryman.specs import Target
 from ferryman_export.islands import BlockError, rank_blocks, search_islands
@@ -32,7 +31,7 @@ def quantize_within(
     trials = _try_plans(piece, bench, symmetric)
     plan = _choose_plan(trials, quantizer, bench)
     cost = quantizer.costs()
-    few = _first(piece.held_out, _RANKING_PICTURES)
+    few = piece.held_out.first(_RANKING_PICTURES)
 
     def rank() -> tuple[BlockError, ...]:
         advance = count_steps(piece.progress, f"{target}: quantise block by block", len(cost))
@@ -87,11 +86,3 @@ def _choose_plan(trials: list[Trial], quantizer: Quantizer, bench: Bench) -> Qua
         if bench.judge(quantizer.quantize(trial.plan)).passed:
             return trial.plan
     return trials[0].plan
-
-
-def _first(samples: GoldenSamples, count: int) -> GoldenSamples:
-    return GoldenSamples(
-        samples.names[:count],
-        {name: array[:count] for name, array in samples.inputs.items()},
-        {name: array[:count] for name, array in samples.outputs.items()},
-    )

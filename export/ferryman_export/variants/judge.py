@@ -16,9 +16,10 @@ from ferryman.runtimes import find_runtime
 from ferryman.runtimes.base import Session
 from ferryman.specs import Target
 from ferryman_export.islands import Verdict
+from ferryman_export.onnx import save_graph
 from ferryman_export.quantize import distance
 from ferryman_export.steps import count_steps
-from ferryman_export.variants.base import Workpiece, save_graph
+from ferryman_export.variants.base import Workpiece
 
 
 def strict(tolerance: Tolerance) -> Tolerance:

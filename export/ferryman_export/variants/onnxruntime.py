@@ -4,8 +4,8 @@ from pathlib import Path
 
 from ferryman.manifest import Tolerance
 from ferryman.specs import Target
-from ferryman_export.onnx import count_operators
-from ferryman_export.variants.base import Artefact, Workpiece, save_graph
+from ferryman_export.onnx import count_operators, save_graph
+from ferryman_export.variants.base import Artefact, Workpiece
 from ferryman_export.variants.integer import quantize_within
 
 

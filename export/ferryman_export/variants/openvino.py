@@ -9,7 +9,8 @@ import onnx
 from ferryman.errors import ExportError, MissingExtraError
 from ferryman.manifest import Tolerance
 from ferryman.specs import Target
-from ferryman_export.variants.base import Artefact, BuildReport, Workpiece, save_graph
+from ferryman_export.onnx import save_graph
+from ferryman_export.variants.base import Artefact, BuildReport, Workpiece
 from ferryman_export.variants.integer import quantize_within
 
 

@@ -96,8 +96,7 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
                 async for image in _each_frame(frames):
                     yield await asyncio.to_thread(stream.request, frame_id, image)
                     frame_id += 1
-            # It is raised to the caller below; in grpc's task it would only be logged.
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - raised to the caller below; grpc's task would only log it
                 failures.append(error)
 
         try:

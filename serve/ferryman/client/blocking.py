@@ -91,8 +91,7 @@ class Client(BaseClient[grpc.Channel]):
             try:
                 for frame_id, image in enumerate(frames):
                     yield stream.request(frame_id, image)
-            # It is raised to the caller below; in grpc's thread it would only be logged.
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - raised to the caller below; grpc's thread would only log it
                 failures.append(error)
 
         try:

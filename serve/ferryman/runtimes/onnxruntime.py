@@ -70,6 +70,14 @@ def _open(path: Path, options: Any, provider: str) -> "InferenceSession":
         raise EngineError(f"ONNX Runtime can't load {path}: {_one_line(error)}") from error
 
 
+def _run(session: "InferenceSession", names: tuple[str, ...], inputs: Arrays) -> dict[str, NDArray[Any]]:
+    try:
+        outputs = session.run(list(names), dict(inputs))
+    except Exception as error:  # see _open
+        raise EngineError(f"ONNX Runtime failed on a batch of {len(inputs['image'])}: {_one_line(error)}") from error
+    return dict(zip(names, cast("list[NDArray[Any]]", outputs), strict=True))
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
@@ -107,7 +115,7 @@ class OnnxRuntimeSession(Session):
         with tempfile.TemporaryDirectory() as folder:
             options.profile_file_prefix = str(Path(folder) / "profile")
             session = _open(self._path, options, self._provider)
-            session.run(None, dict(inputs))
+            _run(session, self.spec.output_names, inputs)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         nodes = [event["args"] for event in events if event["cat"] == "Node" and "op_name" in event["args"]]
         return attestation([_describe_node(node) for node in nodes if node["op_name"]])
@@ -116,14 +124,7 @@ class OnnxRuntimeSession(Session):
         session = self._session
         if session is None:  # closed by another thread after the check
             raise EngineError("the session is closed")
-        names = self.spec.output_names
-        try:
-            outputs = session.run(list(names), dict(inputs))
-        except Exception as error:  # see load
-            raise EngineError(
-                f"ONNX Runtime failed on a batch of {len(inputs['image'])}: {_one_line(error)}"
-            ) from error
-        return dict(zip(names, cast("list[NDArray[Any]]", outputs), strict=True))
+        return _run(session, self.spec.output_names, inputs)
 
     def _close(self) -> None:
         self._session = None

@@ -8,7 +8,6 @@ from ferryman.answers import ModelFacts, OutputParity
 from ferryman.bundle import Bundle
 from ferryman.certificates import Certificate, check_certificate, make_certificate, write_certificate
 from ferryman.errors import CertificateError, FerrymanError, FileAccessError
-from ferryman.golden import GoldenSamples
 from ferryman.parity import ParityReport, check_parity
 from ferryman.proof import prove_sessions, read_reports
 from ferryman.runtimes import RUNTIMES, open_sessions
@@ -120,17 +119,9 @@ def _warm_up(bundle: Bundle, target: Target, sessions: tuple[Session, ...]) -> N
     """A few samples, alone and in twos, which must be answered right. Raises ParityError."""
     tolerance, version = bundle.tolerance(target), RUNTIMES[target.runtime].version()
     for index, session in enumerate(sessions):
-        golden = _first_samples(bundle.golden(index), WARM_UP_SAMPLES)
+        golden = bundle.golden(index).first(WARM_UP_SAMPLES)
         report = check_parity(session.run, golden, session.spec, tolerance, str(target), version, WARM_UP_BATCHES)
         report.raise_for_failures()
-
-
-def _first_samples(golden: GoldenSamples, count: int) -> GoldenSamples:
-    return GoldenSamples(
-        golden.names[:count],
-        {name: array[:count] for name, array in golden.inputs.items()},
-        {name: array[:count] for name, array in golden.outputs.items()},
-    )
 
 
 def _worst_errors(reports: tuple[ParityReport, ...]) -> tuple[OutputParity, ...]:
