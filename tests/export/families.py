@@ -64,6 +64,8 @@ def randomize(model: nn.Module, seed: int) -> None:
             tensor.uniform_(0.5, 1.5, generator=generator)
         elif tensor.ndim == 1:
             tensor.normal_(0, 0.3, generator=generator)
+        elif "query_position" in name:  # nothing else tells queries apart
+            tensor.normal_(0, 1, generator=generator)
         else:
             tensor.normal_(0, tensor[0].numel() ** -0.5, generator=generator)
 
@@ -291,7 +293,7 @@ DETECTORS = {
         default=True,
     ),
     "table-transformer": Family("TableTransformerForObjectDetection", _detr(), "Detr", {"size": PADDED}),
-    "conditional-detr": Family("ConditionalDetrForObjectDetection", _detr(), **_CONDITIONAL, seed=3),
+    "conditional-detr": Family("ConditionalDetrForObjectDetection", _detr(), **_CONDITIONAL),
     "dab-detr": Family("DabDetrForObjectDetection", _detr(width="hidden_size"), **_CONDITIONAL),
     "deformable-detr": Family(
         "DeformableDetrForObjectDetection", _detr(3, num_feature_levels=4), **_DEFORMABLE, default=True
