@@ -1,9 +1,16 @@
 """Fixtures that every room may use."""
 
 import os
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from ferryman.__main__ import main
+
+from .serve.commands.outcome import Cli, Outcome
 
 # Before torch is imported: workers side by side would each take every core, and wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -29,3 +36,23 @@ def shared_data() -> Path:
 def shared_checkpoints() -> Path:
     """The folder of published weights beside the repository, `../shared/checkpoints`."""
     return _shared("checkpoints")
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+    """`ferryman ...` in this process, which spares the start of Python; signals are as they were afterwards."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["ferryman", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        assert "\x1b" not in captured.out + captured.err
+        code = end.value.code
+        return Outcome(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -3,7 +3,6 @@
 The reference is transformers with its own processor, the model in fp32 and eager mode.
 """
 
-import io
 import json
 import subprocess
 import sys
@@ -18,8 +17,8 @@ import torch
 import transformers
 from PIL import Image
 
+from ferryman.bundle import Bundle
 from ferryman.predictor import Predictor
-from ferryman_export.pipeline import ExportRequest, export
 from ferryman_models.checkpoints.weights_file import ARCHITECTURES
 
 from ..models.test_huggingface import DETR_FACTS
@@ -31,6 +30,7 @@ from ..models.weights import (
     randomize,
     rename_backbone_as_timm,
 )
+from ..serve.commands.outcome import Cli
 
 # Of probabilities, boxes as shares of the picture, and embeddings of size 1: the limit of fp32 parity.
 LIMIT = 1e-4
@@ -122,56 +122,67 @@ FOLDERS: dict[str, Source] = {
 }
 
 
-def read(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
 @pytest.mark.parametrize("name", FOLDERS)
 @torch.no_grad()
-def test_a_folder_answers_as_in_transformers(name: str, pictures: Path, tmp_path: Path) -> None:
+def test_a_folder_answers_as_in_transformers(name: str, cli: Cli, pictures: Path, tmp_path: Path) -> None:
+    """Through the command line, from the folder to the bundle and from the pictures' files to what is printed."""
     source = FOLDERS[name]
     model, processor = source.save(tmp_path / "source")
-    bundle = export(ExportRequest(str(tmp_path / "source"), tmp_path / "r", "it", samples=pictures))
+    exported = cli("export", tmp_path / "source", "-o", tmp_path / "r", "--samples", pictures, "--json")
+    assert exported.status == 0, exported.stderr
+    assert exported.document["seconds"] > 0
+    assert exported.document["peak_memory_bytes"] > 1e8  # PyTorch alone is more
+    bundle = Bundle.open(exported.document["bundle"])
     assert bundle.manifest.source.architecture == source.model
+    files = sorted(pictures.iterdir())
+    compare = {"classification": compare_classes, "embedding": compare_vectors, "detection": compare_boxes}
+    compare[bundle.spec.task](cli, bundle.path, model, processor, files)
+
+
+def compare_classes(cli: Cli, bundle: Path, model: Any, processor: Any, files: list[Path]) -> None:
+    answers = cli("classify", *files, "--bundle", bundle, "--top-k", 7, "--json").document
+    for path, answer in zip(files, answers, strict=True):
+        scores = model(**processor(Image.open(path), return_tensors="pt")).logits[0].softmax(-1).tolist()
+        expected = {model.config.id2label[index]: score for index, score in enumerate(scores)}
+        found = {prediction["label"]: prediction["score"] for prediction in answer["predictions"]}
+        assert found == pytest.approx(expected, abs=LIMIT)
+        assert answer["predictions"][0]["label"] == max(expected, key=lambda label: expected[label])
+
+
+def compare_vectors(cli: Cli, bundle: Path, model: Any, processor: Any, files: list[Path]) -> None:
+    archive = bundle.parent / "out.npz"
+    cli("embed", *files, "--bundle", bundle, "-o", archive)
+    with np.load(archive) as arrays:
+        for path, cls, patches in zip(files, arrays["cls"], arrays["patches"], strict=True):
+            tokens = model(**processor(Image.open(path), return_tensors="pt")).last_hidden_state[0].numpy()
+            limit = LIMIT * np.abs(tokens).max()
+            np.testing.assert_allclose(cls, tokens[0], atol=limit)
+            rows, columns, dim = patches.shape
+            np.testing.assert_allclose(patches.reshape(-1, dim), tokens[-rows * columns :], atol=limit)
+
+
+def compare_boxes(cli: Cli, bundle: Path, model: Any, processor: Any, files: list[Path]) -> None:
+    answers = cli("detect", *files, "--bundle", bundle, "--score", 0, "--json").document
     padded = 0
-    with Predictor(bundle) as predictor:
-        for data in read(pictures).values():
-            image = Image.open(io.BytesIO(data)).convert("RGB")
-            if bundle.spec.task == "classification":
-                expected = model(**processor(image, return_tensors="pt")).logits[0].softmax(-1).numpy()
-                (answer,), _ = predictor.classify([data], top_k=7)
-                found = np.zeros(7)
-                for prediction in answer.predictions:
-                    found[prediction.class_id] = prediction.score
-                np.testing.assert_allclose(found, expected, atol=LIMIT)
-                assert answer.predictions[0].label == model.config.id2label[int(expected.argmax())]
-            elif bundle.spec.task == "embedding":
-                tokens = model(**processor(image, return_tensors="pt")).last_hidden_state[0].numpy()
-                (embedding,), _ = predictor.embed([data])
-                scale = np.abs(tokens).max()
-                np.testing.assert_allclose(embedding.cls, tokens[0], atol=LIMIT * scale)
-                rows, columns, dim = embedding.patches.shape
-                np.testing.assert_allclose(
-                    embedding.patches.reshape(-1, dim), tokens[-rows * columns :], atol=LIMIT * scale
-                )
-            else:
-                scale = min(CANVAS[0] / image.height, CANVAS[1] / image.width)
-                if image.width * scale % 1 or image.height * scale % 1:
-                    continue  # transformers rounds a side down, we to the nearest
-                padded += image.height * CANVAS[1] != image.width * CANVAS[0]
-                pad_size = {"height": CANVAS[0], "width": CANVAS[1]}
-                output = model(**processor(image, pad_size=pad_size, return_tensors="pt"))
-                (wanted,) = processor.post_process_object_detection(output, 0.0, [(image.height, image.width)])
-                (detections,), _ = predictor.detect([data], 0.0)
-                order = wanted["scores"].argsort(descending=True, stable=True)
-                found = detections.detections
-                np.testing.assert_allclose([one.score for one in found], wanted["scores"][order], atol=LIMIT)
-                assert [one.class_id for one in found] == wanted["labels"][order].tolist()
-                boxes = wanted["boxes"][order].clamp(min=0)
-                boxes = torch.minimum(boxes, torch.tensor([image.width, image.height] * 2)).numpy()
-                sides = [image.width, image.height] * 2
-                np.testing.assert_allclose([one.box_xyxy for one in found] / np.array(sides), boxes / sides, atol=LIMIT)
-    assert padded or bundle.spec.task != "detection"
+    for path, answer in zip(files, answers, strict=True):
+        image = Image.open(path).convert("RGB")
+        scale = min(CANVAS[0] / image.height, CANVAS[1] / image.width)
+        if image.width * scale % 1 or image.height * scale % 1:
+            continue  # transformers rounds a side down, we to the nearest
+        padded += image.height * CANVAS[1] != image.width * CANVAS[0]
+        pad_size = {"height": CANVAS[0], "width": CANVAS[1]}
+        output = model(**processor(image, pad_size=pad_size, return_tensors="pt"))
+        (wanted,) = processor.post_process_object_detection(output, 0.0, [(image.height, image.width)])
+        order = wanted["scores"].argsort(descending=True, stable=True)
+        found = answer["detections"]
+        np.testing.assert_allclose([one["score"] for one in found], wanted["scores"][order], atol=LIMIT)
+        labels = [model.config.id2label[index] for index in wanted["labels"][order].tolist()]
+        assert [one["label"] for one in found] == labels
+        boxes = wanted["boxes"][order].clamp(min=0)
+        boxes = torch.minimum(boxes, torch.tensor([image.width, image.height] * 2)).numpy()
+        # Printed to a hundredth of a pixel.
+        np.testing.assert_allclose([one["box"] for one in found], boxes, atol=LIMIT * max(image.size) + 0.005)
+    assert padded
 
 
 def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -199,23 +210,6 @@ def test_an_encoder_from_the_command_line(pictures: Path, tmp_path: Path) -> Non
             (embedding,), _ = predictor.embed([files[0].read_bytes()])
         np.testing.assert_allclose(arrays["patches"][0], embedding.patches, atol=1e-6)
     assert all((drawn / f"{path.stem}.png").read_bytes().startswith(b"\x89PNG") for path in files)
-
-
-def test_a_classifier_from_the_command_line(pictures: Path, tmp_path: Path) -> None:
-    model, processor = FOLDERS["registers"].save(tmp_path / "source")
-    result = run("export", tmp_path / "source", "-o", tmp_path / "r", "--samples", pictures, "--json")
-    assert result.returncode == 0, result.stderr
-    document = json.loads(result.stdout)
-    assert document["seconds"] > 0
-    assert document["peak_memory_bytes"] > 1e8
-    files = sorted(pictures.iterdir())
-    result = run("classify", *files, "--bundle", document["bundle"], "--top-k", 7, "--json")
-    assert result.returncode == 0, result.stderr
-    for path, answer in zip(files, json.loads(result.stdout), strict=True):
-        with torch.no_grad():
-            expected = model(**processor(Image.open(path), return_tensors="pt")).logits[0].softmax(-1).tolist()
-        found = {prediction["label"]: prediction["score"] for prediction in answer["predictions"]}
-        assert found == pytest.approx({model.config.id2label[i]: p for i, p in enumerate(expected)}, abs=LIMIT)
 
 
 def test_a_bare_weights_file_needs_its_architecture(tmp_path: Path) -> None:

@@ -1,37 +1,11 @@
-"""The command line in this process, and files of all kinds to give it."""
+"""Files of all kinds to give to the command line."""
 
 import shutil
-import signal
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ferryman.__main__ import main
-
 from ..toy import make_bomb, make_picture
-from .outcome import Cli, Outcome
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    """`ferryman ...` in this process, which spares the start of Python; signals are as they were afterwards."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["ferryman", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        assert "\x1b" not in captured.out + captured.err
-        code = end.value.code
-        return Outcome(code if isinstance(code, int) else 0, captured.out, captured.err)
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture
