@@ -105,6 +105,22 @@ def test_bfloat16_and_no_head(tmp_path: Path) -> None:
     assert max_error(checkpoint.module.forward_features(image), expected) <= 2e-5 * expected.abs().max()
 
 
+@torch.no_grad()
+def test_a_head_of_zeros_is_left_out_with_the_layer_before_it(tmp_path: Path) -> None:
+    """As the files of ImageNet-21k are published."""
+    reference = hf_vit()
+    arrays = google_arrays(reference)
+    untrained = {"head/kernel": np.zeros_like(arrays["head/kernel"]), "pre_logits/kernel": np.ones((DIM, DIM))}
+    checkpoint = load_google_npz(write(tmp_path / "vit.npz", arrays | untrained), "x")
+    assert isinstance(checkpoint.module, ViT)
+    assert checkpoint.spec.task == "embedding"
+    assert len(checkpoint.notes) == 1
+    assert checkpoint.notes[0].startswith("the head is zero and left out")
+    image = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(2))
+    expected = reference.vit(image).last_hidden_state
+    assert max_error(checkpoint.module.forward_features(image), expected) <= 2e-5 * expected.abs().max()
+
+
 def test_labels(tmp_path: Path) -> None:
     path = write(tmp_path / "vit.npz", google_arrays(hf_vit()))
     assert load_google_npz(path, "x", tuple("abcde")).spec.labels == tuple("abcde")

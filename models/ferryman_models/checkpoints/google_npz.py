@@ -19,7 +19,7 @@ from ferryman.errors import CheckpointError
 from ferryman.files import sha256_file
 from ferryman.specs import PreprocessSpec, classification_spec, embedding_spec
 from ferryman_models.checkpoints.base import Checkpoint, build_model
-from ferryman_models.checkpoints.renames import Renames, rename_tensors
+from ferryman_models.checkpoints.renames import Renames, drop_tensors, rename_tensors
 from ferryman_models.checkpoints.timm_vit import config_from_tensors
 from ferryman_models.vit import ViT
 
@@ -37,23 +37,35 @@ RENAMES: Renames = (
     (r"/", "."),
 )
 _HEADS = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel"
+# Published so, from ImageNet-21k: timm, vision_transformer.py, `vit_base_patch16_224_in21k` and its like.
+_ZERO_HEAD = (
+    (
+        r"^(pre_logits|head)/",
+        "the head is zero and left out, with the layer before it: an embedding is the class token",
+    ),
+)
 
 
 def load_google_npz(path: Path, source: str, labels: tuple[str, ...] | None = None) -> Checkpoint:
     """The ViT in `path`, fp32, in `eval()` mode; what it is follows from its arrays alone.
 
     labels: of the classes, by default `LABEL_0` and so on
-    Raises CheckpointError for a file that is damaged or no such ViT's, and for a head with a layer before it.
+    Raises CheckpointError for a file that is damaged or no such ViT's, and for a head with a layer before it, unless
+    that head is zero.
     """
     arrays = _read(path)
-    if any(name.startswith("pre_logits/") for name in arrays):
-        raise CheckpointError(
-            f"{path}: it has a layer between encoder and head (pre_logits), which can't be followed; the fine-tuned "
-            "checkpoints and those of AugReg have none"
-        )
     if _HEADS not in arrays or arrays[_HEADS].ndim != 3:
         raise CheckpointError(f"{path}: no ViT of google-research/vision_transformer: there is no {_HEADS}")
     tensors = {name: torch.from_numpy(_linear_from_jax(name, array)) for name, array in arrays.items()}
+    notes: tuple[str, ...] = ()
+    if any(name.startswith("pre_logits/") for name in tensors):
+        head = tensors.get("head/kernel")
+        if head is not None and head.any():
+            raise CheckpointError(
+                f"{path}: it has a layer between encoder and head (pre_logits), which can't be followed; the "
+                "fine-tuned checkpoints and those of AugReg have none"
+            )
+        tensors, notes = drop_tensors(tensors, _ZERO_HEAD)
     state = rename_tensors(tensors, RENAMES, str(path))
     pooling = "cls" if "cls" in state else "mean"
     config = replace(
@@ -73,7 +85,7 @@ def load_google_npz(path: Path, source: str, labels: tuple[str, ...] | None = No
         spec = embedding_spec(preprocess, config.dim, config.grid(config.image_size))
     else:
         raise CheckpointError(f"{path}: it has neither a head nor a class token, so there is nothing to answer")
-    return Checkpoint(source, sha256_file(path), "vit", model, spec, format="Google npz")
+    return Checkpoint(source, sha256_file(path), "vit", model, spec, format="Google npz", notes=notes)
 
 
 def _read(path: Path) -> dict[str, NDArray[np.float32]]:
