@@ -37,7 +37,7 @@ RENAMES: Renames = (
     (r"/", "."),
 )
 _HEADS = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel"
-# Published so, from ImageNet-21k: timm, vision_transformer.py, `vit_base_patch16_224_in21k` and its like.
+# Published so, from ImageNet-21k: timm, vision_transformer.py, `vit_large_patch16_224_in21k` and its like.
 _ZERO_HEAD = (
     (
         r"^(pre_logits|head)/",
