@@ -3,10 +3,13 @@
 import hashlib
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 from ferryman.errors import FileAccessError
 
@@ -22,28 +25,49 @@ def _no_access(path: Path, error: OSError) -> FileAccessError:
 
 
 @contextmanager
+def undisturbed() -> Generator[None, None, None]:
+    """Ctrl-C and SIGTERM of this block are heard at its end: what makes or clears a place isn't cut in two."""
+    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+        yield
+        return
+    came: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+@contextmanager
 def replace_file(path: Path) -> Generator[Path, None, None]:
     """Gives a temporary path beside `path`; on success it takes `path`'s place, on any error it is gone.
 
     Raises FileAccessError when the folder can't be written, or `path` is there and no plain file.
     """
+    temporary: Path | None = None
     try:
         if path.exists() and not path.is_file():  # a rename would put a file in the place of /dev/null
             raise FileAccessError(f"can't write {path}: it is there and is not a plain file; choose another name")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise _no_access(path, error) from error
-    temporary = Path(name)
-    try:
+        with undisturbed():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            os.close(handle)
+            temporary = Path(name)
         yield temporary
         temporary.chmod(0o644)  # mkstemp makes files that only their owner can read
         temporary.replace(path)
     except OSError as error:
         raise _no_access(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -53,18 +77,20 @@ def temporary_folder(parent: Path, name: str) -> Generator[Path, None, None]:
     `parent` is made when absent, and goes again when the block left nothing in it.
     Raises FileAccessError when the place can't be written.
     """
+    made: list[Path] = []
+    temporary: Path | None = None
     try:
-        made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-        parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=parent))
-    except OSError as error:
-        raise _no_access(parent / name, error) from error
-    try:
+        with undisturbed():
+            made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+            parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=parent))
         yield temporary
     except OSError as error:
         raise _no_access(parent / name, error) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        with suppress(OSError):  # the first that is not empty ends it
-            for folder in made:
-                folder.rmdir()
+        with undisturbed():
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+            with suppress(OSError):  # the first that is not empty ends it
+                for folder in made:
+                    folder.rmdir()
