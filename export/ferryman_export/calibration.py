@@ -4,10 +4,11 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from ferryman.errors import UsageError
+import numpy as np
+
 from ferryman.golden import Tensors
 from ferryman.specs import Facts, ModelSpec
-from ferryman_export.samples import make_inputs, read_pictures
+from ferryman_export.samples import find_pictures, make_inputs, read_picture
 
 MAX_PICTURES = 300
 FEW_PICTURES = 100
@@ -55,16 +56,15 @@ class Calibration:
 def read_calibration(folder: Path, spec: ModelSpec) -> Calibration:
     """At most `MAX_PICTURES` of a folder's pictures, fitted to the model's canvas.
 
-    Raises UsageError when there are fewer than `LEAST_PICTURES`, FileAccessError and ImageError for one that can't be
-    read.
+    Raises UsageError when there is none, FileAccessError and ImageError for one that can't be read.
     """
-    pictures = read_pictures(folder, MAX_PICTURES)
-    if len(pictures) < LEAST_PICTURES:
-        raise UsageError(
-            f"{folder} holds {len(pictures)} pictures, too few to calibrate with: give {LEAST_PICTURES} or more, "
-            f"better {MAX_PICTURES}, of the kind that the model will see"
-        )
-    names, inputs = make_inputs(pictures, spec)
+    # One after the other: whole photographs of 12 million pixels would take gigabytes.
+    fitted = [
+        make_inputs({path.relative_to(folder).as_posix(): read_picture(path)}, spec)
+        for path in find_pictures(folder, MAX_PICTURES)
+    ]
+    names = tuple(name for (name,), _ in fitted)
+    inputs = {name: np.concatenate([one[name] for _, one in fitted]) for name in spec.input_names}
     digest = hashlib.sha256()
     for index, name in enumerate(names):
         digest.update(name.encode() + b"\0")

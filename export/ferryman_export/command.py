@@ -30,7 +30,7 @@ def run_export(
     calibration: Path | None,
     json_output: bool,
 ) -> None:
-    """Raises what `pipeline.export` raises; nothing is left in the repository then."""
+    """Raises what `pipeline.export` raises; nothing but finished variants is left in the repository then."""
     chosen = choose_targets(targets)
     start = time.monotonic()
     found: list[str] = []
@@ -66,8 +66,10 @@ def run_export(
         findings = {"bisect": found} if bisect else {}
         print_json(document | findings | {"parity": [report.model_dump(mode="json") for report in reports]})
         return
-    for note in bundle.manifest.source.notes:
-        out.print(f"note: {note}")
+    notes = [f"note: {note}" for note in bundle.manifest.source.notes]
+    notes += [f"note: {one.target}: {note}" for one in bundle.manifest.variants for note in one.notes]
+    for note in notes:
+        out.print(note)
     for report in reports:
         print_report(report)
     for line in found:

@@ -77,4 +77,4 @@ def scopes_of(node: onnx.NodeProto) -> list[str]:
 def module_of(node: onnx.NodeProto) -> str:
     """Name of the innermost PyTorch module that a node comes from; its own name where that is the wrapper."""
     scopes = scopes_of(node)
-    return scopes[-1] if scopes and scopes[-1] else str(node.name)
+    return scopes[-1] if scopes and scopes[-1] else str(node.name or node.output[0])

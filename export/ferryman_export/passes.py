@@ -35,9 +35,8 @@ def fold_affine(model: onnx.ModelProto) -> onnx.ModelProto:
             gone.append(node)
             output, last = node.output[0], node
         if last is not conv:
-            name = conv.input[1]
             del conv.input[1:]
-            conv.input.extend([graph.put(f"{name}.folded", weights), graph.put(f"{name}.folded_bias", bias)])
+            conv.input.extend([graph.put(f"{output}.weights", weights), graph.put(f"{output}.bias", bias)])
             conv.output[0] = output
     dropped = {id(node) for node in gone}
     graph.replace_nodes([node for node in graph.nodes if id(node) not in dropped])

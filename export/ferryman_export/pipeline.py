@@ -22,9 +22,10 @@ from ferryman.golden import FILE_NAME as GOLDEN
 from ferryman.golden import GoldenSamples, Tensors, save_golden
 from ferryman.manifest import SCHEMA_VERSION, SourceFacts, Tolerance, VariantFacts, sized_name
 from ferryman.parity import TOLERANCES, ParityReport, ParityReports, check_parity, count_runs
+from ferryman.runtimes import find_runtime
 from ferryman.specs import ModelSpec, Target
 from ferryman_export.bisect import bisect
-from ferryman_export.calibration import read_calibration
+from ferryman_export.calibration import Calibration, read_calibration
 from ferryman_export.explain import explained_spec
 from ferryman_export.foreign import ForeignModel, open_foreign
 from ferryman_export.onnx import count_operators, export_onnx
@@ -44,9 +45,8 @@ from ferryman_export.samples import (
 from ferryman_export.sizes import propose_sizes
 from ferryman_export.sources import SourceOptions, open_source, resize_spec, size_multiple
 from ferryman_export.steps import Progress, count_steps
-from ferryman_export.variants import CANONICAL as TARGET
 from ferryman_export.variants import check_targets
-from ferryman_export.variants.base import Workpiece
+from ferryman_export.variants.base import CANONICAL, Workpiece
 from ferryman_export.variants.build import Shelf, build_variant
 from ferryman_export.wrappers import ExportModule, choose_module
 from ferryman_models.checkpoints.base import Checkpoint
@@ -96,6 +96,7 @@ class Crossing:
     """One canvas size on its way: what the graph must be, what it must answer, and what becomes it.
 
     write: the graph to a path, with metadata; module: in PyTorch, None when the source was an ONNX file
+    calibration: None when no pictures were named for it
     """
 
     spec: ModelSpec
@@ -103,10 +104,11 @@ class Crossing:
     write: Callable[[Path, dict[str, str]], onnx.ModelProto]
     module: ExportModule | None
     progress: Progress
+    calibration: Calibration | None
 
 
 def export(request: ExportRequest, progress: Progress = lambda stage, done, total: None) -> Bundle:
-    """Exports, proves, and writes the bundle, or leaves nothing behind.
+    """Exports, proves, and writes the bundle, or leaves nothing but finished variants; see `variants.build.Shelf`.
 
     progress: called with the stage's name, steps done and steps in all
     Raises ParityError when an answer is out of tolerance, CheckpointError, ExportError, UsageError, FileAccessError.
@@ -144,11 +146,12 @@ def export_foreign(model: ForeignModel, request: ExportRequest, progress: Progre
     request.options.allow(request.source)
     name = _check_name(request.name or Path(model.source.source).stem)
     spec, progress = model.spec, _name_stages(progress, model.spec)
+    calibration = read_calibration(request.calibration, spec) if request.calibration else None
     pictures = read_samples(request, spec, MAX_SAMPLES)
     names, inputs = make_inputs(pictures, spec)
     advance = count_steps(progress, "answer the golden samples with the ONNX file", len(names))
     golden = GoldenSamples(names, inputs, model.answer(inputs, advance))
-    crossing = Crossing(spec, golden, model.write, None, progress)
+    crossing = Crossing(spec, golden, model.write, None, progress, calibration)
     return write_bundle(name, model.source, [crossing], request, _tolerance(request.tolerance), progress)
 
 
@@ -161,28 +164,28 @@ def write_bundle(
     progress: Progress,
 ) -> Bundle:
     """Writes and proves every crossing's graph, and seals the bundle. Raises ParityError, ExportError."""
-    calibrations = [
-        None if request.calibration is None else read_calibration(request.calibration, crossing.spec)
-        for crossing in crossings
-    ]
     with new_version(request.repository, name) as new:
         tools = tool_versions()
+        tools |= {target.runtime: find_runtime(target).version() for target in request.targets}
         metadata = {"ferryman.source_sha256": source.sha256} | {f"ferryman.tool.{key}": v for key, v in tools.items()}
         crossed = [
             cross(crossing, index, new.folder, metadata, name, tolerance, request.bisect)
             for index, crossing in enumerate(crossings)
         ]
-        tolerances = TOLERANCES | {TARGET.precision: tolerance}
+        tolerances = TOLERANCES | {CANONICAL.precision: tolerance}
         pieces = [
-            Workpiece(new.folder / variant.path, crossing.spec, crossing.golden, calibration, crossing.progress)
-            for crossing, calibration, (_, variant) in zip(crossings, calibrations, crossed, strict=True)
+            Workpiece(
+                new.folder / variant.path, crossing.spec, crossing.golden, crossing.calibration, crossing.progress
+            )
+            for crossing, (_, variant) in zip(crossings, crossed, strict=True)
         ]
         shelf = Shelf(request.repository / f".{name}.unfinished")
-        built = [
+        shelved = [
             build_variant(piece, index, target, tolerances[target.precision], new.folder, name, tools, shelf)
             for index, piece in enumerate(pieces)
             for target in request.targets
         ]
+        built = [one for _, one in shelved]
         progress("write the bundle", 0, 1)
         labels = crossings[0].spec.labels
         (new.folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
@@ -195,11 +198,12 @@ def write_bundle(
             "source": source,
             "specs": tuple(crossing.spec for crossing in crossings),
             "variants": (*(variant for _, variant in crossed), *(one.variant for one in built)),
-            "tolerances": {target.precision: tolerances[target.precision] for target in (TARGET, *request.targets)},
+            "tolerances": {target.precision: tolerances[target.precision] for target in (CANONICAL, *request.targets)},
             "tools": tools,
         }
         seal(new.folder, facts)
-    shelf.clear()
+    for key, _ in shelved:
+        shelf.drop(key)
     assert new.path is not None
     bundle = Bundle.open(new.path)
     for target in bundle.targets:  # what was proved here is proved for this machine
@@ -231,6 +235,7 @@ def prepare(
     checkpoint: Checkpoint, spec: ModelSpec, request: ExportRequest, tolerance: Tolerance, progress: Progress
 ) -> Crossing:
     """The golden samples, and the wrapper proved on them in PyTorch."""
+    calibration = read_calibration(request.calibration, spec) if request.calibration else None
     pictures = read_samples(request, spec, choose_count(checkpoint.module, spec.preprocess.size))
     names, inputs = make_inputs(pictures, spec)
     advance = count_steps(progress, "answer the golden samples with PyTorch", len(names))
@@ -238,7 +243,8 @@ def prepare(
     wrap = request.module or choose_module(spec)
     module = wrap(checkpoint.module, spec)
     check_wrapper(module, golden, tolerance, progress)
-    return Crossing(spec, golden, partial(export_onnx, module, golden.batch([0, 1])), module, progress)
+    write = partial(export_onnx, module, golden.batch([0, 1]))
+    return Crossing(spec, golden, write, module, progress, calibration)
 
 
 def read_samples(request: ExportRequest, spec: ModelSpec, count: int) -> dict[str, Image.Image]:
@@ -269,7 +275,7 @@ def cross(
     crossing.progress("write the ONNX graph", 0, 1)
     path = folder / sized_name(GRAPH, index, spec)
     graph = crossing.write(path, metadata)
-    report, answers = prove_file(path, TARGET, spec, golden, tolerance, crossing.progress)
+    report, answers = prove_file(path, CANONICAL, spec, golden, tolerance, crossing.progress)
     hint = "--bisect names the first module that diverges" if crossing.module else "look at the --onnx-spec"
     if tell is not None and crossing.module is not None:
         crossing.progress("compare module by module", 0, 1)
@@ -282,7 +288,9 @@ def cross(
     save_golden(folder / sized_name(GOLDEN, index, spec), golden)
     page = render_parity(name, report, golden, answers, spec)
     (folder / sized_name("parity.html", index, spec)).write_text(page, encoding="utf-8")
-    variant = VariantFacts(target=TARGET, size=spec.preprocess.size, path=path.name, operators=count_operators(graph))
+    variant = VariantFacts(
+        target=CANONICAL, size=spec.preprocess.size, path=path.name, operators=count_operators(graph)
+    )
     return report, variant
 
 
@@ -318,7 +326,7 @@ def tool_versions() -> dict[str, str]:
 
 
 def _tolerance(limit: float | None) -> Tolerance:
-    standard = TOLERANCES[TARGET.precision]
+    standard = TOLERANCES[CANONICAL.precision]
     if limit is None:
         return standard
     if not 0 < limit < float("inf"):

@@ -17,6 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
 
+from ferryman.errors import ExportError
 from ferryman.golden import Tensors
 from ferryman.specs import Facts
 from ferryman_export.calibration import Pictures
@@ -47,9 +48,9 @@ class QuantizationPlan(Facts):
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix product with constant weights: its node, the activation and the weights that it takes."""
+    """A matrix product with constant weights: its node's output, the activation and the weights that it takes."""
 
-    node: str
+    output: str
     activation: str
     weights: str
     convolution: bool
@@ -69,7 +70,10 @@ class Statistics:
 
 
 class Quantizer:
-    """The fp32 graph at `path`, ready to be quantised. `collect` comes before `quantize`."""
+    """The fp32 graph at `path`, ready to be quantised. `collect` comes before `quantize`.
+
+    Raises ExportError when it has no matrix product with weights.
+    """
 
     def __init__(self, path: Path) -> None:
         self._model = gemm_to_matmul(fold_affine(onnx.load(path)))
@@ -80,9 +84,14 @@ class Quantizer:
         names: dict[str, str] = {}
         for node in self._graph.nodes:
             if node.op_type in ("MatMul", "Conv") and self._graph.is_constant(node.input[1]):
-                name = names.setdefault(node.input[0], module_of(node))
-                product = Product(str(node.name), node.input[0], node.input[1], node.op_type == "Conv")
+                name = module_of(node)
+                if name in self.blocks and self.blocks[name][0].activation != node.input[0]:
+                    name = f"{name}, {node.output[0]}"  # a module that is called several times
+                name = names.setdefault(node.input[0], name)
+                product = Product(str(node.output[0]), node.input[0], node.input[1], node.op_type == "Conv")
                 self.blocks.setdefault(name, []).append(product)
+        if not self.blocks:
+            raise ExportError("there is nothing to quantise: the graph has no matrix product with constant weights")
 
     def costs(self) -> dict[str, int]:
         """Products in each block."""
@@ -135,10 +144,10 @@ class Quantizer:
                         activation = products[0].activation
                         statistics[activation] = statistics[activation].scaled(factors)
         added: dict[str, list[onnx.NodeProto]] = {}
-        nodes = {str(node.name): node for node in graph.nodes}
+        nodes = {str(node.output[0]): node for node in graph.nodes}
         done: set[str] = set()
         for product in chosen:
-            node, before = nodes[product.node], added.setdefault(product.node, [])
+            node, before = nodes[product.output], added.setdefault(product.output, [])
             activation = product.activation
             if activation not in done:
                 low, high = find_range(statistics[activation], plan.method)
@@ -147,7 +156,7 @@ class Quantizer:
             node.input[0] = f"{activation}.dequantized"
             before.append(quantize_weights(graph, product))
             node.input[1] = before[-1].output[0]
-        graph.replace_nodes([one for node in graph.nodes for one in (*added.get(str(node.name), ()), node)])
+        graph.replace_nodes([one for node in graph.nodes for one in (*added.get(str(node.output[0]), ()), node)])
         return graph.finish()
 
 
@@ -182,10 +191,10 @@ def smooth_block(
     factor of each channel of the activation, None when the block stays as it is.
     """
     activation = products[0].activation
-    takers = {str(node.name) for node in graph.consumers.get(activation, ())}
+    takers = {str(node.output[0]) for node in graph.consumers.get(activation, ())}
     shared = any(len(graph.consumers[product.weights]) > 1 for product in products)
     makers = find_makers(graph, activation)
-    if not makers or shared or takers != {product.node for product in products} or activation in graph.outputs:
+    if not makers or shared or takers != {product.output for product in products} or activation in graph.outputs:
         return None
     largest = np.maximum(np.abs(statistics.lows).max(0), np.abs(statistics.highs).max(0))
     weights = [graph.value(product.weights) for product in products]
@@ -299,15 +308,13 @@ def quantize_weights(graph: GraphEditor, product: Product) -> onnx.NodeProto:
     others = tuple(index for index in range(array.ndim) if index != axis)
     scale = np.maximum(np.abs(array).max(axis=others) / 127, _LEAST).astype(np.float32)
     whole = np.clip(np.round(array / np.expand_dims(scale, others)), -127, 127).astype(np.int8)
-    name = f"{product.weights}.int8"
+    name = f"{product.output}.weights"  # by the product: two may share a tensor
     inputs = [
         graph.put(name, whole),
         graph.put(f"{name}.scale", scale),
         graph.put(f"{name}.zero", np.zeros(scale.shape, np.int8)),
     ]
-    return helper.make_node(
-        "DequantizeLinear", inputs, [f"{name}.dequantized"], name=f"{product.node}.weights", axis=axis
-    )
+    return helper.make_node("DequantizeLinear", inputs, [f"{name}.dequantized"], name=f"{name}.dequantize", axis=axis)
 
 
 def distance(answers: Iterable[Tensors], references: Iterable[Tensors]) -> float:

@@ -48,20 +48,22 @@ def choose_evenly(items: Sequence[Item], most: int) -> list[Item]:
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, most).astype(int))]
 
 
+def read_picture(path: Path) -> Image.Image:
+    """Decoded. Raises FileAccessError, ImageError."""
+    try:
+        return decode_image(path.read_bytes())
+    except OSError as error:
+        raise FileAccessError(f"can't read {path}: {error.strerror}") from error
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+
+
 def read_pictures(folder: Path, most: int = MAX_SAMPLES) -> dict[str, Image.Image]:
     """The decoded pictures that `find_pictures` finds, by their path in the folder.
 
     Raises UsageError when there is none, FileAccessError and ImageError for one that can't be read.
     """
-    pictures: dict[str, Image.Image] = {}
-    for path in find_pictures(folder, most):
-        try:
-            pictures[path.relative_to(folder).as_posix()] = decode_image(path.read_bytes())
-        except OSError as error:
-            raise FileAccessError(f"can't read {path}: {error.strerror}") from error
-        except ImageError as error:
-            raise ImageError(f"{path}: {error}") from error
-    return pictures
+    return {path.relative_to(folder).as_posix(): read_picture(path) for path in find_pictures(folder, most)}
 
 
 # Name, share of the width and of the height that is kept, from the left and the top.

@@ -43,12 +43,14 @@ class VariantFacts(Facts):
     """One built artefact.
 
     size: (height, width) of its canvas; path: of its main file, relative to the bundle; operators: count per type
+    notes: on how it was built, for whoever uses it
     """
 
     target: Target
     size: tuple[Side, Side]
     path: str
     operators: dict[str, int]
+    notes: tuple[str, ...] = ()
 
 
 class Tolerance(Facts):

@@ -5,11 +5,10 @@ from pathlib import Path
 from ferryman.errors import UsageError, propose
 from ferryman.runtimes import find_runtime
 from ferryman.specs import Target
+from ferryman_export.calibration import LEAST_PICTURES, MAX_PICTURES
 from ferryman_export.samples import find_pictures
 from ferryman_export.variants import onnxruntime, openvino
-from ferryman_export.variants.base import Recipe, no_calibration
-
-CANONICAL = Target.parse("onnxruntime-cpu-fp32")  # the graph that PyTorch gave, in every bundle
+from ferryman_export.variants.base import CANONICAL, Recipe, no_calibration
 
 RECIPES: dict[str, Recipe] = {
     "onnxruntime-cpu-int8": onnxruntime.build_int8,
@@ -42,4 +41,9 @@ def check_targets(targets: tuple[Target, ...], calibration: Path | None) -> None
         if target.precision == "int8" and calibration is None:
             raise no_calibration(target)
     if calibration is not None:
-        find_pictures(calibration, 1)
+        count = len(find_pictures(calibration, MAX_PICTURES))
+        if count < LEAST_PICTURES:
+            raise UsageError(
+                f"{calibration} holds {count} pictures, too few to calibrate with: give {LEAST_PICTURES} or more, "
+                f"better {MAX_PICTURES}, of the kind that the model will see"
+            )

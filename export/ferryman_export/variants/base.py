@@ -1,18 +1,21 @@
 """What every recipe gets, and what it gives."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from ferryman.errors import UsageError
 from ferryman.golden import GoldenSamples
 from ferryman.manifest import Tolerance
+from ferryman.parity import ParityReport
 from ferryman.specs import Facts, ModelSpec, Target
 from ferryman_export.calibration import Calibration, CalibrationFacts
 from ferryman_export.islands import Error, IslandReport
 from ferryman_export.quantize import QuantizationPlan, Quantizer
 from ferryman_export.steps import Progress, count_steps
+
+CANONICAL = Target.parse("onnxruntime-cpu-fp32")  # the graph that PyTorch gave, in every bundle
 
 
 class Trial(Facts):
@@ -23,13 +26,18 @@ class Trial(Facts):
 
 
 class BuildReport(Facts):
-    """How a variant came about. islands: None where no block could be kept out; trials: of calibration, best first"""
+    """How a variant came about.
+
+    trials: of calibration, best first; islands: None where no block could be kept out
+    held_out: parity on the pictures that calibration did not see, each alone; None where there were none
+    """
 
     target: str
     size: tuple[int, int]
     calibration: CalibrationFacts | None = None
     trials: tuple[Trial, ...] = ()
     islands: IslandReport | None = None
+    held_out: ParityReport | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -49,7 +57,6 @@ class Workpiece:
     golden: GoldenSamples
     calibration: Calibration | None
     progress: Progress
-    _shared: dict[str, Quantizer] = field(default_factory=dict)
 
     def need_calibration(self, target: Target) -> Calibration:
         """Raises UsageError when no pictures were named."""
@@ -57,16 +64,13 @@ class Workpiece:
             raise no_calibration(target)
         return self.calibration
 
-    def quantizer(self, target: Target) -> Quantizer:
-        """The graph with its statistics, which all int8 variants of this size share."""
-        calibration = self.need_calibration(target)
-        if "quantizer" not in self._shared:
-            quantizer = Quantizer(self.graph)
-            quantizer.collect(
-                calibration.seen, count_steps(self.progress, "run the calibration pictures", len(calibration.seen))
-            )
-            self._shared["quantizer"] = quantizer
-        return self._shared["quantizer"]
+    @cached_property
+    def quantizer(self) -> Quantizer:
+        """The graph with its statistics, which all int8 variants of this size share. Needs calibration."""
+        assert self.calibration is not None
+        quantizer, seen = Quantizer(self.graph), self.calibration.seen
+        quantizer.collect(seen, count_steps(self.progress, "run the calibration pictures", len(seen)))
+        return quantizer
 
     @cached_property
     def held_out(self) -> GoldenSamples:

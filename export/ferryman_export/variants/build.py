@@ -4,15 +4,16 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from ferryman.errors import ParityError
-from ferryman.files import replace_file, sha256_file
+from ferryman.files import sha256_file, temporary_folder
 from ferryman.golden import GoldenSamples
-from ferryman.manifest import Tolerance, VariantFacts, sized_name
+from ferryman.manifest import FileFacts, Tolerance, VariantFacts, sized_name
 from ferryman.parity import ParityReport, check_parity
 from ferryman.runtimes import find_runtime
 from ferryman.specs import Facts, ModelSpec, Target
@@ -24,19 +25,16 @@ from ferryman_export.variants.base import BuildReport, Workpiece
 from ferryman_export.variants.judge import strict
 
 FOLDER = "variants"
-_RECIPES_VERSION = 1  # counts up whenever a recipe gives another artefact for the same input
+_RECIPES_VERSION = 2  # counts up whenever a recipe gives another artefact for the same input
 
 
 class Built(Facts):
-    """A variant in its folder: facts for the manifest, the proof on this machine, and how it came about.
-
-    held_out: parity on the pictures that calibration did not see, None where there was none
-    """
+    """A variant in its folder: facts for the manifest, the proof on this machine, how it came about, and its files."""
 
     variant: VariantFacts
     parity: ParityReport
-    held_out: ParityReport | None
     build: BuildReport
+    files: dict[str, FileFacts]
 
 
 @dataclass(frozen=True)
@@ -46,28 +44,35 @@ class Shelf:
     folder: Path
 
     def take(self, key: str, place: Path) -> Built | None:
-        """Links a finished variant's files into `place`; None when there is none."""
+        """Links a finished variant's files into `place`; None when there is none that is whole."""
         kept = self.folder / key
         try:
             built = Built.model_validate_json((kept / "built.json").read_bytes())
-        except (OSError, ValidationError):  # there is none, or one of another version
+            if any(sha256_file(kept / name) != facts.sha256 for name, facts in built.files.items()):
+                return None
+            for name in built.files:
+                _link(kept / name, place / name)
+        except (OSError, ValidationError):  # none, one of another version, or one that another export cleared away
             return None
-        for path in (kept / "files").iterdir():
-            _link(path, place / path.name)
         return built
 
-    def put(self, key: str, built: Built, files: list[Path]) -> None:
-        """Whole or absent: the record is written last."""
-        kept = self.folder / key
-        shutil.rmtree(kept, ignore_errors=True)
-        (kept / "files").mkdir(parents=True)
-        for path in files:
-            _link(path, kept / "files" / path.name)
-        with replace_file(kept / "built.json") as temporary:
-            temporary.write_text(built.model_dump_json(), encoding="utf-8")
+    def put(self, key: str, built: Built, place: Path) -> None:
+        """Keeps what was built in `place`; whole or absent."""
+        with temporary_folder(self.folder, key) as staging:
+            new = staging / "kept"
+            new.mkdir()
+            for name in built.files:
+                _link(place / name, new / name)
+            (new / "built.json").write_text(built.model_dump_json(), encoding="utf-8")
+            self.drop(key)
+            with suppress(OSError):  # another export has kept the same meanwhile
+                new.rename(self.folder / key)
 
-    def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def drop(self, key: str) -> None:
+        """Forgets a variant, once its bundle is there; the shelf goes with the last."""
+        shutil.rmtree(self.folder / key, ignore_errors=True)
+        with suppress(OSError):  # others are on it, or there is none
+            self.folder.rmdir()
 
 
 def _link(source: Path, place: Path) -> None:
@@ -86,8 +91,8 @@ def build_variant(
     name: str,
     tools: Mapping[str, str],
     shelf: Shelf,
-) -> Built:
-    """Builds and proves one target for one size in `bundle`, or takes it from the shelf.
+) -> tuple[str, Built]:
+    """Builds and proves one target for one size in `bundle`, or takes it from the shelf; its key there comes first.
 
     index: of the size in the manifest; name: of the model; tools: versions, of which a change builds anew
     Raises ParityError when it is out of tolerance or not what its name says, ExportError, UsageError, EngineError.
@@ -99,7 +104,7 @@ def build_variant(
     found = shelf.take(key, folder)
     if found is not None:
         piece.progress(f"{target}: finished before", 1, 1)
-        return found
+        return key, found
     before = set(folder.iterdir())
     piece.progress(f"{target}: build", 0, 1)
     artefact = RECIPES[str(target)](piece, target, tolerance, folder / stem)
@@ -108,20 +113,24 @@ def build_variant(
     held_out = judge_held_out(artefact.path, target, piece, tolerance) if piece.calibration else None
     if held_out is not None and not held_out.passed:
         raise ParityError(f"{target} on the held-out pictures: {held_out.failures[0]}")
+    build = artefact.report.model_copy(update={"held_out": held_out})
     page = render_parity(name, report, piece.golden, answers, piece.spec)
     (folder / sized_name("parity.html", index, piece.spec)).write_text(page, encoding="utf-8")
-    (folder / sized_name("build.json", index, piece.spec)).write_text(
-        artefact.report.model_dump_json(indent=1), encoding="utf-8"
-    )
+    (folder / sized_name("build.json", index, piece.spec)).write_text(build.model_dump_json(indent=1), encoding="utf-8")
     variant = VariantFacts(
         target=target,
         size=piece.spec.preprocess.size,
         path=artefact.path.relative_to(bundle).as_posix(),
         operators=artefact.operators,
+        notes=build.notes,
     )
-    built = Built(variant=variant, parity=report, held_out=held_out, build=artefact.report)
-    shelf.put(key, built, sorted(set(folder.iterdir()) - before))
-    return built
+    files = {
+        path.name: FileFacts(sha256=sha256_file(path), size_bytes=path.stat().st_size)
+        for path in sorted(set(folder.iterdir()) - before)
+    }
+    built = Built(variant=variant, parity=report, build=build, files=files)
+    shelf.put(key, built, folder)
+    return key, built
 
 
 def judge_held_out(path: Path, target: Target, piece: Workpiece, tolerance: Tolerance) -> ParityReport:

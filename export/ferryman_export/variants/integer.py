@@ -7,7 +7,7 @@ import onnx
 from ferryman.attest import MIN_SHARE
 from ferryman.manifest import Tolerance
 from ferryman.specs import Target
-from ferryman_export.islands import BlockError, rank_blocks, search_islands
+from ferryman_export.islands import BlockError, Verdict, rank_blocks, search_islands
 from ferryman_export.quantize import METHODS, SMOOTHING, Method, QuantizationPlan, Quantizer
 from ferryman_export.steps import count_steps
 from ferryman_export.variants.base import BuildReport, Trial, Workpiece
@@ -26,10 +26,10 @@ def quantize_within(
     symmetric: see QuantizationPlan. Raises UsageError without calibration pictures, ParityError when no graph holds.
     """
     calibration = piece.need_calibration(target)
-    quantizer = piece.quantizer(target)
+    quantizer = piece.quantizer
     bench = Bench(piece, target, tolerance)
     trials = _try_plans(piece, bench, symmetric)
-    plan = _choose_plan(trials, quantizer, bench)
+    plan, verdict = _choose_plan(trials, quantizer, bench)
     cost = quantizer.costs()
     few = piece.held_out.first(_RANKING_PICTURES)
 
@@ -44,7 +44,11 @@ def quantize_within(
     allowed = int((1 - MIN_SHARE) * sum(cost.values()))
     piece.progress(f"{target}: search what must stay in floating point", 0, 1)
     found = search_islands(
-        lambda islands: bench.judge(quantizer.quantize(plan, islands)), rank, cost, allowed, str(target)
+        lambda islands: bench.judge(quantizer.quantize(plan, islands)) if islands else verdict,
+        rank,
+        cost,
+        allowed,
+        str(target),
     )
     report = BuildReport(
         target=str(target),
@@ -59,7 +63,7 @@ def quantize_within(
 
 def _try_plans(piece: Workpiece, bench: Bench, symmetric: bool) -> list[Trial]:
     """Every way to find ranges, then the two best with smoothing; all blocks in 8 bits; the best first."""
-    quantizer = piece.quantizer(bench.target)
+    quantizer = piece.quantizer
     advance = count_steps(piece.progress, f"{bench.target}: calibrate", len(METHODS) + 2 * len(SMOOTHING))
 
     def attempt(plan: QuantizationPlan) -> Trial:
@@ -77,12 +81,14 @@ def _try_plans(piece: Workpiece, bench: Bench, symmetric: bool) -> list[Trial]:
     return sorted(trials, key=lambda trial: trial.error)
 
 
-def _choose_plan(trials: list[Trial], quantizer: Quantizer, bench: Bench) -> QuantizationPlan:
+def _choose_plan(trials: list[Trial], quantizer: Quantizer, bench: Bench) -> tuple[QuantizationPlan, Verdict]:
     """The best plan that holds without any island, which costs nothing; else the one with the least error.
 
     Their errors lie close together, and which pictures change sides is luck.
     """
+    verdicts: list[Verdict] = []
     for trial in trials[:_JUDGED_PLANS]:
-        if bench.judge(quantizer.quantize(trial.plan)).passed:
-            return trial.plan
-    return trials[0].plan
+        verdicts.append(bench.judge(quantizer.quantize(trial.plan)))
+        if verdicts[-1].passed:
+            return trial.plan, verdicts[-1]
+    return trials[0].plan, verdicts[0]

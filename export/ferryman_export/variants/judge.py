@@ -19,7 +19,7 @@ from ferryman_export.islands import Verdict
 from ferryman_export.onnx import save_graph
 from ferryman_export.quantize import distance
 from ferryman_export.steps import count_steps
-from ferryman_export.variants.base import Workpiece
+from ferryman_export.variants.base import CANONICAL, Workpiece
 
 
 def strict(tolerance: Tolerance) -> Tolerance:
@@ -27,15 +27,12 @@ def strict(tolerance: Tolerance) -> Tolerance:
     return tolerance.model_copy(update={"tie_margin": 0.0})
 
 
-FP32 = Target.parse("onnxruntime-cpu-fp32")
-
-
 def answer_in_fp32(piece: Workpiece) -> GoldenSamples:
     """The held-out pictures and the fp32 graph's answers to them, each alone."""
-    pictures = piece.need_calibration(FP32).held_out
+    pictures = piece.need_calibration(CANONICAL).held_out
     advance = count_steps(piece.progress, "answer the held-out pictures in fp32", len(pictures))
     answers: list[Tensors] = []
-    with find_runtime(FP32).load(piece.graph, FP32, piece.spec) as session:
+    with find_runtime(CANONICAL).load(piece.graph, CANONICAL, piece.spec) as session:
         for index in range(len(pictures)):
             answers.append(session.run(pictures.one(index)))
             advance(1)
@@ -59,24 +56,45 @@ class Bench:
 
     def measure(self, model: onnx.ModelProto, samples: GoldenSamples) -> float:
         """The error on samples, each alone; infinite when the runtime can't run it."""
-        with self.load(model) as session:
-            answers = [session.run(samples.batch([index])) for index in range(len(samples))]
-        references = [
-            {name: array[index : index + 1] for name, array in samples.outputs.items()} for index in range(len(samples))
-        ]
-        return distance(answers, references)
+        try:
+            with self.load(model) as session:
+                return distance(_answer(session, samples), _each(samples))
+        except EngineError:
+            return float("inf")
 
     def judge(self, model: onnx.ModelProto) -> Verdict:
         """The tolerance on the golden samples and on the held-out pictures; the error is that on the latter."""
-        samples = [self.piece.golden, *([self.piece.held_out] if self.piece.calibration else [])]
+        groups = [(self.piece.golden, self.tolerance)]
+        if self.piece.calibration is not None:
+            groups.append((self.piece.held_out, strict(self.tolerance)))
+        error, failures = float("inf"), list[str]()
         try:
             with self.load(model) as session:
-                for group, tolerance in zip(samples, (self.tolerance, strict(self.tolerance)), strict=False):
+                for samples, tolerance in groups:
+                    answers = _answer(session, samples)
+                    error, replay = distance(answers, _each(samples)), iter(answers)
                     report = check_parity(
-                        session.run, group, self.piece.spec, tolerance, str(self.target), "", batches=(1,)
+                        lambda _, replay=replay: next(replay),
+                        samples,
+                        self.piece.spec,
+                        tolerance,
+                        str(self.target),
+                        self.runtime.version(),
+                        batches=(1,),
                     )
-                    if not report.passed:
-                        return Verdict(error=self.measure(model, samples[-1]), passed=False, why=report.failures[0])
-        except EngineError as error:
-            return Verdict(error=float("inf"), passed=False, why=str(error))
-        return Verdict(error=self.measure(model, samples[-1]), passed=True)
+                    failures += report.failures
+        except EngineError as problem:
+            failures.append(str(problem))
+        return Verdict(error=error, passed=not failures, why=next(iter(failures), ""))
+
+
+def _answer(session: Session, samples: GoldenSamples) -> list[Tensors]:
+    """Of each sample alone."""
+    return [session.run(samples.batch([index])) for index in range(len(samples))]
+
+
+def _each(samples: GoldenSamples) -> list[Tensors]:
+    """The reference's outputs, a batch of 1 a sample."""
+    return [
+        {name: array[index : index + 1] for name, array in samples.outputs.items()} for index in range(len(samples))
+    ]
