@@ -20,7 +20,7 @@ from ferryman.errors import (
     UsageError,
     propose,
 )
-from ferryman.files import sha256_file, temporary_folder
+from ferryman.files import sha256_file, temporary_folder, undisturbed
 from ferryman.golden import FILE_NAME as GOLDEN
 from ferryman.golden import GoldenSamples, load_golden
 from ferryman.manifest import FILE_NAME, FileFacts, Manifest, Tolerance, VariantFacts, read_manifest, sized_name
@@ -189,21 +189,25 @@ def new_version(repository: Path, name: str) -> Generator[NewVersion, None, None
 
     VERSION is one above the highest there is when the block ends; nothing is ever overwritten.
     """
-    final = repository / name
     with temporary_folder(repository, name) as staging:
         new = NewVersion(staging / "bundle")
         new.folder.mkdir()
         yield new
-        final.mkdir(exist_ok=True)
-        version = _highest_number(final) + 1
-        while True:
-            try:
-                new.path = new.folder.rename(final / str(version))
-                return
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
-                version += 1  # another export took the number first
+        with undisturbed():
+            new.path = _put(new.folder, repository / name)
+
+
+def _put(folder: Path, final: Path) -> Path:
+    """Moves a version's folder into the first place that is free."""
+    final.mkdir(exist_ok=True)
+    version = _highest_number(final) + 1
+    while True:
+        try:
+            return folder.rename(final / str(version))
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            version += 1  # another export took the number first
 
 
 def _highest_number(folder: Path) -> int:

@@ -1,8 +1,11 @@
 """Files and folders that are whole or absent."""
 
 import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -68,3 +71,44 @@ def test_a_parent_without_use_is_gone_too(tmp_path: Path) -> None:
     with temporary_folder(tmp_path / "a" / "b" / "c", "name"):
         pass
     assert list_tree(tmp_path) == ["a"]
+
+
+class Told(Exception):
+    pass
+
+
+def tell(number: int, _frame: FrameType | None) -> None:
+    raise Told(number)
+
+
+def fill(folder: Path) -> None:
+    (folder / "half").touch()
+    (folder / "rest").touch()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("moment", ["made", "cleared"])
+def test_a_signal_cuts_nothing_in_two(
+    moment: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while the folder is made, or with half of it cleared away."""
+    make, clear = os.mkdir, shutil.rmtree
+
+    def making(path: Path, mode: int = 0o777) -> None:
+        make(path, mode)
+        signal.raise_signal(number)
+
+    def clearing(path: Path, ignore_errors: bool) -> None:
+        (path / "half").unlink()
+        signal.raise_signal(number)
+        clear(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(*((os, "mkdir", making) if moment == "made" else (shutil, "rmtree", clearing)))
+    before = signal.signal(number, tell)
+    try:
+        with pytest.raises(Told), temporary_folder(tmp_path / "a", "name") as folder:
+            fill(folder)
+        assert signal.getsignal(number) is tell
+    finally:
+        signal.signal(number, before)
+    assert list_tree(tmp_path) == []
