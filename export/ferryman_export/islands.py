@@ -61,7 +61,7 @@ def rank_blocks(
 def search_islands(
     judge: Judge, rank: Callable[[], tuple[BlockError, ...]], cost: Mapping[str, int], allowed: int, what: str
 ) -> IslandReport:
-    """The fewest worst blocks that have to stay in fp32.
+    """The fewest worst blocks that have to stay in fp32, of those that the budget has room for.
 
     judge: the verdict with these blocks kept in fp32; rank: see `rank_blocks`, called only when it is needed
     cost: matrix products in each block; allowed: how many may stay in fp32, lest the precision's name be a lie
@@ -74,20 +74,22 @@ def search_islands(
     ranked = rank()
     why = first.why
 
+    # A block that the budget has no room for is passed over: most blocks hold no product, and cost nothing of it.
+    spent, affordable = 0, list[str]()
+    for one in ranked:
+        if spent + cost[one.block] <= allowed:
+            spent += cost[one.block]
+            affordable.append(one.block)
+
     def holds(count: int) -> bool:
         nonlocal why
-        verdict = judge(frozenset(one.block for one in ranked[:count]))
+        verdict = judge(frozenset(affordable[:count]))
         curve.append(CurvePoint(islands=count, error=verdict.error, passed=verdict.passed))
         why = verdict.why or why
         return verdict.passed
 
-    budget, spent = 0, 0
-    for one in ranked:
-        spent += cost[one.block]
-        if spent > allowed:
-            break
-        budget += 1
     # Doubling, then halving: a handful of islands is the rule, and every verdict costs a run over all pictures.
+    budget = len(affordable)
     low, high = 0, min(1, budget)
     while not (high and holds(high)):
         if high == budget:
@@ -100,6 +102,6 @@ def search_islands(
         low, high = (low, middle) if holds(middle) else (middle, high)
     return IslandReport(
         blocks=ranked,
-        islands=tuple(one.block for one in ranked[:high]),
+        islands=tuple(affordable[:high]),
         curve=tuple(sorted(curve, key=lambda point: point.islands)),
     )

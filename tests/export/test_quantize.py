@@ -246,3 +246,11 @@ def test_more_islands_than_the_name_allows() -> None:
     cost = dict.fromkeys(ERRORS, 1) | {"d": 3}
     with pytest.raises(ParityError, match=r"it is out of tolerance with 2 of 6 blocks in fp32.*error 0\.08"):
         search_islands(judge, lambda: ranked, cost, 4, "it")
+
+
+def test_a_block_without_room_in_the_budget_is_passed_over() -> None:
+    measure, judge = judge_by(0.34, [])
+    ranked = rank_blocks(list(ERRORS), measure)
+    cost = dict.fromkeys(ERRORS, 0) | {"d": 5}
+    report = search_islands(judge, lambda: ranked, cost, 4, "it")
+    assert report.islands == ("b", "f")
