@@ -49,6 +49,7 @@ from ferryman_export.variants import CANONICAL as TARGET
 from ferryman_export.variants import check_targets
 from ferryman_export.variants.base import Workpiece
 from ferryman_export.variants.build import Shelf, build_variant
+from ferryman_export.variants.rehearsal import run_as
 from ferryman_export.wrappers import ExportModule, choose_module
 from ferryman_models.checkpoints.base import Checkpoint
 from ferryman_models.zoo import pictures_folder
@@ -203,7 +204,8 @@ def write_bundle(
     shelf.clear()
     assert new.path is not None
     bundle = Bundle.open(new.path)
-    for target in bundle.targets:  # what was proved here is proved for this machine
+    # What was proved here is proved for this machine, but what was only rehearsed.
+    for target in (one for one in bundle.targets if run_as(one) == one):
         certify(bundle, [report for report in reports.reports if report.target == str(target)])
     return bundle
 

@@ -7,8 +7,9 @@ from ferryman.errors import UsageError
 from ferryman.runtimes import find_runtime
 from ferryman.specs import Target
 from ferryman_export.samples import find_pictures
-from ferryman_export.variants import onnxruntime, openvino
+from ferryman_export.variants import onnxruntime, openvino, tensorrt
 from ferryman_export.variants.base import Recipe
+from ferryman_export.variants.rehearsal import run_as
 
 CANONICAL = Target.parse("onnxruntime-cpu-fp32")  # the graph that PyTorch gave, in every bundle
 
@@ -17,6 +18,14 @@ RECIPES: dict[str, Recipe] = {
     "openvino-cpu-fp32": openvino.build_float,
     "openvino-cpu-bf16": openvino.build_float,
     "openvino-cpu-int8": openvino.build_int8,
+    "tensorrt-gpu-fp32": tensorrt.build_fp32,
+    "tensorrt-gpu-fp16": tensorrt.build_half,
+    "tensorrt-gpu-bf16": tensorrt.build_half,
+    "tensorrt-gpu-int8": tensorrt.build_int8,
+    "tensorrtrtx-gpu-fp32": tensorrt.build_fp32,
+    "tensorrtrtx-gpu-fp16": tensorrt.build_half,
+    "tensorrtrtx-gpu-bf16": tensorrt.build_half,
+    "tensorrtrtx-gpu-int8": tensorrt.build_int8,
 }
 GROUPS = {"all-cpu": tuple(name for name in RECIPES if "-cpu-" in name)}
 
@@ -40,7 +49,7 @@ def check_targets(targets: tuple[Target, ...], calibration: Path | None) -> None
     Raises EngineError, UsageError.
     """
     for target in targets:
-        find_runtime(target)
+        find_runtime(run_as(target))
         if target.precision == "int8" and calibration is None:
             raise UsageError(
                 f"{target} is calibrated with real pictures: name a folder of some hundred with --calibration"

@@ -15,13 +15,13 @@ from ferryman.golden import GoldenSamples, Tensors
 from ferryman.manifest import Tolerance, VariantFacts, sized_name
 from ferryman.parity import ParityReport, check_parity, count_runs
 from ferryman.proof import prove_session
-from ferryman.runtimes import find_runtime
 from ferryman.specs import Facts, ModelSpec, Target
 from ferryman_export.parity_html import render_parity
 from ferryman_export.steps import count_steps
 from ferryman_export.variants import RECIPES
-from ferryman_export.variants.base import BuildReport, Workpiece
+from ferryman_export.variants.base import Artefact, BuildReport, Workpiece
 from ferryman_export.variants.judge import strict
+from ferryman_export.variants.rehearsal import find_version, load_artefact
 
 FOLDER = "variants"
 _RECIPES_VERSION = 1  # counts up whenever a recipe gives another artefact for the same input
@@ -101,7 +101,7 @@ def build_variant(
     stem = sized_name("model", index, piece.spec)
     piece.progress(f"{target}: build", 0, 1)
     artefact = RECIPES[str(target)](piece, target, tolerance, folder / stem)
-    report, answers, held_out = prove_artefact(artefact.path, target, piece, tolerance)
+    report, answers, held_out = prove_artefact(artefact, target, piece, tolerance)
     report.raise_for_failures()
     if held_out is not None and not held_out.passed:
         raise ParityError(f"{target} on the held-out pictures: {held_out.failures[0]}")
@@ -122,21 +122,21 @@ def build_variant(
 
 
 def prove_artefact(
-    path: Path, target: Target, piece: Workpiece, tolerance: Tolerance
+    artefact: Artefact, target: Target, piece: Workpiece, tolerance: Tolerance
 ) -> tuple[ParityReport, Tensors, ParityReport | None]:
     """The proof on the golden samples, the answers to each of them alone, and parity on the held-out pictures."""
     golden, spec = piece.golden, piece.spec
-    runtime = find_runtime(target)
+    version = find_version(target)
     held_out = piece.held_out if piece.calibration is not None else None
     total = count_runs(len(golden)) + (len(held_out) if held_out else 0)
     advance = count_steps(piece.progress, f"compare {target} with PyTorch", total)
     judged = None
-    with runtime.load(path, target, spec) as session:
-        report = prove_session(session, golden, target, tolerance, runtime.version(), advance=advance)
+    with load_artefact(artefact, target, spec) as session:
+        report = prove_session(session, golden, target, tolerance, version, advance=advance)
         answers = [session.run(golden.batch([index])) for index in range(len(golden))]
         if held_out is not None:
             judged = check_parity(
-                session.run, held_out, spec, strict(tolerance), str(target), runtime.version(), (1,), advance=advance
+                session.run, held_out, spec, strict(tolerance), str(target), version, (1,), advance=advance
             ).model_copy(update={"errors": ()})
     return report, {name: np.concatenate([answer[name] for answer in answers]) for name in spec.output_names}, judged
 

@@ -19,14 +19,12 @@ from ferryman_export.islands import Verdict
 from ferryman_export.quantize import distance
 from ferryman_export.steps import count_steps
 from ferryman_export.variants.base import Workpiece, save_graph
+from ferryman_export.variants.rehearsal import FP32, run_as
 
 
 def strict(tolerance: Tolerance) -> Tolerance:
     """For the held-out pictures, of which there are enough to count every near tie."""
     return tolerance.model_copy(update={"tie_margin": 0.0})
-
-
-FP32 = Target.parse("onnxruntime-cpu-fp32")
 
 
 def answer_in_fp32(piece: Workpiece) -> GoldenSamples:
@@ -47,13 +45,14 @@ class Bench:
 
     def __init__(self, piece: Workpiece, target: Target, tolerance: Tolerance) -> None:
         self.piece, self.target, self.tolerance = piece, target, tolerance
-        self.runtime = find_runtime(target)
+        self.run_as = run_as(target)
+        self.runtime = find_runtime(self.run_as)
 
     @contextmanager
     def load(self, model: onnx.ModelProto) -> Generator[Session]:
         with tempfile.TemporaryDirectory() as folder:
             path = save_graph(model, Path(folder) / "candidate.onnx")
-            with self.runtime.load(path, self.target, self.piece.spec) as session:
+            with self.runtime.load(path, self.run_as, self.piece.spec) as session:
                 yield session
 
     def measure(self, model: onnx.ModelProto, samples: GoldenSamples) -> float:
