@@ -1,6 +1,7 @@
 """TensorRT's variants: typed ONNX files, rehearsed on the CPU, of which engines are built without a GPU."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,22 @@ def assert_built(bundle: Bundle) -> None:
 @pytest.mark.slow
 def test_vit_digits(vit: Bundle) -> None:
     assert_built(vit)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_build(vit: Bundle) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'ferryman[tensorrt-rtx]'")
+    command = [sys.executable, "-m", "ferryman", "build", str(vit.path), "--target", INT8, "--batch", "3"]
+    before = sorted(vit.path.rglob("*"))
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "TensorRT: Building engine" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait() == 130
+    assert rest.endswith("ferryman: interrupted\n")
+    assert "Traceback" not in rest
+    assert sorted(vit.path.rglob("*")) == before
 
 
 @pytest.mark.slow

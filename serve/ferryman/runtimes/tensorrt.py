@@ -46,6 +46,12 @@ class TensorRt(Runtime):
     def devices(self) -> tuple[str, ...]:
         return ("gpu",) if has_gpu() else ()
 
+    def why_not(self, target: Target) -> str | None:
+        if self.missing() is None and not self.devices():
+            how = f"is there one, and cuda-bindings (pip install 'ferryman[{self.extra}]')?"
+            return f"CUDA finds no NVIDIA GPU; {how}"
+        return super().why_not(target)
+
     def accelerator(self, device: str) -> str:
         del device
         return f"{Cuda().name()}, driver {Cuda().driver()}"

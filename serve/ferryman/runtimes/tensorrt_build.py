@@ -50,7 +50,7 @@ def build_engine(
 
 def _interruptible(work: Callable[[threading.Event], Any]) -> Any:
     """Runs `work` in a thread, for a signal does not reach Python inside TensorRT; it stops when its event is set."""
-    cancelled = threading.Event()
+    cancelled, done = threading.Event(), threading.Event()
     results: list[Any] = []
     failures: list[BaseException] = []
 
@@ -59,14 +59,18 @@ def _interruptible(work: Callable[[threading.Event], Any]) -> Any:
             results.append(work(cancelled))
         except BaseException as error:  # noqa: BLE001 - raised below, in the thread that waits
             failures.append(error)
+        finally:
+            done.set()
 
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        while thread.is_alive():
-            thread.join(0.1)
-    finally:  # KeyboardInterrupt among others
+        # Not `thread.join`: one that a signal ends takes the thread for finished, and the process goes from under it.
+        while not done.wait(0.1):
+            pass
+    finally:
         cancelled.set()
+        done.wait()
         thread.join()
     if failures:
         raise failures[0]
