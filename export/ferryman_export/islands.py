@@ -5,15 +5,21 @@ given back, as few as the tolerance allows.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Annotated
+
+from pydantic import BeforeValidator
 
 from ferryman.errors import ParityError
 from ferryman.specs import Facts
+
+# An overflow makes the error infinite, which JSON has no word for.
+Error = Annotated[float, BeforeValidator(lambda error: min(error, 1e9))]
 
 
 class Verdict(Facts):
     """error: of the answers, relative to their magnitude; passed: the tolerance; why: not, in a line"""
 
-    error: float
+    error: Error
     passed: bool
     why: str = ""
 
@@ -22,14 +28,14 @@ class BlockError(Facts):
     """error: of the answers when this block alone is in the low precision, over what is there without any"""
 
     block: str
-    error: float
+    error: Error
 
 
 class CurvePoint(Facts):
     """What was measured with the `islands` worst blocks in fp32."""
 
     islands: int
-    error: float
+    error: Error
     passed: bool
 
 
