@@ -9,6 +9,7 @@ from ferryman.manifest import Tolerance
 from ferryman.parity import ParityReport, count_runs
 from ferryman.proof import prove_session
 from ferryman.runtimes import find_runtime
+from ferryman.runtimes.base import Session
 from ferryman.specs import ModelSpec, Target
 from ferryman_export.steps import Progress, count_steps
 
@@ -18,8 +19,16 @@ def prove_file(
 ) -> tuple[ParityReport, Tensors]:
     """What the target's runtime makes of the file; and its answers to each golden sample alone."""
     runtime = find_runtime(target)
-    advance = count_steps(progress, f"compare {target} with PyTorch", count_runs(len(golden)))
     with runtime.load(path, target, spec) as session:
-        report = prove_session(session, golden, target, tolerance, runtime.version(), advance=advance)
-        answers = [session.run(golden.batch([index])) for index in range(len(golden))]
-    return report, {name: np.concatenate([answer[name] for answer in answers]) for name in spec.output_names}
+        return prove_loaded(session, target, runtime.version(), golden, tolerance, progress)
+
+
+def prove_loaded(
+    session: Session, target: Target, version: str, golden: GoldenSamples, tolerance: Tolerance, progress: Progress
+) -> tuple[ParityReport, Tensors]:
+    """`prove_file` of one that is loaded, in a runtime of this version."""
+    advance = count_steps(progress, f"compare {target} with PyTorch", count_runs(len(golden)))
+    report = prove_session(session, golden, target, tolerance, version, advance=advance)
+    answers = [session.run(golden.batch([index])) for index in range(len(golden))]
+    names = session.spec.output_names
+    return report, {name: np.concatenate([answer[name] for answer in answers]) for name in names}

@@ -145,6 +145,19 @@ def export(
 
 
 @app.command()
+def build(
+    bundle: BundlePath,
+    target: Annotated[list[str] | None, typer.Option(help="By default every one that runs an engine.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="The largest batch that the engine takes in one run.")] = 8,
+    json_output: Json = False,
+) -> None:
+    """Build engines for this device's GPU from a bundle's TensorRT variants; they are kept beside them."""
+    from ferryman.commands.build import run_build
+
+    run_build(bundle, target or [], batch, json_output)
+
+
+@app.command()
 def verify(
     bundle: BundlePath,
     target: Annotated[str | None, typer.Option(help="The variant, by default every one that can run here.")] = None,

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 LEARNING = ["torch", "torchvision", "timm", "transformers", "safetensors", "onnx", "onnxscript", "onnx_ir"]
 TRAINING = ["sklearn", "scipy", "pycocotools"]
 # Runtimes that come with extras of their own: a module that needs one at import may fail where it is missing.
-OPTIONAL = ["openvino", "tensorrt", "nncf"]
+OPTIONAL = ["openvino", "tensorrt", "tensorrt_rtx", "nncf"]
 
 IMPORT_ALL = """
 import importlib, json, sys

@@ -14,12 +14,19 @@ from ferryman.errors import EngineError, TensorError, UsageError
 from ferryman.golden import FILE_NAME, GoldenSamples, load_golden
 from ferryman.runtimes import RUNTIMES, open_sessions
 from ferryman.runtimes.base import Arrays, Runtime, Session, Settings
+from ferryman.runtimes.tensorrt import TensorRt
+from ferryman.runtimes.tensorrt_build import build_engine
 from ferryman.specs import Target
 
 from .toy import SPECS, TARGET
 
 # Of each runtime a target that reads the toys' ONNX files as they are.
-TARGETS = {"onnxruntime": TARGET, "openvino": Target.parse("openvino-cpu-fp32")}
+TARGETS = {
+    "onnxruntime": TARGET,
+    "openvino": Target.parse("openvino-cpu-fp32"),
+    "tensorrt": Target.parse("tensorrt-gpu-fp32"),
+    "tensorrtrtx": Target.parse("tensorrtrtx-gpu-fp32"),
+}
 
 
 @pytest.fixture(params=RUNTIMES)
@@ -28,13 +35,23 @@ def runtime(request: pytest.FixtureRequest) -> Runtime:
     why = found.missing()
     if why is not None:
         pytest.skip(why)
+    if not found.devices():
+        pytest.skip(f"{found.name} finds no device here")
     assert found.name in TARGETS, "make a variant of the toys for this runtime, and load it here"
     return found
 
 
 @pytest.fixture(params=SPECS)
-def bundle(request: pytest.FixtureRequest, toy_repository: Path) -> Bundle:
-    return Bundle.open(toy_repository / request.param)
+def bundle(request: pytest.FixtureRequest, runtime: Runtime, toy_repository: Path) -> Bundle:
+    return open_bundle(request.param, runtime, toy_repository)
+
+
+def open_bundle(name: str, runtime: Runtime, repository: Path) -> Bundle:
+    """A toy, with an engine where the runtime runs one."""
+    bundle = Bundle.open(repository / name)
+    if isinstance(runtime, TensorRt):
+        build_engine(runtime, bundle.file("model.onnx"), TARGETS[runtime.name], bundle.spec)
+    return bundle
 
 
 @pytest.fixture
@@ -122,7 +139,7 @@ def test_wrong_names(session: Session, golden: GoldenSamples) -> None:
 
 
 def test_one_batch_throughout(runtime: Runtime, toy_repository: Path) -> None:
-    bundle = Bundle.open(toy_repository / "toy-detector")
+    bundle = open_bundle("toy-detector", runtime, toy_repository)
     golden = load_golden(bundle.file(FILE_NAME), bundle.spec)
     with runtime.load(bundle.file("model.onnx"), TARGETS[runtime.name], bundle.spec) as session:
         inputs = golden.batch([0, 1]) | {"valid_size": golden.inputs["valid_size"][:1]}
@@ -205,7 +222,7 @@ def test_what_is_not_there_can_not_be_loaded(runtime: Runtime, bundle: Bundle, t
 
 
 def test_a_graph_of_another_model(runtime: Runtime, toy_repository: Path) -> None:
-    classifier = Bundle.open(toy_repository / "toy-classifier")
+    classifier = open_bundle("toy-classifier", runtime, toy_repository)
     with pytest.raises(EngineError, match=r"has inputs and outputs .*probabilities.*, expected .*valid_size"):
         runtime.load(classifier.file("model.onnx"), TARGETS[runtime.name], SPECS["toy-detector"])
 

@@ -7,14 +7,23 @@ from ferryman.runtimes import find_runtime
 from ferryman.specs import Target
 from ferryman_export.calibration import LEAST_PICTURES, MAX_PICTURES
 from ferryman_export.samples import find_pictures
-from ferryman_export.variants import onnxruntime, openvino
+from ferryman_export.variants import onnxruntime, openvino, tensorrt
 from ferryman_export.variants.base import CANONICAL, Recipe, no_calibration
+from ferryman_export.variants.rehearsal import run_as
 
 RECIPES: dict[str, Recipe] = {
     "onnxruntime-cpu-int8": onnxruntime.build_int8,
     "openvino-cpu-fp32": openvino.build_float,
     "openvino-cpu-bf16": openvino.build_float,
     "openvino-cpu-int8": openvino.build_int8,
+    "tensorrt-gpu-fp32": tensorrt.build_fp32,
+    "tensorrt-gpu-fp16": tensorrt.build_half,
+    "tensorrt-gpu-bf16": tensorrt.build_half,
+    "tensorrt-gpu-int8": tensorrt.build_int8,
+    "tensorrtrtx-gpu-fp32": tensorrt.build_fp32,
+    "tensorrtrtx-gpu-fp16": tensorrt.build_half,
+    "tensorrtrtx-gpu-bf16": tensorrt.build_half,
+    "tensorrtrtx-gpu-int8": tensorrt.build_int8,
 }
 GROUPS = {"all-cpu": tuple(name for name in RECIPES if "-cpu-" in name)}
 
@@ -37,7 +46,7 @@ def check_targets(targets: tuple[Target, ...], calibration: Path | None) -> None
     Raises EngineError, UsageError.
     """
     for target in targets:
-        find_runtime(target)
+        find_runtime(run_as(target))
         if target.precision == "int8" and calibration is None:
             raise no_calibration(target)
     if calibration is not None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import onnx
+
 from ferryman.errors import UsageError
 from ferryman.golden import GoldenSamples
 from ferryman.manifest import Tolerance
@@ -82,11 +84,15 @@ class Workpiece:
 
 @dataclass(frozen=True)
 class Artefact:
-    """path: the variant's main file; operators: count per type; report: how it came about"""
+    """path: the variant's main file; operators: count per type; report: how it came about
+
+    stand_in: an fp32 graph that answers as it, where no runtime of this machine can run it; None for the file itself
+    """
 
     path: Path
     operators: dict[str, int]
     report: BuildReport
+    stand_in: onnx.ModelProto | None = None
 
 
 # Makes a variant of a workpiece at `path`, which has no suffix yet. Raises ParityError, ExportError, UsageError.

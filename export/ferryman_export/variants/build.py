@@ -15,14 +15,15 @@ from ferryman.files import sha256_file, temporary_folder
 from ferryman.golden import GoldenSamples
 from ferryman.manifest import FileFacts, Tolerance, VariantFacts, sized_name
 from ferryman.parity import ParityReport, check_parity
-from ferryman.runtimes import find_runtime
+from ferryman.runtimes.base import Session
 from ferryman.specs import Facts, ModelSpec, Target
 from ferryman_export.parity_html import render_parity
-from ferryman_export.prove import prove_file
+from ferryman_export.prove import prove_loaded
 from ferryman_export.steps import count_steps
 from ferryman_export.variants import RECIPES
 from ferryman_export.variants.base import BuildReport, Workpiece
 from ferryman_export.variants.judge import strict
+from ferryman_export.variants.rehearsal import find_version, load_artefact
 
 FOLDER = "variants"
 _RECIPES_VERSION = 2  # counts up whenever a recipe gives another artefact for the same input
@@ -108,9 +109,11 @@ def build_variant(
     before = set(folder.iterdir())
     piece.progress(f"{target}: build", 0, 1)
     artefact = RECIPES[str(target)](piece, target, tolerance, folder / stem)
-    report, answers = prove_file(artefact.path, target, piece.spec, piece.golden, tolerance, piece.progress)
-    report.raise_for_failures()
-    held_out = judge_held_out(artefact.path, target, piece, tolerance) if piece.calibration else None
+    with load_artefact(artefact, target, piece.spec) as session:
+        version = find_version(target)
+        report, answers = prove_loaded(session, target, version, piece.golden, tolerance, piece.progress)
+        report.raise_for_failures()
+        held_out = judge_held_out(session, target, version, piece, tolerance) if piece.calibration else None
     if held_out is not None and not held_out.passed:
         raise ParityError(f"{target} on the held-out pictures: {held_out.failures[0]}")
     build = artefact.report.model_copy(update={"held_out": held_out})
@@ -133,14 +136,13 @@ def build_variant(
     return key, built
 
 
-def judge_held_out(path: Path, target: Target, piece: Workpiece, tolerance: Tolerance) -> ParityReport:
-    """Parity on the pictures that calibration did not see, each alone, near ties counted."""
-    runtime, pictures = find_runtime(target), piece.held_out
+def judge_held_out(
+    session: Session, target: Target, version: str, piece: Workpiece, tolerance: Tolerance
+) -> ParityReport:
+    """Parity on the pictures that calibration did not see, each alone, near ties counted. version: of the runtime"""
+    pictures, limits = piece.held_out, strict(tolerance)
     advance = count_steps(piece.progress, f"{target}: answer the held-out pictures", len(pictures))
-    with runtime.load(path, target, piece.spec) as session:
-        report = check_parity(
-            session.run, pictures, piece.spec, strict(tolerance), str(target), runtime.version(), (1,), advance=advance
-        )
+    report = check_parity(session.run, pictures, piece.spec, limits, str(target), version, (1,), advance=advance)
     return report.model_copy(update={"errors": ()})
 
 
@@ -151,7 +153,7 @@ def _key(piece: Workpiece, stem: str, target: Target, tolerance: Tolerance, tool
         sha256_file(piece.graph),
         _digest(piece.golden, piece.spec),
         piece.calibration.facts.sha256 if piece.calibration else "",
-        f"{target} {find_runtime(target).version()}",
+        f"{target} {find_version(target)}",
         tolerance.model_dump_json(),
         *(f"{name} {version}" for name, version in sorted(tools.items())),
     ]

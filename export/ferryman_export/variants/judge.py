@@ -20,6 +20,7 @@ from ferryman_export.onnx import save_graph
 from ferryman_export.quantize import distance
 from ferryman_export.steps import count_steps
 from ferryman_export.variants.base import CANONICAL, Workpiece
+from ferryman_export.variants.rehearsal import run_as
 
 
 def strict(tolerance: Tolerance) -> Tolerance:
@@ -45,13 +46,14 @@ class Bench:
 
     def __init__(self, piece: Workpiece, target: Target, tolerance: Tolerance) -> None:
         self.piece, self.target, self.tolerance = piece, target, tolerance
-        self.runtime = find_runtime(target)
+        self.run_as = run_as(target)
+        self.runtime = find_runtime(self.run_as)
 
     @contextmanager
     def load(self, model: onnx.ModelProto) -> Generator[Session]:
         with tempfile.TemporaryDirectory() as folder:
             path = save_graph(model, Path(folder) / "candidate.onnx")
-            with self.runtime.load(path, self.target, self.piece.spec) as session:
+            with self.runtime.load(path, self.run_as, self.piece.spec) as session:
                 yield session
 
     def measure(self, model: onnx.ModelProto, samples: GoldenSamples) -> float:

@@ -47,7 +47,7 @@ def run_doctor(json_output: bool) -> None:
     if device.memory_bytes is not None:
         table.add_row("memory", f"{device.memory_bytes / 2**30:.1f} GiB")
     for facts in runtimes:
-        state = facts.get("missing") or f"{facts['version']} on {', '.join(facts['devices'])}"
+        state = facts.get("missing") or f"{facts['version']} on {', '.join(facts['devices']) or 'no device'}"
         table.add_row(f"runtime {facts['runtime']}", str(state))
         if "missing" not in facts:
             for target, why in facts["targets"].items():

@@ -7,9 +7,15 @@ from ferryman.errors import EngineError, UsageError, propose
 from ferryman.runtimes.base import DEFAULT, Runtime, Session, Settings
 from ferryman.runtimes.onnxruntime import OnnxRuntime
 from ferryman.runtimes.openvino import OpenVino
+from ferryman.runtimes.tensorrt import TensorRt, TensorRtRtx
 from ferryman.specs import Target
 
-RUNTIMES: dict[str, Runtime] = {"onnxruntime": OnnxRuntime(), "openvino": OpenVino()}
+RUNTIMES: dict[str, Runtime] = {
+    "onnxruntime": OnnxRuntime(),
+    "openvino": OpenVino(),
+    "tensorrt": TensorRt(),
+    "tensorrtrtx": TensorRtRtx(),
+}
 
 
 def parse_target(text: str) -> Target:

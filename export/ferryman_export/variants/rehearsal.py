@@ -1,0 +1,103 @@
+"""Variants for runtimes that run elsewhere, on a GPU: proved here on ONNX Runtime, and once more by `verify` there."""
+
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from ferryman.attest import Attestation, attestation
+from ferryman.runtimes import find_runtime
+from ferryman.runtimes.base import Arrays, Session
+from ferryman.specs import ModelSpec, Target
+from ferryman_export.graph_edit import GraphEditor
+from ferryman_export.onnx import save_graph
+from ferryman_export.variants.base import CANONICAL, Artefact
+
+# Runtimes whose variants are ONNX files that their device makes an engine of.
+ELSEWHERE = ("tensorrt", "tensorrtrtx")
+_NAMES: dict[int, str] = {
+    TensorProto.FLOAT: "fp32",
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+    TensorProto.INT8: "int8",
+    TensorProto.UINT8: "int8",
+}
+
+
+def run_as(target: Target) -> Target:
+    """The target that candidates for `target` are run as on this machine."""
+    return CANONICAL if target.runtime in ELSEWHERE else target
+
+
+def find_version(target: Target) -> str:
+    """Of what ran, for the report."""
+    version = find_runtime(run_as(target)).version()
+    return f"emulated in ONNX Runtime {version}" if target.runtime in ELSEWHERE else version
+
+
+@contextmanager
+def load_artefact(artefact: Artefact, target: Target, spec: ModelSpec) -> Generator[Session, None, None]:
+    """The artefact in its runtime, or what stands for it here; the latter tells the artefact's precisions."""
+    if target.runtime not in ELSEWHERE:
+        with find_runtime(target).load(artefact.path, target, spec) as session:
+            yield session
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = artefact.path
+        if artefact.stand_in is not None:
+            path = save_graph(artefact.stand_in, Path(folder) / "stand-in.onnx")
+        with (
+            find_runtime(CANONICAL).load(path, CANONICAL, spec) as session,
+            Rehearsal(session, artefact.path) as rehearsal,
+        ):
+            yield rehearsal
+
+
+class Rehearsal(Session):
+    """Answers as `session`, and tells what the typed graph at `graph` computes in."""
+
+    def __init__(self, session: Session, graph: Path) -> None:
+        super().__init__(session.spec)
+        self._session, self._graph = session, graph
+
+    def attest(self, inputs: Arrays) -> Attestation:
+        return attest_graph(onnx.load(self._graph))
+
+    def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        return self._session.run(inputs)
+
+    def _close(self) -> None:
+        self._session.close()
+
+
+def attest_graph(model: onnx.ModelProto) -> Attestation:
+    """What a typed graph says that its operators compute in: a strongly typed network computes in nothing else.
+
+    A product whose operands both come out of DequantizeLinear runs in what they were.
+    """
+    graph = GraphEditor(model)
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    values = (*inferred.input, *inferred.output, *inferred.value_info)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    types |= {tensor.name: tensor.data_type for tensor in inferred.initializer}
+
+    def stored(name: str) -> str:
+        """What holds a value: behind a DequantizeLinear, its input."""
+        producer = graph.producers.get(name)
+        return producer.input[0] if producer is not None and producer.op_type == "DequantizeLinear" else name
+
+    found: list[tuple[str, str, bool]] = []
+    for node in graph.nodes:
+        operands = [stored(name) for name in node.input[:2]] if node.op_type in ("MatMul", "Gemm", "Conv") else []
+        product = bool(operands) and graph.is_constant(operands[1])
+        names = operands if product else (*node.input, *node.output)
+        known = [name for one in names if (name := _NAMES.get(types.get(one, 0))) is not None]
+        # A product of operands of two precisions runs in the wider one.
+        widest = next((name for name in ("fp32", "bf16", "fp16", "int8") if name in known), "none")
+        found.append((str(node.op_type), widest if product else next(iter(known), "none"), product))
+    return attestation(found)

@@ -1,0 +1,63 @@
+"""TensorRT's variants: a typed ONNX file, of which `ferryman build` makes an engine on the device.
+
+Networks are strongly typed: the precision stands in the graph, for TensorRT 10 and 11 and TensorRT-RTX alike.
+"""
+
+from collections.abc import Set
+from pathlib import Path
+from typing import cast
+
+import onnx
+
+from ferryman.attest import MIN_SHARE
+from ferryman.manifest import Tolerance
+from ferryman.specs import Target
+from ferryman_export.calibration import Pictures
+from ferryman_export.half import HalfGraph, HalfPrecision
+from ferryman_export.islands import BlockError, rank_blocks, search_islands
+from ferryman_export.onnx import count_operators, save_graph
+from ferryman_export.steps import count_steps
+from ferryman_export.variants.base import Artefact, BuildReport, Workpiece
+from ferryman_export.variants.integer import quantize_within
+from ferryman_export.variants.judge import Bench
+
+
+def build_fp32(piece: Workpiece, target: Target, tolerance: Tolerance, path: Path) -> Artefact:
+    """The proved graph as it is."""
+    model = onnx.load(piece.graph)
+    return _save(model, path, BuildReport(target=str(target), size=piece.spec.preprocess.size))
+
+
+def build_half(piece: Workpiece, target: Target, tolerance: Tolerance, path: Path) -> Artefact:
+    """fp16, bf16: as many blocks in the low precision as the tolerance allows. Raises ParityError when too few."""
+    half = HalfGraph(piece.graph, cast("HalfPrecision", target.precision))
+    bench = Bench(piece, target, tolerance)
+    pictures = Pictures(piece.golden.names, piece.golden.inputs)
+    half.observe(pictures, count_steps(piece.progress, f"{target}: look for what it can't hold", len(pictures)))
+    cost = half.costs()
+
+    def rank() -> tuple[BlockError, ...]:
+        advance = count_steps(piece.progress, f"{target}: round block by block", len(cost))
+
+        def alone(islands: Set[str]) -> float:
+            return bench.measure(half.emulate(islands), piece.golden)
+
+        return rank_blocks(list(cost), alone, advance)
+
+    piece.progress(f"{target}: search what must stay in fp32", 0, 1)
+    allowed = int((1 - MIN_SHARE) * sum(cost.values()))
+    found = search_islands(lambda islands: bench.judge(half.emulate(islands)), rank, cost, allowed, str(target))
+    notes = (f"in fp32 for the numbers they meet: {', '.join(half.pinned)}",) if half.pinned else ()
+    report = BuildReport(target=str(target), size=piece.spec.preprocess.size, islands=found, notes=notes)
+    islands = frozenset(found.islands)
+    return _save(half.convert(islands), path, report, half.emulate(islands))
+
+
+def build_int8(piece: Workpiece, target: Target, tolerance: Tolerance, path: Path) -> Artefact:
+    """TensorRT wants zero in the middle of every range."""
+    model, report = quantize_within(piece, target, tolerance, symmetric=True)
+    return _save(model, path, report)
+
+
+def _save(model: onnx.ModelProto, path: Path, report: BuildReport, stand_in: onnx.ModelProto | None = None) -> Artefact:
+    return Artefact(save_graph(model, path.with_name(f"{path.name}.onnx")), count_operators(model), report, stand_in)

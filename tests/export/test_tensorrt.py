@@ -1,0 +1,124 @@
+"""TensorRT's variants: typed ONNX files, rehearsed on the CPU, of which engines are built without a GPU."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from ferryman.bundle import Bundle
+from ferryman.proof import read_reports
+from ferryman.specs import Target
+from ferryman_export.onnx import check_graph
+from ferryman_export.pipeline import ExportRequest, export
+from ferryman_export.variants.base import BuildReport
+from ferryman_export.variants.rehearsal import attest_graph
+from ferryman_models.zoo.digits import load_digits, load_photographs
+from ferryman_models.zoo.scenes import make_digit_picture
+
+FLOATS = ("tensorrtrtx-gpu-fp32", "tensorrtrtx-gpu-fp16", "tensorrtrtx-gpu-bf16")
+INT8 = "tensorrtrtx-gpu-int8"
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calibration")
+    digits, photographs = load_digits("train"), load_photographs("train")
+    random = np.random.default_rng(4)
+    for number in range(100):
+        picture, _ = make_digit_picture(random, digits, number, photographs, side=36)
+        Image.fromarray(picture).save(folder / f"{number:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vit(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    targets = tuple(map(Target.parse, (*FLOATS, INT8)))
+    return export(ExportRequest("vit-digits", tmp_path_factory.mktemp("v"), targets=targets, calibration=calibration))
+
+
+@pytest.fixture(scope="module")
+def detr(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    targets = tuple(map(Target.parse, FLOATS))
+    return export(ExportRequest("detr-digits", tmp_path_factory.mktemp("d"), targets=targets))
+
+
+def assert_built(bundle: Bundle) -> None:
+    """Every variant holds the tolerance and is what its name says, in the typed graph and in TensorRT's network."""
+    reports = {report.target: report for report in read_reports(bundle)}
+    for target in bundle.targets[1:]:
+        report = reports[str(target)]
+        assert report.passed
+        assert report.runtime_version.startswith("emulated in ONNX Runtime")
+        (variant,) = bundle.variants(str(target))
+        path = bundle.file(variant.path)
+        check_graph(path, bundle.spec)
+        told = attest_graph(onnx.load(path))
+        assert told == report.attestation
+        assert told.share(target.precision) >= 0.9
+    assert [path.stem for path in (bundle.path / "certificates").iterdir()] == ["onnxruntime-cpu-fp32"]
+
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'ferryman[tensorrt-rtx]'")
+    command = [sys.executable, "-m", "ferryman", "build", str(bundle.path), "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "TensorRT: Building engine" in result.stderr
+    engines = json.loads(result.stdout)["engines"]
+    assert [engine["key"]["target"] for engine in engines] == [str(target) for target in bundle.targets[1:]]
+    for engine in engines:
+        counts = reports[engine["key"]["target"]].attestation
+        assert counts is not None
+        network = list(engine["products"].values())
+        assert {name: network.count(name) for name in set(network)} == counts.products
+    assert Bundle.open(bundle.path).digest == bundle.digest  # engines lie outside the digests
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert all(engine["there_already"] for engine in json.loads(again.stdout)["engines"])
+
+
+@pytest.mark.slow
+def test_vit_digits(vit: Bundle) -> None:
+    assert_built(vit)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_build(vit: Bundle) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'ferryman[tensorrt-rtx]'")
+    command = [sys.executable, "-m", "ferryman", "build", str(vit.path), "--target", INT8, "--batch", "3"]
+    before = sorted(vit.path.rglob("*"))
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "TensorRT: Building engine" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait() == 130
+    assert rest.endswith("ferryman: interrupted\n")
+    assert "Traceback" not in rest
+    assert sorted(vit.path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_detr_digits(detr: Bundle) -> None:
+    assert_built(detr)
+    report = BuildReport.model_validate_json(
+        (detr.path / "variants" / "tensorrtrtx-gpu-fp16" / "build.json").read_bytes()
+    )
+    assert report.islands is not None
+    assert report.islands.curve[-1].passed
+    # The padding mask and what it is added to.
+    assert report.notes[0].startswith("in fp32 for the numbers they meet: ")
+
+
+@pytest.mark.slow
+def test_the_int8_graph_has_zero_in_the_middle(vit: Bundle) -> None:
+    (variant,) = vit.variants(INT8)
+    model = onnx.load(vit.file(variant.path))
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    points = [constants[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert points
+    assert all(not onnx.numpy_helper.to_array(point).any() for point in points)
+    assert {point.data_type for point in points} == {onnx.TensorProto.INT8}

@@ -1,0 +1,257 @@
+"""The session of an engine, on a GPU that is played by this machine's memory and an engine played by ONNX Runtime.
+
+What is real: shapes, addresses, copies, parts of batches, threads, closing. What is not: CUDA and TensorRT.
+"""
+
+import ctypes
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from ferryman.bundle import Bundle
+from ferryman.engines import Engine, EngineFacts, make_key, write_engine
+from ferryman.errors import EngineError
+from ferryman.golden import GoldenSamples
+from ferryman.runtimes import tensorrt
+from ferryman.runtimes.tensorrt import TensorRtSession
+from ferryman.specs import Target
+
+from .toy import SPECS
+
+TARGET = Target.parse("tensorrt-gpu-fp32")
+BATCH = 2
+
+
+class FakeCuda:
+    """CUDA's runtime, with the machine's memory for a GPU's. `free`: how many bytes there are."""
+
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+
+    def __init__(self, free: int = 1 << 30) -> None:
+        self.free = free
+        self.held: dict[int, Any] = {}
+
+    def _allocate(self, size: int) -> tuple[Any, int | None]:
+        if size > self.free:
+            return Status(2, "cudaErrorMemoryAllocation"), None
+        self.free -= size
+        block = ctypes.create_string_buffer(size)
+        self.held[ctypes.addressof(block)] = block
+        return Status(0), ctypes.addressof(block)
+
+    def cudaHostAlloc(self, size: int, flags: int) -> tuple[Any, int | None]:
+        assert flags == 0
+        return self._allocate(size)
+
+    def cudaMalloc(self, size: int) -> tuple[Any, int | None]:
+        return self._allocate(size)
+
+    def cudaFree(self, address: int) -> tuple[Any]:
+        self.free += len(self.held.pop(address))
+        return (Status(0),)
+
+    cudaFreeHost = cudaFree
+
+    def cudaStreamCreate(self) -> tuple[Any, int]:
+        self.held[7] = b""
+        return Status(0), 7
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[Any]:
+        del self.held[stream]
+        return (Status(0),)
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[Any]:
+        assert stream in self.held
+        return (Status(0),)
+
+    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[Any]:
+        device, host = (target, source) if kind == 1 else (source, target)
+        assert device in self.held
+        assert stream in self.held
+        assert any(start <= host and host + size <= start + len(block) for start, block in self.held.items())
+        ctypes.memmove(target, source, size)
+        return (Status(0),)
+
+
+class Status(int):
+    def __new__(cls, value: int, name: str = "cudaSuccess") -> "Status":
+        status = super().__new__(cls, value)
+        status.name = name
+        return status
+
+    name: str
+
+
+class FakeEngine:
+    """An engine of the bytes of an ONNX file, which is its context too."""
+
+    def __init__(self, data: bytes) -> None:
+        self.session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        self.inputs = [value.name for value in self.session.get_inputs()]
+        self.outputs = [value.name for value in self.session.get_outputs()]
+        self.num_io_tensors = len(self.inputs) + len(self.outputs)
+        self.addresses: dict[str, int] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def get_tensor_name(self, index: int) -> str:
+        return [*self.inputs, *self.outputs][index]
+
+    def create_execution_context(self) -> "FakeEngine":
+        return self
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self.addresses[name] = address
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return shape[0] <= BATCH
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert stream == 7
+        types = {"tensor(uint8)": np.uint8, "tensor(int32)": np.int32}
+        inputs = {}
+        for value in self.session.get_inputs():
+            dtype = np.dtype(types[value.type])
+            size = int(np.prod(self.shapes[value.name])) * dtype.itemsize
+            raw = ctypes.string_at(self.addresses[value.name], size)
+            inputs[value.name] = np.frombuffer(raw, dtype).reshape(self.shapes[value.name])
+        for name, array in zip(self.outputs, self.session.run(None, inputs), strict=True):
+            data = np.ascontiguousarray(array).tobytes()
+            ctypes.memmove(self.addresses[name], data, len(data))
+        return True
+
+    def create_engine_inspector(self) -> "FakeEngine":
+        return self
+
+    def get_engine_information(self, form: str) -> str:
+        assert form == "JSON"
+        layers = [{"Name": "weigh", "LayerType": "gemm", "Inputs": [{"DataType": "Float"}]}, "a name alone"]
+        return json.dumps({"Layers": layers})
+
+
+class FakeTensorRt:
+    """Its Runtime refuses what is no ONNX file, as the real one does what is no engine."""
+
+    class Logger:
+        ERROR = "errors"
+
+        def __init__(self, severity: str) -> None:
+            self.severity = severity
+
+    LayerInformationFormat = SimpleNamespace(JSON="JSON")
+
+    class Runtime:
+        def __init__(self, logger: "FakeTensorRt.Logger") -> None:
+            assert logger.severity == "errors"
+
+        def deserialize_cuda_engine(self, data: bytes) -> FakeEngine | None:
+            return None if data == b"nothing" else FakeEngine(data)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda()
+    monkeypatch.setattr(tensorrt, "import_module", lambda name: fake)
+    return fake
+
+
+@pytest.fixture(params=SPECS)
+def bundle(request: pytest.FixtureRequest, toy_repository: Path) -> Bundle:
+    return Bundle.open(toy_repository / request.param)
+
+
+def store(bundle: Bundle, folder: Path, data: bytes | None = None) -> Engine:
+    onnx = folder / "model.onnx"
+    shutil.copy(bundle.file("model.onnx"), onnx)
+    data = onnx.read_bytes() if data is None else data
+    facts = EngineFacts(
+        key=make_key(onnx, TARGET, bundle.spec, BATCH, "tensorrt 11", "8.9"),
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+        gpu="a GPU",
+        created="2026-01-01",
+        seconds=1,
+        products={"weigh": "fp32"},
+    )
+    return write_engine(onnx, data, facts)
+
+
+@pytest.fixture
+def session(bundle: Bundle, cuda: FakeCuda, tmp_path: Path) -> Iterator[TensorRtSession]:
+    assert not cuda.held
+    with TensorRtSession(bundle.spec, FakeTensorRt, store(bundle, tmp_path)) as loaded:
+        yield loaded
+    assert not cuda.held, "everything is freed"
+
+
+def assert_right(session: TensorRtSession, golden: GoldenSamples, indices: list[int]) -> None:
+    answers = session.run(golden.batch(indices))
+    assert set(answers) == set(golden.outputs)
+    for name, array in answers.items():
+        np.testing.assert_allclose(array, golden.outputs[name][indices], atol=1e-5)
+        assert array.dtype == golden.outputs[name].dtype
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+def test_batches_beyond_the_engines_are_run_in_parts(session: TensorRtSession, bundle: Bundle, batch: int) -> None:
+    assert_right(session, bundle.golden(), list(range(batch)))
+
+
+def test_answers_are_their_own_and_threads_do_not_mix(session: TensorRtSession, bundle: Bundle) -> None:
+    golden = bundle.golden()
+    first = session.run(golden.batch([0]))
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(10):
+                assert_right(session, golden, [(number + turn + slot) % len(golden) for slot in range(1 + turn % 3)])
+        except BaseException as error:  # noqa: BLE001 - told below, in the main thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    for name, array in first.items():
+        np.testing.assert_allclose(array, golden.outputs[name][[0]], atol=1e-5)
+
+
+def test_it_tells_its_precisions(session: TensorRtSession, bundle: Bundle) -> None:
+    told = session.attest(bundle.golden().batch([0]))
+    assert (told.products, told.operators["gemm"]) == ({"fp32": 1}, {"fp32": 1})
+
+
+def test_after_closing(session: TensorRtSession, bundle: Bundle) -> None:
+    session.close()
+    with pytest.raises(EngineError, match="the session is closed"):
+        session.run(bundle.golden().batch([0]))
+    with pytest.raises(EngineError, match="the session is closed"):
+        session.attest(bundle.golden().batch([0]))
+
+
+def test_no_memory_leaves_none_behind(bundle: Bundle, cuda: FakeCuda, tmp_path: Path) -> None:
+    cuda.free = 10_000
+    with pytest.raises(EngineError, match=r"CUDA can't do cuda.*: cudaErrorMemoryAllocation"):
+        TensorRtSession(bundle.spec, FakeTensorRt, store(bundle, tmp_path))
+    assert (cuda.held, cuda.free) == ({}, 10_000)
+
+
+def test_what_is_no_engine_of_this_model(bundle: Bundle, cuda: FakeCuda, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="the runtime refuses it; delete it and build it again"):
+        TensorRtSession(bundle.spec, FakeTensorRt, store(bundle, tmp_path, b"nothing"))
+    other = next(spec for name, spec in SPECS.items() if name != bundle.name)
+    with pytest.raises(EngineError, match="has inputs and outputs"):
+        TensorRtSession(other, FakeTensorRt, store(bundle, tmp_path))
+    assert not cuda.held
