@@ -23,7 +23,8 @@ from ferryman.specs import Facts, Target
 class Certificate(Facts):
     """What was measured, where, and on which files. Digests are SHA-256; variants and reports are one a size.
 
-    bundle: NAME/VERSION; accelerator: see `Runtime.accelerator`
+    bundle: NAME/VERSION; variant_digests: of what was loaded, see `Runtime.loaded_digest`
+    accelerator: see `Runtime.accelerator`
     """
 
     bundle: str
@@ -133,4 +134,7 @@ def read_certificate(bundle: Bundle, target: Target, folder: Path | None = None)
 
 
 def _digests(bundle: Bundle, target: Target) -> tuple[str, ...]:
-    return tuple(bundle.manifest.files[variant.path].sha256 for variant in bundle.variants(str(target)))
+    """Of what is loaded for a target, one a size. Raises EngineError when it can't run here."""
+    runtime, variants = find_runtime(target), bundle.variants(str(target))
+    digests = [(variant.path, bundle.manifest.files[variant.path].sha256) for variant in variants]
+    return tuple(runtime.loaded_digest(bundle.file(path), target, sha256) for path, sha256 in digests)

@@ -6,6 +6,7 @@ engine is exactly what the runtime wrote.
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,18 +24,29 @@ PORTABLE = "portable"  # the compute capability of an engine for many GPUs
 Shape = tuple[int, ...]
 
 
+class Host(Facts):
+    """What an engine is built by and runs in: nothing else can load it.
+
+    runtime: its name and version; capability: the GPU's compute capability, such as 8.9, or `PORTABLE`
+    machine: of the processor, such as x86_64: GPUs of one capability come with others too
+    """
+
+    runtime: str
+    capability: str
+    machine: str
+
+
 class EngineKey(Facts):
     """What an engine is made from and for; another key is another engine.
 
-    sha256: of the ONNX file, whose types are the precision; profiles: least, usual and largest shape of each input
-    runtime: its name and version; capability: the GPU's compute capability, such as 8.9, or `PORTABLE`
+    sha256: see `digest_graph`; the types in the graph are the precision
+    profiles: ranges of batches that it is tuned for, each the least, usual and largest shape of every input
     """
 
     sha256: Sha256
     target: str
-    profiles: dict[str, tuple[Shape, Shape, Shape]]
-    runtime: str
-    capability: str
+    profiles: tuple[dict[str, tuple[Shape, Shape, Shape]], ...]
+    host: Host
 
     @property
     def digest(self) -> str:
@@ -43,15 +55,22 @@ class EngineKey(Facts):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
+    def batches(self) -> tuple[tuple[int, int], ...]:
+        """The least and the largest batch of each profile, ascending."""
+        first = [next(iter(profile.values())) for profile in self.profiles]
+        return tuple((least[0], largest[0]) for least, _, largest in first)
+
+    @property
     def batch(self) -> int:
         """The largest that the engine takes in one run."""
-        return max(largest[0] for _, _, largest in self.profiles.values())
+        return self.batches[-1][1]
 
 
 class EngineFacts(Facts):
     """An engine's key, its file, and how it was built.
 
     gpu: name of the one that it was built on, empty for none; seconds: that it took
+    pace, steps: of TensorRT as it built, see `runtimes.pace`
     products: precision of each matrix product with weights in the typed network, by its name
     """
 
@@ -61,6 +80,8 @@ class EngineFacts(Facts):
     gpu: str
     created: str
     seconds: Annotated[float, Field(ge=0)]
+    pace: tuple[float, ...]
+    steps: Annotated[int, Field(ge=0)]
     products: dict[str, str]
 
 
@@ -70,15 +91,24 @@ class Engine:
     facts: EngineFacts
 
 
-def make_key(onnx: Path, target: Target, spec: ModelSpec, batch: int, runtime: str, capability: str) -> EngineKey:
-    """The key of an engine for 1 to `batch` pictures of the spec's size."""
-    profiles = {
-        tensor.name: (_shape(tensor.shape, 1), _shape(tensor.shape, 1), _shape(tensor.shape, batch))
-        for tensor in spec.inputs
-    }
-    return EngineKey(
-        sha256=sha256_file(onnx), target=str(target), profiles=profiles, runtime=runtime, capability=capability
+def digest_graph(onnx: Path) -> str:
+    """SHA-256 of an ONNX file, and of its weights too where they lie in a file beside it."""
+    weights = onnx.with_name(f"{onnx.name}.data")
+    digests = [sha256_file(path) for path in (onnx, weights) if path.exists()]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def make_key(onnx: Path, target: Target, spec: ModelSpec, batch: int, host: Host) -> EngineKey:
+    """The key of an engine for 1 to `batch` pictures of the spec's size: one profile for 1, one for more."""
+    ranges = [(1, 1)] if batch == 1 else [(1, 1), (2, batch)]
+    profiles = tuple(
+        {
+            tensor.name: (_shape(tensor.shape, least), _shape(tensor.shape, most), _shape(tensor.shape, most))
+            for tensor in spec.inputs
+        }
+        for least, most in ranges
     )
+    return EngineKey(sha256=digest_graph(onnx), target=str(target), profiles=profiles, host=host)
 
 
 def _shape(shape: tuple[int | str, ...], batch: int) -> Shape:
@@ -91,14 +121,18 @@ def engine_path(onnx: Path, key: EngineKey) -> Path:
 
 def find_engines(onnx: Path) -> tuple[Engine, ...]:
     """All engines of an ONNX file whose facts can be read, the newest first."""
+    return tuple(one for one in find_neighbours(onnx) if engine_path(onnx, one.facts.key) == one.path)
+
+
+def find_neighbours(onnx: Path) -> tuple[Engine, ...]:
+    """Engines of an ONNX file and of those beside it, which are the same model at other sizes; the newest first."""
     found: list[Engine] = []
-    for path in (onnx.parent / FOLDER).glob(f"{onnx.stem}-*.engine"):
+    for path in (onnx.parent / FOLDER).glob("*.engine"):
         try:
             facts = EngineFacts.model_validate_json(path.with_suffix(".json").read_bytes())
         except (OSError, ValidationError):
             continue  # half of a pair: a build that ended between the two files, and is built again
-        if engine_path(onnx, facts.key) == path:
-            found.append(Engine(path, facts))
+        found.append(Engine(path, facts))
     return tuple(sorted(found, key=lambda one: one.facts.created, reverse=True))
 
 
@@ -123,28 +157,32 @@ def write_engine(onnx: Path, data: bytes, facts: EngineFacts) -> Engine:
     return Engine(path, facts)
 
 
-def choose_engine(onnx: Path, target: Target, runtime: str, capability: str) -> Engine:
+def choose_engine(onnx: Path, target: Target, host: Host) -> Engine:
     """The newest engine that suits this machine. Raises EngineError that says what the others are for."""
     engines = [one for one in find_engines(onnx) if one.facts.key.target == str(target)]
-    rebuild = f"build it here with: ferryman build BUNDLE --target {target}"
+    bundle = onnx.parents[2]  # BUNDLE/variants/TARGET/model.onnx
+    rebuild = f"build it here with: ferryman build {shlex.quote(str(bundle))} --target {target}"
     if not engines:
         raise EngineError(f"can't load {onnx}: {target} runs an engine, and there is none; {rebuild}")
-    digest = sha256_file(onnx)
-    for engine in engines:
-        if mismatch(engine.facts.key, digest, runtime, capability) is None:
-            return engine
-    why = mismatch(engines[0].facts.key, digest, runtime, capability)
-    raise EngineError(f"can't load {onnx}: the engine {engines[0].path.name} is {why}; {rebuild}")
+    digest = digest_graph(onnx)
+    reasons = [mismatch(engine.facts, digest, host) for engine in engines]
+    if None in reasons:
+        return engines[reasons.index(None)]
+    raise EngineError(f"can't load {onnx}: the engine {engines[0].path.name} is {reasons[0]}; {rebuild}")
 
 
-def mismatch(key: EngineKey, sha256: str, runtime: str, capability: str) -> str | None:
-    """What an engine was built for that this machine is not, or None when it suits."""
-    if key.sha256 != sha256:
+def mismatch(facts: EngineFacts, sha256: str, host: Host) -> str | None:
+    """What an engine was built for that this machine is not, or None when it suits. sha256: see `digest_graph`"""
+    built = facts.key.host
+    if facts.key.sha256 != sha256:
         return "of another ONNX file"
-    if key.runtime != runtime:
-        return f"of {key.runtime} and this is {runtime}"
-    if key.capability not in (capability, PORTABLE):
-        return f"for GPUs of compute capability {key.capability} and this one has {capability}"
+    if built.runtime != host.runtime:
+        return f"of {built.runtime} and this is {host.runtime}"
+    if built.machine != host.machine:
+        return f"for {built.machine} and this machine is {host.machine}"
+    if built.capability not in (host.capability, PORTABLE):
+        on = f" ({facts.gpu})" if facts.gpu else ""
+        return f"for GPUs of compute capability {built.capability}{on} and this one has {host.capability}"
     return None
 
 
@@ -156,10 +194,14 @@ def count_precisions(layers: Sequence[Mapping[str, object]], products: Iterable[
     Returns one entry a layer, and one a product, for `attest.attestation`.
     """
     found = [(str(layer.get("LayerType", "unknown")), layer_precision(layer), False) for layer in layers]
-    named = {name: layer for layer in layers for name in layer_names(layer)}
+    named: dict[str, set[str]] = {}
+    for layer in layers:
+        for name in layer_names(layer):
+            named.setdefault(name, set()).add(layer_precision(layer))
     for name in products:
-        layer = named.get(name)
-        found.append(("product", layer_precision(layer) if layer is not None else "unknown", True))
+        # One that several layers compute, such as those of two profiles, runs in the widest of their precisions.
+        told = named.get(name, ())
+        found.append(("product", next((one for one in _WIDEST if one in told), "unknown"), True))
     return found
 
 
@@ -171,6 +213,7 @@ _WORDS = {
     "int8": ("int8",),
     "fp32": ("fp32", "float"),
 }
+_WIDEST = ("fp32", "bf16", "fp16", "fp8", "int8")
 
 
 def layer_precision(layer: Mapping[str, object]) -> str:

@@ -152,3 +152,14 @@ def test_a_target_that_can_not_run_here(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="onnxruntime-fridge-fp32 can't run here: this version of Ferryman drives"):
         load_model(bundle.path, certify=True)
     load_model(bundle.path, str(TARGET)).close()
+
+
+def test_of_what_was_loaded_where_that_is_not_the_file(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that was built again since was never proved."""
+    runtime = RUNTIMES[TARGET.runtime]
+    monkeypatch.setattr(runtime, "loaded_digest", lambda path, target, sha256: "ab" * 32)
+    certify(bundle, prove_target(bundle, TARGET))
+    assert check_certificate(bundle, TARGET).variant_digests == ("ab" * 32,)
+    monkeypatch.setattr(runtime, "loaded_digest", lambda path, target, sha256: "cd" * 32)
+    with pytest.raises(CertificateError, match=r"another variant, abab.* and not cdcd"):
+        check_certificate(bundle, TARGET)

@@ -2,19 +2,22 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ferryman.bundle import Bundle
 from ferryman.engines import FOLDER, Engine, find_engines
-from ferryman.errors import EngineError, FileAccessError
+from ferryman.errors import EngineError, FileAccessError, ParityError
 from ferryman.runtimes import RUNTIMES
+from ferryman.runtimes.pace import PARTS
 from ferryman.runtimes.tensorrt import TensorRt
 from ferryman.runtimes.tensorrt_build import build_engine
 from ferryman.specs import Target
@@ -47,7 +50,8 @@ def test_an_engine_is_built_once(runtime: TensorRt, onnx: Path) -> None:
     assert stages[0] == "TensorRT: Building engine"
     assert engine.path.stat().st_size == engine.facts.size_bytes > 1000
     assert set(engine.facts.products.values()) == {"fp32"}
-    assert engine.facts.key.runtime == f"tensorrtrtx {runtime.version()}"
+    assert engine.facts.key.host == runtime.host()
+    assert engine.facts.key.host.runtime == f"tensorrtrtx {runtime.version()}"
     again, there = build_engine(runtime, onnx, RTX, DETECTOR)
     assert there
     assert again == engine
@@ -79,17 +83,74 @@ def test_where_nothing_can_be_written(runtime: TensorRt, onnx: Path) -> None:
         build_engine(runtime, onnx, RTX, DETECTOR)
 
 
-def test_two_builds_at_once(runtime: TensorRt, onnx: Path) -> None:
-    engines: list[Engine] = []
-    threads = [
-        threading.Thread(target=lambda: engines.append(build_engine(runtime, onnx, RTX, DETECTOR)[0])) for _ in range(2)
-    ]
+def test_a_full_disk_is_told_before_the_work(runtime: TensorRt, onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(
+        FileAccessError, match=r"0 MB are free, and an engine takes about .*; make room and build again"
+    ):
+        build_engine(runtime, onnx, RTX, DETECTOR)
+    assert not (onnx.parent / FOLDER).exists()
+
+
+def test_a_disk_that_fills_up_leaves_nothing(onnx: Path) -> None:
+    """No file may grow beyond a kilobyte in a process of its own: the engine's writing fails in the middle."""
+    code = f"""
+import resource
+from pathlib import Path
+from ferryman.errors import FileAccessError
+from ferryman.runtimes import RUNTIMES
+from ferryman.runtimes.tensorrt_build import build_engine
+from ferryman.specs import ModelSpec, Target
+
+spec = ModelSpec.model_validate_json({DETECTOR.model_dump_json()!r})
+
+def fill(stage, done, total):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+
+try:
+    build_engine(RUNTIMES["tensorrtrtx"], Path({str(onnx)!r}), Target.parse("{RTX}"), spec, show=fill)
+except FileAccessError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "File too large; check the folder's permissions and space" in result.stdout, result.stderr
+    assert not (onnx.parent / FOLDER).exists()
+
+
+def test_two_builds_at_once_are_one(runtime: TensorRt, onnx: Path) -> None:
+    """The second waits, and takes what the first built."""
+    results: list[tuple[Engine, bool]] = []
+    stages: list[str] = []
+
+    def work() -> None:
+        results.append(build_engine(runtime, onnx, RTX, DETECTOR, show=lambda stage, done, total: stages.append(stage)))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert {engine.path for engine in engines} == {find_engines(onnx)[0].path}
+    assert sorted(there for _, there in results) == [False, True]
+    assert results[0][0] == results[1][0]
+    assert "wait for another build of it" in stages
     assert len(list((onnx.parent / FOLDER).iterdir())) == 2
+
+
+def test_an_engine_that_is_not_what_it_is_called_is_not_built(runtime: TensorRt, onnx: Path) -> None:
+    with pytest.raises(ParityError, match=r"is not what tensorrtrtx-gpu-fp16 says: .* 0% of its matrix products"):
+        build_engine(runtime, onnx, Target.parse("tensorrtrtx-gpu-fp16"), DETECTOR)
+    assert not (onnx.parent / FOLDER).exists()
+
+
+def test_the_second_build_knows_how_long_it_takes(runtime: TensorRt, onnx: Path) -> None:
+    first, _ = build_engine(runtime, onnx, RTX, DETECTOR)
+    assert len(first.facts.pace) == PARTS
+    assert first.facts.pace[-1] == first.facts.seconds > 0
+    assert first.facts.steps > PARTS
+    told: list[tuple[str, int, int]] = []
+    build_engine(runtime, onnx, RTX, DETECTOR, batch=4, show=lambda *one: told.append(one))
+    assert all(re.fullmatch(r"TensorRT: \d0? %, about \d+ s left", stage) for stage, _, _ in told)
+    assert len({stage for stage, _, _ in told}) <= 10
 
 
 def test_an_interrupted_build_leaves_nothing(runtime: TensorRt, onnx: Path) -> None:

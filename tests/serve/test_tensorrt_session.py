@@ -9,6 +9,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,17 +19,18 @@ import onnxruntime
 import pytest
 
 from ferryman.bundle import Bundle
-from ferryman.engines import Engine, EngineFacts, make_key, write_engine
+from ferryman.engines import Engine, EngineFacts, Host, make_key, write_engine
 from ferryman.errors import EngineError
 from ferryman.golden import GoldenSamples
 from ferryman.runtimes import tensorrt
-from ferryman.runtimes.tensorrt import TensorRtSession
+from ferryman.runtimes.tensorrt import TensorRt, TensorRtRtx, TensorRtSession
 from ferryman.specs import Target
 
 from .toy import SPECS
 
 TARGET = Target.parse("tensorrt-gpu-fp32")
-BATCH = 2
+HOST = Host(runtime="tensorrt 11", capability="8.9", machine="x86_64")
+BATCH = 3
 
 
 class FakeCuda:
@@ -39,6 +41,12 @@ class FakeCuda:
     def __init__(self, free: int = 1 << 30) -> None:
         self.free = free
         self.held: dict[int, Any] = {}
+        self.capability: tuple[int, int] = (8, 9)
+
+    def cudaGetDeviceProperties(self, device: int) -> tuple[Any, Any]:
+        assert device == 0
+        major, minor = self.capability
+        return Status(0), SimpleNamespace(major=major, minor=minor)
 
     def _allocate(self, size: int) -> tuple[Any, int | None]:
         if size > self.free:
@@ -92,7 +100,7 @@ class Status(int):
 
 
 class FakeEngine:
-    """An engine of the bytes of an ONNX file, which is its context too."""
+    """An engine of the bytes of an ONNX file, and a context of it."""
 
     def __init__(self, data: bytes) -> None:
         self.session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
@@ -106,14 +114,21 @@ class FakeEngine:
         return [*self.inputs, *self.outputs][index]
 
     def create_execution_context(self) -> "FakeEngine":
-        return self
+        context = copy(self)
+        context.addresses, context.shapes = {}, {}
+        return context
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        assert stream == 7
+        self.range = [(1, 1), (2, BATCH)][profile]
+        return True
 
     def set_tensor_address(self, name: str, address: int) -> None:
         self.addresses[name] = address
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = shape
-        return shape[0] <= BATCH
+        return self.range[0] <= shape[0] <= self.range[1]
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 7
@@ -174,12 +189,14 @@ def store(bundle: Bundle, folder: Path, data: bytes | None = None) -> Engine:
     shutil.copy(bundle.file("model.onnx"), onnx)
     data = onnx.read_bytes() if data is None else data
     facts = EngineFacts(
-        key=make_key(onnx, TARGET, bundle.spec, BATCH, "tensorrt 11", "8.9"),
+        key=make_key(onnx, TARGET, bundle.spec, BATCH, HOST),
         sha256=hashlib.sha256(data).hexdigest(),
         size_bytes=len(data),
         gpu="a GPU",
         created="2026-01-01",
         seconds=1,
+        pace=(1,),
+        steps=1,
         products={"weigh": "fp32"},
     )
     return write_engine(onnx, data, facts)
@@ -201,7 +218,7 @@ def assert_right(session: TensorRtSession, golden: GoldenSamples, indices: list[
         assert array.dtype == golden.outputs[name].dtype
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5])
 def test_batches_beyond_the_engines_are_run_in_parts(session: TensorRtSession, bundle: Bundle, batch: int) -> None:
     assert_right(session, bundle.golden(), list(range(batch)))
 
@@ -255,3 +272,36 @@ def test_what_is_no_engine_of_this_model(bundle: Bundle, cuda: FakeCuda, tmp_pat
     with pytest.raises(EngineError, match="has inputs and outputs"):
         TensorRtSession(other, FakeTensorRt, store(bundle, tmp_path))
     assert not cuda.held
+
+
+def test_a_certificate_is_of_the_engine(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TensorRt, "host", lambda self: HOST)
+    engine = store(bundle, tmp_path)
+    assert TensorRt().loaded_digest(tmp_path / "model.onnx", TARGET, "ab" * 32) == engine.facts.sha256
+    with pytest.raises(EngineError, match="there is none; build it here with: ferryman build"):
+        TensorRt().loaded_digest(tmp_path / "other.onnx", TARGET, "ab" * 32)
+
+
+def test_a_gpu_that_is_too_old_for_engines_of_many(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TensorRtRtx, "missing", lambda self: None)
+    monkeypatch.setattr(TensorRtRtx, "devices", lambda self: ("gpu",))
+    target = Target.parse("tensorrtrtx-gpu-fp16")
+    cuda.capability = (7, 5)
+    assert TensorRtRtx().why_not(target) == (
+        "TensorRT-RTX's engines need compute capability 8.0 or more, and this GPU has 7.5"
+    )
+    cuda.capability = (12, 0)
+    assert TensorRtRtx().why_not(target) is None
+
+
+def test_libraries_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise ImportError("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr(tensorrt, "find_spec", lambda name: name)
+    monkeypatch.setattr(tensorrt, "import_module", fail)
+    assert TensorRt().missing() == "tensorrt can't be loaded: libnvinfer.so.10: cannot open shared object file"
+    monkeypatch.setattr(tensorrt, "find_spec", lambda name: None)
+    assert TensorRt().missing() == "tensorrt is not installed: pip install 'ferryman[tensorrt]'"
+    with pytest.raises(EngineError, match="install it with: pip install cuda-bindings"):
+        TensorRt().host()

@@ -60,6 +60,7 @@ def run_build(path: Path, names: Sequence[str], batch: int, json_output: bool) -
         products = ", ".join(f"{count} in {name}" for name, count in sorted(Counter(facts.products.values()).items()))
         how = "was there already" if there else f"built in {facts.seconds:.1f} s"
         out.print(
-            f"{facts.key.target}: {engine.path} {how}, {facts.size_bytes / 1e6:.1f} MB, {facts.key.runtime}, compute "
-            f"capability {facts.key.capability}, batches to {facts.key.batch}; matrix products with weights: {products}"
+            f"{facts.key.target}: {engine.path} {how}, {facts.size_bytes / 1e6:.1f} MB, {facts.key.host.runtime}, "
+            f"compute capability {facts.key.host.capability}, batches to {facts.key.batch}; matrix products with "
+            f"weights: {products}"
         )

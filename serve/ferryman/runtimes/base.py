@@ -124,6 +124,14 @@ class Runtime(ABC):
         del device
         return ""
 
+    def loaded_digest(self, path: Path, target: Target, sha256: str) -> str:
+        """SHA-256 of what is loaded for a variant, whose main file at `path` has the digest `sha256`: here that file.
+
+        Raises EngineError when there is nothing to load.
+        """
+        del path, target
+        return sha256
+
     def _lacks(self, target: Target) -> str | None:
         """Why a device that is there can't run this precision."""
         del target

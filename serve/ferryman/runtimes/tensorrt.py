@@ -6,6 +6,7 @@ A variant is a typed ONNX file; what runs is an engine that `ferryman build` mak
 
 import ctypes
 import json
+import platform
 import threading
 from contextlib import ExitStack
 from importlib import import_module
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferryman.attest import Attestation, attestation
-from ferryman.engines import PORTABLE, Engine, choose_engine, count_precisions, read_engine
+from ferryman.engines import PORTABLE, Engine, Host, choose_engine, count_precisions, read_engine
 from ferryman.errors import EngineError
 from ferryman.runtimes.base import Arrays, Runtime, Session, Settings
 from ferryman.specs import ModelSpec, Target
@@ -34,11 +35,18 @@ class TensorRt(Runtime):
     def missing(self) -> str | None:
         if find_spec(self.module) is None:
             return f"{self.module} is not installed: pip install 'ferryman[{self.extra}]'"
+        try:
+            self.open()
+        except EngineError as error:
+            return str(error)
         return None
 
     def open(self) -> Any:
-        """The module, which is not typed."""
-        return import_module(self.module)
+        """The module, which is not typed. Raises EngineError when its libraries are not there."""
+        try:
+            return import_module(self.module)
+        except (ImportError, OSError, RuntimeError) as error:
+            raise EngineError(f"{self.module} can't be loaded: {' '.join(str(error).split())}") from error
 
     def version(self) -> str:
         return str(self.open().__version__)
@@ -56,13 +64,17 @@ class TensorRt(Runtime):
         del device
         return f"{Cuda().name()}, driver {Cuda().driver()}"
 
-    def capability(self) -> str:
-        """Of the GPU that engines are built for. Raises EngineError without one, unless engines are portable."""
-        return PORTABLE if self.portable else Cuda().capability()
+    def host(self) -> Host:
+        """What engines are built by and for here. Raises EngineError without a GPU, unless engines are portable."""
+        capability = PORTABLE if self.portable else Cuda().capability()
+        return Host(runtime=f"{self.name} {self.version()}", capability=capability, machine=platform.machine())
+
+    def loaded_digest(self, path: Path, target: Target, sha256: str) -> str:
+        del sha256
+        return choose_engine(path, target, self.host()).facts.sha256
 
     def _load(self, path: Path, target: Target, spec: ModelSpec, settings: Settings) -> Session:
-        engine = choose_engine(path, target, f"{self.name} {self.version()}", self.capability())
-        return TensorRtSession(spec, self.open(), engine)
+        return TensorRtSession(spec, self.open(), choose_engine(path, target, self.host()))
 
 
 class TensorRtRtx(TensorRt):
@@ -70,6 +82,13 @@ class TensorRtRtx(TensorRt):
     extra = "tensorrt-rtx"
     module = "tensorrt_rtx"
     portable = True
+
+    def _lacks(self, target: Target) -> str | None:
+        del target
+        capability = Cuda().capability()
+        if int(capability.partition(".")[0]) < 8:
+            return f"TensorRT-RTX's engines need compute capability 8.0 or more, and this GPU has {capability}"
+        return None
 
 
 def has_gpu() -> bool:
@@ -89,7 +108,7 @@ class Cuda:
         try:
             self.api: Any = import_module("cuda.bindings.runtime")
         except ImportError as error:
-            raise EngineError(f"CUDA's bindings can't be loaded: {error}") from error
+            raise EngineError(f"CUDA can't be asked: {error}; install it with: pip install cuda-bindings") from error
 
     def call(self, name: str, *arguments: Any) -> Any:
         try:
@@ -131,7 +150,7 @@ class Buffer:
 
 
 class TensorRtSession(Session):
-    """One engine, one context, one stream: runs wait for each other. Larger batches are run in parts."""
+    """One engine, one stream, a context a range of batches: runs wait for each other. Larger batches go in parts."""
 
     def __init__(self, spec: ModelSpec, module: Any, engine: Engine) -> None:
         super().__init__(spec)
@@ -139,8 +158,8 @@ class TensorRtSession(Session):
         self._cuda, self._module, self._facts = Cuda(), module, engine.facts
         self._batch = engine.facts.key.batch
         with ExitStack() as stack:
-            logger = module.Logger(module.Logger.ERROR)
-            self._engine: Any = module.Runtime(logger).deserialize_cuda_engine(read_engine(engine.path, engine.facts))
+            self._runtime: Any = module.Runtime(module.Logger(module.Logger.ERROR))
+            self._engine: Any = self._runtime.deserialize_cuda_engine(read_engine(engine.path, engine.facts))
             if self._engine is None:
                 raise EngineError(f"can't load {engine.path}: the runtime refuses it; delete it and build it again")
             names = tuple(self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors))
@@ -148,18 +167,24 @@ class TensorRtSession(Session):
                 raise EngineError(
                     f"{engine.path} has inputs and outputs {names}, expected {spec.input_names}, {spec.output_names}"
                 )
-            self._context: Any = self._engine.create_execution_context()
-            if self._context is None:
-                raise EngineError(f"can't load {engine.path}: the GPU has no memory for its context")
             self._stream = self._cuda.call("cudaStreamCreate")
             stack.callback(self._cuda.call, "cudaStreamDestroy", self._stream)
             self._buffers: dict[str, Buffer] = {}
             for tensor in (*spec.inputs, *spec.outputs):
                 shape = tuple(size if isinstance(size, int) else self._batch for size in tensor.shape)
-                buffer = Buffer(self._cuda, shape, np.dtype(tensor.dtype), stack)
-                self._buffers[tensor.name] = buffer
-                self._context.set_tensor_address(tensor.name, buffer.device)
+                self._buffers[tensor.name] = Buffer(self._cuda, shape, np.dtype(tensor.dtype), stack)
+            self._contexts = [self._make_context(profile) for profile in range(len(engine.facts.key.profiles))]
             self._stack = stack.pop_all()
+
+    def _make_context(self, profile: int) -> Any:
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise EngineError("can't load the engine: the GPU has no memory for its context")
+        if not context.set_optimization_profile_async(profile, int(self._stream)):
+            raise EngineError(f"the engine refuses its profile {profile}; delete it and build it again")
+        for name, buffer in self._buffers.items():
+            context.set_tensor_address(name, buffer.device)
+        return context
 
     def attest(self, inputs: Arrays) -> Attestation:
         with self._lock:
@@ -183,13 +208,15 @@ class TensorRtSession(Session):
 
     def _run_part(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         batch, kinds = len(inputs["image"]), self._cuda.api.cudaMemcpyKind
+        ranges = self._facts.key.batches
+        context = next(one for one, (_, most) in zip(self._contexts, ranges, strict=True) if batch <= most)
         for name, array in inputs.items():
             buffer = self._buffers[name]
             buffer.host[:batch] = array
             self._copy(buffer.device, buffer.host[:batch].ctypes.data, array.nbytes, kinds.cudaMemcpyHostToDevice)
-            if not self._context.set_input_shape(name, array.shape):
+            if not context.set_input_shape(name, array.shape):
                 raise EngineError(f"the engine refuses input {name} of shape {array.shape}")
-        if not self._context.execute_async_v3(int(self._stream)):
+        if not context.execute_async_v3(int(self._stream)):
             raise EngineError(f"TensorRT failed on a batch of {batch}")
         for name in self.spec.output_names:
             buffer = self._buffers[name]
@@ -203,5 +230,6 @@ class TensorRtSession(Session):
 
     def _close(self) -> None:
         with self._lock:  # whoever runs comes to an end first
-            self._engine = self._context = None
+            self._contexts.clear()
+            self._engine = self._runtime = None
             self._stack.close()

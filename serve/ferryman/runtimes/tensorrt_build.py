@@ -1,16 +1,32 @@
 """A typed ONNX file into a TensorRT engine: progress, cancelling, timing cache."""
 
+import fcntl
 import hashlib
+import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ferryman.engines import FOLDER, PORTABLE, Engine, EngineFacts, EngineKey, find_engines, make_key, write_engine
-from ferryman.errors import CancelledError, EngineError
-from ferryman.files import replace_file
+from ferryman.attest import attestation
+from ferryman.engines import (
+    FOLDER,
+    PORTABLE,
+    Engine,
+    EngineFacts,
+    EngineKey,
+    find_engines,
+    find_neighbours,
+    make_key,
+    write_engine,
+)
+from ferryman.errors import CancelledError, EngineError, FileAccessError, ParityError
+from ferryman.files import replace_file, temporary_folder
+from ferryman.runtimes.pace import Pace, describe_seconds
 from ferryman.runtimes.tensorrt import Cuda, TensorRt
 from ferryman.specs import ModelSpec, Target
 
@@ -19,33 +35,90 @@ _DATA_TYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", 
 Show = Callable[[str, int, int], None]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What TensorRT gave: the engine, the precision of the network's products by name, what it timed on this GPU."""
+
+    data: bytes
+    products: dict[str, str]
+    timings: bytes
+
+
 def build_engine(
     runtime: TensorRt, onnx: Path, target: Target, spec: ModelSpec, batch: int = BATCH, show: Show = lambda *_: None
 ) -> tuple[Engine, bool]:
     """The engine of an ONNX file for this machine, and whether it was there already. Ctrl-C ends the build.
 
-    batch: the largest; show: told of each phase, its steps done and in all
-    Raises EngineError when it can't be built, FileAccessError when it can't be written; nothing is left then.
+    batch: the largest; show: told of each phase, its steps done and in all, or of the whole where its time is known
+    Raises EngineError when it can't be built, ParityError when it would not compute in what its target names,
+    FileAccessError when it can't be written; nothing is left then.
     """
-    trt = runtime.open()
-    capability = runtime.capability()
-    key = make_key(onnx, target, spec, batch, f"{runtime.name} {runtime.version()}", capability)
-    for engine in find_engines(onnx):
-        if engine.facts.key == key:
-            return engine, True
-    cache = None if capability == PORTABLE else onnx.parent / FOLDER / f"{runtime.name}-{capability}.timing"
-    start = time.monotonic()
-    data, products = _interruptible(lambda cancelled: _build(trt, onnx, key, cache, show, cancelled))
-    facts = EngineFacts(
-        key=key,
-        sha256=hashlib.sha256(data).hexdigest(),
-        size_bytes=len(data),
-        gpu="" if capability == PORTABLE else Cuda().name(),
-        created=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        seconds=round(time.monotonic() - start, 3),
-        products=products,
-    )
-    return write_engine(onnx, data, facts), False
+    trt, host = runtime.open(), runtime.host()
+    key = make_key(onnx, target, spec, batch, host)
+    with _alone(onnx, show):
+        for engine in find_engines(onnx):
+            if engine.facts.key == key:
+                return engine, True
+        folder = onnx.parent / FOLDER
+        _check_space(onnx)
+        # Taken now, lest minutes of work end with a folder that can't be written; it goes when nothing comes of them.
+        with temporary_folder(folder, key.digest):
+            portable = host.capability == PORTABLE  # what was timed on no GPU is of no use to the next build
+            cache = None if portable else folder / f"{runtime.name}-{host.capability}-{host.machine}.timing"
+            pace = _take_pace(onnx, key)
+            plan: Plan = _interruptible(lambda cancelled: _build(trt, onnx, key, target, cache, show, pace, cancelled))
+            pace.stop()
+            facts = EngineFacts(
+                key=key,
+                sha256=hashlib.sha256(plan.data).hexdigest(),
+                size_bytes=len(plan.data),
+                gpu="" if portable else Cuda().name(),
+                created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+                seconds=pace.seconds,
+                pace=pace.marks(),
+                steps=pace.steps,
+                products=plan.products,
+            )
+            if cache is not None:
+                with replace_file(cache) as temporary:
+                    temporary.write_bytes(plan.timings)
+            return write_engine(onnx, plan.data, facts), False
+
+
+@contextmanager
+def _alone(onnx: Path, show: Show) -> Generator[None, None, None]:
+    """One build of a file at a time: two on one GPU spoil each other's timings, and the second finds the first's."""
+    with onnx.open("rb") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                show("wait for another build of it", 0, 1)
+                time.sleep(0.1)
+            except OSError:  # a file system without locks: both build, and the last one's stays
+                break
+        yield
+
+
+def _check_space(onnx: Path) -> None:
+    """Raises FileAccessError where an engine, which is about as large as its weights, has no room."""
+    needed = sum(path.stat().st_size for path in (onnx, onnx.with_name(f"{onnx.name}.data")) if path.exists())
+    free = shutil.disk_usage(onnx.parent).free
+    if free < needed:
+        raise FileAccessError(
+            f"can't write {onnx.parent / FOLDER}: {free / 1e6:.0f} MB are free, and an engine takes about "
+            f"{needed / 1e6:.0f} MB; make room and build again"
+        )
+
+
+def _take_pace(onnx: Path, key: EngineKey) -> Pace:
+    """By the newest engine of the same target and GPU beside this one."""
+    for engine in find_neighbours(onnx):
+        facts = engine.facts
+        if (facts.key.target, facts.key.host.capability) == (key.target, key.host.capability):
+            return Pace(facts.pace, facts.steps)
+    return Pace()
 
 
 def _interruptible(work: Callable[[threading.Event], Any]) -> Any:
@@ -78,10 +151,20 @@ def _interruptible(work: Callable[[threading.Event], Any]) -> Any:
 
 
 def _build(
-    trt: Any, onnx: Path, key: EngineKey, cache: Path | None, show: Show, cancelled: threading.Event
-) -> tuple[bytes, dict[str, str]]:
+    trt: Any,
+    onnx: Path,
+    key: EngineKey,
+    target: Target,
+    cache: Path | None,
+    show: Show,
+    pace: Pace,
+    cancelled: threading.Event,
+) -> Plan:
     logger = _make_logger(trt)
-    builder = trt.Builder(logger)
+    try:
+        builder = trt.Builder(logger)
+    except (TypeError, RuntimeError) as error:  # where TensorRT finds no driver, or one that is too old
+        raise EngineError(f"TensorRT can't start: {logger.last or error}") from error
     # TensorRT 11 knows no other networks and takes no notice of the flag; 10 needs it.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
@@ -89,30 +172,31 @@ def _build(
         problems = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
         raise EngineError(f"TensorRT can't read {onnx}: {' '.join(problems.split())}")
     names = [str(network.get_input(index).name) for index in range(network.num_inputs)]
-    if sorted(names) != sorted(key.profiles):
-        raise EngineError(f"{onnx} takes {', '.join(names)}, expected {', '.join(key.profiles)}")
+    if sorted(names) != sorted(key.profiles[0]):
+        raise EngineError(f"{onnx} takes {', '.join(names)}, expected {', '.join(key.profiles[0])}")
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # else fp32 keeps ten bits of every number
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # what the attestation reads
-    profile = builder.create_optimization_profile()
-    for name, shapes in key.profiles.items():
-        profile.set_shape(name, *shapes)
-    config.add_optimization_profile(profile)
+    for ranges in key.profiles:
+        profile = builder.create_optimization_profile()
+        for name, shapes in ranges.items():
+            profile.set_shape(name, *shapes)
+        config.add_optimization_profile(profile)
     if cache is not None:
         timing = config.create_timing_cache(cache.read_bytes() if cache.exists() else b"")
         config.set_timing_cache(timing, False)
-    monitor = _make_monitor(trt, show, cancelled)  # must outlive the build
+    monitor = _make_monitor(trt, show, pace, cancelled)  # must outlive the build
     config.progress_monitor = monitor
     products = find_products(trt, network)
+    told = attestation([("product", precision, True) for precision in products.values()])
+    for failure in told.find_failures(target.precision):
+        raise ParityError(f"{onnx} is not what {target} says: in TensorRT's network {failure}")
     data = builder.build_serialized_network(network, config)
     if data is None:
         if cancelled.is_set():
             raise CancelledError("the build was cancelled")
         raise EngineError(f"TensorRT can't build {onnx}: {logger.last or 'it does not say why'}")
-    if cache is not None:
-        with replace_file(cache) as temporary:
-            temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
-    return bytes(data), products
+    return Plan(bytes(data), products, bytes(config.get_timing_cache().serialize()) if cache is not None else b"")
 
 
 def find_products(trt: Any, network: Any) -> dict[str, str]:
@@ -174,22 +258,37 @@ def _make_logger(trt: Any) -> Any:
     return Logger()
 
 
-def _make_monitor(trt: Any, show: Show, cancelled: threading.Event) -> Any:
+def _make_monitor(trt: Any, show: Show, pace: Pace, cancelled: threading.Event) -> Any:
     class Monitor(trt.IProgressMonitor):
+        """Tells of the whole by its time where an earlier build was as long, else of each phase by its steps."""
+
         def __init__(self) -> None:
             super().__init__()
             self.steps: dict[str, int] = {}
+            self.said: dict[
+                int, str
+            ] = {}  # by the tenth of the time: an estimate that changes with every step helps none
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             del parent_phase
             self.steps[phase_name] = num_steps
-            show(f"TensorRT: {phase_name}", 0, num_steps)
+            self.tell(phase_name, 0)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            show(f"TensorRT: {phase_name}", step + 1, self.steps[phase_name])
+            pace.count()
+            self.tell(phase_name, step + 1)
             return not cancelled.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
-            show(f"TensorRT: {phase_name}", self.steps[phase_name], self.steps[phase_name])
+            self.tell(phase_name, self.steps[phase_name])
+
+        def tell(self, phase: str, done: int) -> None:
+            share, left = pace.share(), pace.seconds_left()
+            if share is None or left is None:
+                show(f"TensorRT: {phase}", done, self.steps[phase])
+            else:
+                tenth = int(share * 10)
+                line = self.said.setdefault(tenth, f"TensorRT: {tenth * 10} %, about {describe_seconds(left)} left")
+                show(line, int(share * 1000), 1000)
 
     return Monitor()
