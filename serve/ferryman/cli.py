@@ -31,6 +31,14 @@ Certificates = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Folder of certificates, by default each bundle's; for read-only storage."),
 ]
+AccuracyPlace = Annotated[
+    Path | None,
+    typer.Option(
+        "--accuracy",
+        metavar="DIR",
+        help="Count right answers too: pictures in a folder a class, or COCO's annotations.",
+    ),
+]
 Draw = Annotated[
     Path | None,
     typer.Option(metavar="OUT.png", help="Draw the answer; a folder when there are several images."),
@@ -104,6 +112,7 @@ def export(
         Path | None, typer.Option(metavar="DIR", help="Some hundred real pictures for the variants in int8.")
     ] = None,
     samples: Annotated[Path | None, typer.Option(help="Folder of real pictures to compare on.")] = None,
+    accuracy: AccuracyPlace = None,
     tolerance: Annotated[float | None, typer.Option(help="Largest absolute error of every limited output.")] = None,
     arch: Arch = None,
     labels: Labels = None,
@@ -140,6 +149,7 @@ def export(
         bisect,
         explain,
         calibration,
+        accuracy,
         json_output,
     )
 
@@ -149,6 +159,7 @@ def verify(
     bundle: BundlePath,
     target: Annotated[str | None, typer.Option(help="The variant, by default every one that can run here.")] = None,
     certificates: Certificates = None,
+    accuracy: AccuracyPlace = None,
     threads: Threads = None,
     streams: Streams = None,
     hint: HintName = None,
@@ -157,7 +168,7 @@ def verify(
     """Prove on this device, without PyTorch, that a bundle answers like PyTorch; certify each of its variants."""
     from ferryman.commands.verify import run_verify
 
-    run_verify(bundle, target, certificates, _settings(threads, streams, hint), json_output)
+    run_verify(bundle, target, certificates, accuracy, _settings(threads, streams, hint), json_output)
 
 
 @app.command()
@@ -325,6 +336,7 @@ def advise(
     target: TargetNames = None,
     seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long to measure each variant.")] = 5.0,
     certificates: Certificates = None,
+    accuracy: AccuracyPlace = None,
     plot: Annotated[Path | None, typer.Option(metavar="OUT.png", help="Draw speed against error.")] = None,
     threads: Threads = None,
     streams: Streams = None,
@@ -335,7 +347,7 @@ def advise(
     from ferryman.commands.advise import run_advise
 
     settings = _settings(threads, streams, hint)
-    run_advise(bundle, target or [], seconds, certificates, plot, settings, json_output)
+    run_advise(bundle, target or [], seconds, certificates, accuracy, plot, settings, json_output)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from math import log10
 from pathlib import Path
 from typing import Any
 
+from ferryman.accuracy import AccuracyReport
 from ferryman.bench.advice import Advice, Measured
 from ferryman.errors import MissingExtraError, UsageError
 from ferryman.files import replace_file
@@ -21,8 +22,11 @@ def check_plot(path: Path) -> None:
         raise MissingExtraError("a picture of measurements", "plot")
 
 
-def plot_advice(advice: Advice, title: str, path: Path) -> None:
-    """Each variant at its worst error and its speed; the front is a line, the recommendation a ring."""
+def plot_advice(advice: Advice, title: str, path: Path, counted: AccuracyReport | None = None) -> None:
+    """Each variant at its worst error and its speed; the front is a line, the recommendation a ring.
+
+    counted: the accuracy that stands beside each, where it was measured
+    """
     from matplotlib.figure import Figure
 
     shown = [one for one in advice.variants if one.proof is not None]
@@ -57,7 +61,7 @@ def plot_advice(advice: Advice, title: str, path: Path) -> None:
     axes.set_xlim(min(places) / 4, max(places) * 4)
     if any(one.proof is not None and not one.proof.passed for one in shown):
         axes.plot([], [], "x", color=_REFUSED, linestyle="none", label="out of tolerance")
-    _label(axes, shown)
+    _label(axes, shown, counted)
     axes.grid(visible=True, which="major", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)  # above, where no mark can be
@@ -70,7 +74,7 @@ def _place(one: Measured) -> float:
     return max(_SMALLEST, one.proof.error if one.proof is not None else _SMALLEST)
 
 
-def _label(axes: Any, shown: list[Measured]) -> None:
+def _label(axes: Any, shown: list[Measured], counted: AccuracyReport | None) -> None:
     """Name and time beside each mark, towards the middle; those of marks that are close stand below one another."""
     left, right = (log10(edge) for edge in axes.get_xlim())
     gap = axes.get_ylim()[1] * 0.085
@@ -82,8 +86,9 @@ def _label(axes: Any, shown: list[Measured]) -> None:
         while any(side == outer and abs(height - other) < gap for side, other in written):
             height -= gap / 8
         written.append((outer, height))
+        accuracy = "" if counted is None else f", {counted.figure} {counted.value(one.target):.3f}"
         axes.annotate(
-            f"{one.target}\n{one.median_ms:.3g} ms, error {one.proof.error if one.proof else 0:.1g}",
+            f"{one.target}\n{one.median_ms:.3g} ms, error {one.proof.error if one.proof else 0:.1g}{accuracy}",
             (x, height), xytext=(-16 if outer else 16, 0), textcoords="offset points",
             ha="right" if outer else "left", va="center", fontsize=9, linespacing=1.25,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}, zorder=2.5,

@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from ferryman import __version__
+from ferryman.accuracy import AccuracyReport, measure_accuracy, read_truth
 from ferryman.bench.advice import Advice, Measured, Proof, advise, measure_speed, summarize_proof
 from ferryman.bench.advice_plot import check_plot, plot_advice
 from ferryman.bench.turns import ROUNDS, run_in_turn, time_session
 from ferryman.bundle import Bundle
 from ferryman.certificates import read_certificate
+from ferryman.commands.accuracy import print_pictures
 from ferryman.commands.console import StageProgress, make_table, out, print_json, print_table, show_stages
 from ferryman.commands.verify import choose_targets
 from ferryman.device import read_device
@@ -27,6 +29,7 @@ def run_advise(
     names: Sequence[str],
     seconds: float,
     folder: Path | None,
+    accuracy: Path | None,
     plot: Path | None,
     settings: Settings,
     json_output: bool,
@@ -34,6 +37,7 @@ def run_advise(
     """Measures the targets named, or every one that can run here, and prints what they are good for.
 
     seconds: of each target; folder: of the certificates; plot: a PNG file to draw
+    accuracy: labelled pictures to count right answers on
     Raises EngineError when none can run here, UsageError for a target that the bundle has not.
     """
     if plot is not None:
@@ -41,21 +45,26 @@ def run_advise(
     bundle = Bundle.open(path)
     targets, reasons = choose_targets(bundle, names)
     with show_stages() as show:
+        truth = None if accuracy is None else read_truth(accuracy, bundle.spec, show)
         advice, failed = measure_targets(bundle, targets, seconds, folder, settings, show)
+        able = [one for one in targets if one not in failed]
+        counted = None if truth is None else measure_accuracy(bundle, able, truth, settings, show)
     reasons |= failed
     height, width = bundle.spec.preprocess.size
     device = read_device()
     if plot is not None and advice.recommended is not None:  # else nothing is known of any error
-        plot_advice(advice, f"{bundle.name} at {height}x{width}, one picture at a time\n{device.cpu}", plot)
+        plot_advice(advice, f"{bundle.name} at {height}x{width}, one picture at a time\n{device.cpu}", plot, counted)
     if json_output:
         facts = {"ferryman": __version__, "bundle": f"{bundle.name}/{bundle.version}", "bundle_digest": bundle.digest}
         facts |= {"device": device.model_dump(mode="json"), "settings": vars(settings)}
         facts |= {"size": [height, width], "seconds": seconds, "rounds": ROUNDS}
         facts |= advice.model_dump(mode="json")
+        if counted is not None:
+            facts |= {"accuracy": counted.model_dump(mode="json")}
         print_json(facts | {"can_not_run": {str(one): why for one, why in reasons.items()}})
         return
     out.print(f"{bundle.name} at {height}x{width}, one picture at a time, {ROUNDS} rounds in turn, on {device.cpu}")
-    print_advice(advice)
+    print_advice(advice, counted)
     for one, why in reasons.items():
         out.print(f"{one} can't run here: {why}")
     if plot is not None:
@@ -111,12 +120,13 @@ def find_proof(bundle: Bundle, target: Target, folder: Path | None) -> Proof | N
         return summarize_proof(read_reports(bundle, target), "at export")
 
 
-def print_advice(advice: Advice) -> None:
-    """A row a variant, then the recommendation and why."""
+def print_advice(advice: Advice, counted: AccuracyReport | None = None) -> None:
+    """A row a variant, then the recommendation and why. counted: the accuracy of each, where it was measured"""
     first = advice.variants[0].target
     table = make_table(
-        "variant", "median ms", f"times as fast as {first}", "worst error", "agreement", "measured", "MB", "load s", "",
-        numbers=(1, 2, 3, 4, 6, 7),
+        "variant", "median ms", f"times as fast as {first}", "worst error", "agreement", "measured", "MB", "load s",
+        "" if counted is None else counted.figure, "",
+        numbers=(1, 2, 3, 4, 6, 7, 8),
     )  # fmt: skip
     for one in advice.variants:
         table.add_row(
@@ -126,9 +136,12 @@ def print_advice(advice: Advice) -> None:
             *_describe_proof(one.proof),
             f"{one.size_bytes / 1e6:.1f}",
             f"{one.load_s:.2f}",
+            "" if counted is None else f"{counted.value(one.target):.3f}",
             "on the front" if one.target in advice.front else "",
         )
     print_table(table)
+    if counted is not None:
+        print_pictures(counted)
     for number, reason in enumerate(advice.reasons):
         out.print(f"{'' if number else chr(10)}{reason[0].upper() if not number else reason[0]}{reason[1:]}")
 
