@@ -149,9 +149,9 @@ def export_foreign(model: ForeignModel, request: ExportRequest, progress: Progre
     name = _check_name(request.name or Path(model.source.source).stem)
     truth = read_truth(request.accuracy, model.spec, progress) if request.accuracy else None
     spec, progress = model.spec, _name_stages(progress, model.spec)
-    calibration = read_calibration(request.calibration, spec) if request.calibration else None
     pictures = read_samples(request, spec, MAX_SAMPLES)
     names, inputs = make_inputs(pictures, spec)
+    calibration = read_calibration(request.calibration, spec, inputs) if request.calibration else None
     advance = count_steps(progress, "answer the golden samples with the ONNX file", len(names))
     golden = GoldenSamples(names, inputs, model.answer(inputs, advance))
     crossing = Crossing(spec, golden, model.write, None, progress, calibration)
@@ -247,9 +247,9 @@ def prepare(
     checkpoint: Checkpoint, spec: ModelSpec, request: ExportRequest, tolerance: Tolerance, progress: Progress
 ) -> Crossing:
     """The golden samples, and the wrapper proved on them in PyTorch."""
-    calibration = read_calibration(request.calibration, spec) if request.calibration else None
     pictures = read_samples(request, spec, choose_count(checkpoint.module, spec.preprocess.size))
     names, inputs = make_inputs(pictures, spec)
+    calibration = read_calibration(request.calibration, spec, inputs) if request.calibration else None
     advance = count_steps(progress, "answer the golden samples with PyTorch", len(names))
     golden = GoldenSamples(names, inputs, reference_outputs(checkpoint.module, inputs, spec, advance))
     wrap = request.module or choose_module(spec)

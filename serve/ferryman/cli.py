@@ -69,9 +69,10 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a m
 Spec = Annotated[
     Path | None, typer.Option(help="JSON file with task, labels and preprocess of an exported program (.pt2).")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of a model; by default all.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads of a model; by default all.")]
 Streams = Annotated[
-    int | None, typer.Option(min=1, help="Inferences side by side that share the threads, where the runtime has such.")
+    int | None,
+    typer.Option(min=1, max=1024, help="Inferences side by side that share the threads, where the runtime has such."),
 ]
 HintName = Annotated[
     Literal["latency", "throughput"] | None, typer.Option("--hint", help="What to be good at; by default latency.")

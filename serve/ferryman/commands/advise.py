@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ferryman import __version__
 from ferryman.accuracy import AccuracyReport, measure_accuracy, read_truth
-from ferryman.bench.advice import Advice, Measured, Proof, advise, measure_speed, summarize_proof
+from ferryman.bench.advice import Advice, Measured, Proof, advise, describe_error, measure_speed, summarize_proof
 from ferryman.bench.advice_plot import check_plot, plot_advice
 from ferryman.bench.turns import ROUNDS, run_in_turn, time_session
 from ferryman.bundle import Bundle
@@ -17,7 +17,7 @@ from ferryman.commands.accuracy import print_pictures
 from ferryman.commands.console import StageProgress, make_table, out, print_json, print_table, show_stages
 from ferryman.commands.verify import choose_targets
 from ferryman.device import read_device
-from ferryman.errors import CertificateError, EngineError
+from ferryman.errors import CertificateError, EngineError, FileAccessError
 from ferryman.proof import read_reports
 from ferryman.runtimes import open_session
 from ferryman.runtimes.base import Session, Settings
@@ -38,7 +38,8 @@ def run_advise(
 
     seconds: of each target; folder: of the certificates; plot: a PNG file to draw
     accuracy: labelled pictures to count right answers on
-    Raises EngineError when none can run here, UsageError for a target that the bundle has not.
+    Raises EngineError when none can run here, UsageError for a target that the bundle has not; and, with the advice
+    printed, FileAccessError when the plot can't be written.
     """
     if plot is not None:
         check_plot(plot)
@@ -52,8 +53,6 @@ def run_advise(
     reasons |= failed
     height, width = bundle.spec.preprocess.size
     device = read_device()
-    if plot is not None and advice.recommended is not None:  # else nothing is known of any error
-        plot_advice(advice, f"{bundle.name} at {height}x{width}, one picture at a time\n{device.cpu}", plot, counted)
     if json_output:
         facts = {"ferryman": __version__, "bundle": f"{bundle.name}/{bundle.version}", "bundle_digest": bundle.digest}
         facts |= {"device": device.model_dump(mode="json"), "settings": vars(settings)}
@@ -62,13 +61,25 @@ def run_advise(
         if counted is not None:
             facts |= {"accuracy": counted.model_dump(mode="json")}
         print_json(facts | {"can_not_run": {str(one): why for one, why in reasons.items()}})
+    else:
+        out.print(f"{bundle.name} at {height}x{width}, one picture at a time, {ROUNDS} rounds in turn, on {device.cpu}")
+        print_advice(advice, counted)
+        for one, why in reasons.items():
+            out.print(f"{one} can't run here: {why}")
+    if plot is None:
         return
-    out.print(f"{bundle.name} at {height}x{width}, one picture at a time, {ROUNDS} rounds in turn, on {device.cpu}")
-    print_advice(advice, counted)
-    for one, why in reasons.items():
-        out.print(f"{one} can't run here: {why}")
-    if plot is not None:
-        out.print(f"drawn: {plot}" if advice.recommended is not None else "nothing is drawn: no variant may be used")
+    # Last: what took minutes to measure must not be lost to a folder that can't be written.
+    drawn = advice.recommended is not None
+    if drawn:
+        try:
+            plot_advice(
+                advice, f"{bundle.name} at {height}x{width}, one picture at a time\n{device.cpu}", plot, counted
+            )
+        except FileAccessError as error:
+            error.answered = json_output
+            raise
+    if not json_output:
+        out.print(f"drawn: {plot}" if drawn else "nothing is drawn: no variant may be used")
 
 
 def measure_targets(
@@ -142,12 +153,13 @@ def print_advice(advice: Advice, counted: AccuracyReport | None = None) -> None:
     print_table(table)
     if counted is not None:
         print_pictures(counted)
-    for number, reason in enumerate(advice.reasons):
-        out.print(f"{'' if number else chr(10)}{reason[0].upper() if not number else reason[0]}{reason[1:]}")
+    out.print()
+    for reason in advice.reasons:
+        out.print(reason)
 
 
 def _describe_proof(proof: Proof | None) -> tuple[str, str, str]:
     if proof is None:
         return "-", "-", "never"
     shares = [share for share in (proof.top1_agreement, proof.matched_detections) if share is not None]
-    return f"{proof.error:.2g}", ", ".join(f"{share:.2%}" for share in shares) or "-", proof.measured
+    return describe_error(proof.error), ", ".join(f"{share:.2%}" for share in shares) or "-", proof.measured

@@ -75,8 +75,8 @@ def run_verify(
     for certificate in certificates:
         certificate.raise_for_failures()
     if unwritten is not None:
-        message = f"within tolerance, but without a certificate: {unwritten}, or name a folder with --certificates"
-        raise FileAccessError(message) from unwritten
+        hint = ", or name a folder with --certificates" if folder is None else ""
+        raise FileAccessError(f"within tolerance, but without a certificate: {unwritten}{hint}") from unwritten
     if json_output:
         documents = [
             {"path": str(place), **certificate.model_dump(mode="json")}
