@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from ferryman.accuracy import read_accuracy
+from ferryman.commands.accuracy import print_accuracy
 from ferryman.commands.console import make_table, out, print_json, print_table, show_stages
 from ferryman.commands.inspect import describe_specs
 from ferryman.commands.verify import print_report
@@ -28,6 +30,7 @@ def run_export(
     bisect: bool,
     explain: bool,
     calibration: Path | None,
+    accuracy: Path | None,
     json_output: bool,
 ) -> None:
     """Raises what `pipeline.export` raises; nothing but finished variants is left in the repository then."""
@@ -49,10 +52,11 @@ def run_export(
             explain=explain,
             targets=chosen,
             calibration=calibration,
+            accuracy=accuracy,
         )
         bundle = export(request, progress)
     seconds, peak_bytes = time.monotonic() - start, peak_memory_bytes()
-    reports = read_reports(bundle)
+    reports, counted = read_reports(bundle), read_accuracy(bundle)
     if json_output:
         document = {
             "bundle": str(bundle.path),
@@ -63,7 +67,9 @@ def run_export(
             "peak_memory_bytes": peak_bytes,
             "notes": bundle.manifest.source.notes,
         }
-        findings = {"bisect": found} if bisect else {}
+        findings: dict[str, object] = {"bisect": found} if bisect else {}
+        if counted is not None:
+            findings["accuracy"] = counted.model_dump(mode="json")
         print_json(document | findings | {"parity": [report.model_dump(mode="json") for report in reports]})
         return
     notes = [f"note: {note}" for note in bundle.manifest.source.notes]
@@ -72,6 +78,8 @@ def run_export(
         out.print(note)
     for report in reports:
         print_report(report)
+    if counted is not None:
+        print_accuracy(counted)
     for line in found:
         out.print(line)
     out.print(f"{bundle.path}: written in {seconds:.0f} s with at most {peak_bytes / 1e9:.1f} GB of memory")

@@ -8,13 +8,14 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import onnx
 import torch
 from PIL import Image
 
+from ferryman.accuracy import ACCURACY, Truth, measure_accuracy, read_truth
 from ferryman.bundle import Bundle, new_version, seal
 from ferryman.certificates import certify
 from ferryman.errors import ParityError, UsageError
@@ -75,6 +76,7 @@ class ExportRequest:
     module: wraps the model into the graph contract, by default the task's own (`wrappers.choose_module`)
     explain: the graph answers where the model looked too; see `explain.explained_spec`
     targets: variants to build beside the canonical one; calibration: a folder of real pictures for those in int8
+    accuracy: labelled pictures to count each variant's right answers on; see `ferryman.accuracy`
     """
 
     source: str
@@ -90,6 +92,7 @@ class ExportRequest:
     explain: bool = False
     targets: tuple[Target, ...] = ()
     calibration: Path | None = None
+    accuracy: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -133,11 +136,10 @@ def export_checkpoint(checkpoint: Checkpoint, request: ExportRequest, progress: 
         format=checkpoint.format,
         notes=checkpoint.notes,
     )
-    crossings = [
-        prepare(checkpoint, spec, request, tolerance, _name_stages(progress, spec))
-        for spec in choose_specs(checkpoint, request)
-    ]
-    return write_bundle(name, source, crossings, request, tolerance, progress)
+    specs = choose_specs(checkpoint, request)
+    truth = read_truth(request.accuracy, specs[0], progress) if request.accuracy else None
+    crossings = [prepare(checkpoint, spec, request, tolerance, _name_stages(progress, spec)) for spec in specs]
+    return write_bundle(name, source, crossings, request, tolerance, truth, progress)
 
 
 def export_foreign(model: ForeignModel, request: ExportRequest, progress: Progress) -> Bundle:
@@ -146,14 +148,15 @@ def export_foreign(model: ForeignModel, request: ExportRequest, progress: Progre
         raise UsageError("--size, --bisect and --explain don't go with an ONNX file")
     request.options.allow(request.source)
     name = _check_name(request.name or Path(model.source.source).stem)
+    truth = read_truth(request.accuracy, model.spec, progress) if request.accuracy else None
     spec, progress = model.spec, _name_stages(progress, model.spec)
-    calibration = read_calibration(request.calibration, spec) if request.calibration else None
     pictures = read_samples(request, spec, MAX_SAMPLES)
     names, inputs = make_inputs(pictures, spec)
+    calibration = read_calibration(request.calibration, spec, inputs) if request.calibration else None
     advance = count_steps(progress, "answer the golden samples with the ONNX file", len(names))
     golden = GoldenSamples(names, inputs, model.answer(inputs, advance))
     crossing = Crossing(spec, golden, model.write, None, progress, calibration)
-    return write_bundle(name, model.source, [crossing], request, _tolerance(request.tolerance), progress)
+    return write_bundle(name, model.source, [crossing], request, _tolerance(request.tolerance), truth, progress)
 
 
 def write_bundle(
@@ -162,9 +165,13 @@ def write_bundle(
     crossings: list[Crossing],
     request: ExportRequest,
     tolerance: Tolerance,
+    truth: Truth[Any] | None,
     progress: Progress,
 ) -> Bundle:
-    """Writes and proves every crossing's graph, and seals the bundle. Raises ParityError, ExportError."""
+    """Writes and proves every crossing's graph, and seals the bundle. Raises ParityError, ExportError.
+
+    truth: what to measure accuracy on, None for nothing
+    """
     with new_version(request.repository, name) as new:
         tools = tool_versions()
         tools |= {run_as(target).runtime: find_runtime(run_as(target)).version() for target in request.targets}
@@ -203,6 +210,12 @@ def write_bundle(
             "tools": tools,
         }
         seal(new.folder, facts)
+        if truth is not None:
+            unfinished = Bundle.open(new.folder)
+            able = [target for target in unfinished.targets if run_as(target) == target]
+            counted = measure_accuracy(unfinished, able, truth, progress=progress)
+            (new.folder / ACCURACY).write_text(counted.model_dump_json(indent=1), encoding="utf-8")
+            seal(new.folder, facts)
     for key, _ in shelved:
         shelf.drop(key)
     assert new.path is not None
@@ -237,9 +250,9 @@ def prepare(
     checkpoint: Checkpoint, spec: ModelSpec, request: ExportRequest, tolerance: Tolerance, progress: Progress
 ) -> Crossing:
     """The golden samples, and the wrapper proved on them in PyTorch."""
-    calibration = read_calibration(request.calibration, spec) if request.calibration else None
     pictures = read_samples(request, spec, choose_count(checkpoint.module, spec.preprocess.size))
     names, inputs = make_inputs(pictures, spec)
+    calibration = read_calibration(request.calibration, spec, inputs) if request.calibration else None
     advance = count_steps(progress, "answer the golden samples with PyTorch", len(names))
     golden = GoldenSamples(names, inputs, reference_outputs(checkpoint.module, inputs, spec, advance))
     wrap = request.module or choose_module(spec)

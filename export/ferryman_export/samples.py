@@ -10,11 +10,10 @@ from torch import nn
 
 from ferryman.errors import FileAccessError, ImageError, UsageError
 from ferryman.golden import Tensors
-from ferryman.preprocess import decode_image, fit_image, stack_inputs
+from ferryman.preprocess import SUFFIXES, decode_image, fit_image, stack_inputs
 from ferryman.specs import ModelSpec
 
 Item = TypeVar("Item")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_SAMPLES = 16
 MIN_SAMPLES = 6  # one more than the largest batch that parity runs, so that every batch has other neighbours
 # Of MAX_SAMPLES, on a canvas that is padded: one that fills it, a wide and a tall one. See `add_crops`.

@@ -39,7 +39,7 @@ def main() -> None:
             _say_stopped()
             raise SystemExit(_Stopped.told) from error
         if isinstance(error, FerrymanError):
-            _complain(str(error), type(error).__name__)
+            _complain(str(error), type(error).__name__, error.answered)
             raise SystemExit(error.exit_status) from error
         if isinstance(error, OSError):  # such as a full disk under stdout; files that are named raise FileAccessError
             _complain(f"the operating system refused: {error.strerror or error}", "FileAccessError")
@@ -72,14 +72,14 @@ def _run() -> None:
     raise SystemExit(0)
 
 
-def _complain(text: str, kind: str) -> None:
-    """One line on stderr and, where JSON was asked for, one document on stdout."""
+def _complain(text: str, kind: str, answered: bool = False) -> None:
+    """One line on stderr and, where JSON was asked for and not `answered` yet, one document on stdout."""
     import json
 
     message = " ".join(text.split())
     sys.stderr.write(f"ferryman: {message}\n")
     try:
-        if "--json" in sys.argv:
+        if "--json" in sys.argv and not answered:
             sys.stdout.write(json.dumps({"error": {"type": kind, "message": message}}) + "\n")
         sys.stdout.flush()
     except OSError:  # the reader of our output went away: else Python fails once more when it flushes at its end

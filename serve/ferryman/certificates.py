@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ferryman.bundle import CERTIFICATES, Bundle
 from ferryman.device import DeviceFacts, read_device
@@ -24,7 +24,7 @@ class Certificate(Facts):
     """What was measured, where, and on which files. Digests are SHA-256; variants and reports are one a size.
 
     bundle: NAME/VERSION; variant_digests: of what was loaded, see `Runtime.loaded_digest`
-    accelerator: see `Runtime.accelerator`
+    accelerator: see `Runtime.accelerator`; passed: whether every report did
     """
 
     bundle: str
@@ -35,6 +35,12 @@ class Certificate(Facts):
     accelerator: str
     reports: Annotated[tuple[ParityReport, ...], Field(min_length=1)]
     passed: bool
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.passed != all(report.passed for report in self.reports):
+            raise ValueError(f"passed is {self.passed}, and the reports say otherwise: it was edited")
+        return self
 
     @property
     def target(self) -> str:
@@ -115,7 +121,12 @@ def read_certificate(bundle: Bundle, target: Target, folder: Path | None = None)
     except OSError as error:
         raise CertificateError(f"{path} can't be read: {error.strerror}") from error
     except ValidationError as error:
-        raise CertificateError(f"{path} holds none that this version can read") from error
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        why = first["msg"].removeprefix("Value error, ")
+        raise CertificateError(
+            f"{path} holds none that this version can read: {f'{where}: ' if where else ''}{why}"
+        ) from error
     device = read_device()
     # Cores, memory, kernel and Python change the speed at most.
     for what, then, now in (

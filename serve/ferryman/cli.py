@@ -31,6 +31,14 @@ Certificates = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Folder of certificates, by default each bundle's; for read-only storage."),
 ]
+AccuracyPlace = Annotated[
+    Path | None,
+    typer.Option(
+        "--accuracy",
+        metavar="DIR",
+        help="Count right answers too: pictures in a folder a class, or COCO's annotations.",
+    ),
+]
 Draw = Annotated[
     Path | None,
     typer.Option(metavar="OUT.png", help="Draw the answer; a folder when there are several images."),
@@ -61,9 +69,10 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a m
 Spec = Annotated[
     Path | None, typer.Option(help="JSON file with task, labels and preprocess of an exported program (.pt2).")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of a model; by default all.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads of a model; by default all.")]
 Streams = Annotated[
-    int | None, typer.Option(min=1, help="Inferences side by side that share the threads, where the runtime has such.")
+    int | None,
+    typer.Option(min=1, max=1024, help="Inferences side by side that share the threads, where the runtime has such."),
 ]
 HintName = Annotated[
     Literal["latency", "throughput"] | None, typer.Option("--hint", help="What to be good at; by default latency.")
@@ -104,6 +113,7 @@ def export(
         Path | None, typer.Option(metavar="DIR", help="Some hundred real pictures for the variants in int8.")
     ] = None,
     samples: Annotated[Path | None, typer.Option(help="Folder of real pictures to compare on.")] = None,
+    accuracy: AccuracyPlace = None,
     tolerance: Annotated[float | None, typer.Option(help="Largest absolute error of every limited output.")] = None,
     arch: Arch = None,
     labels: Labels = None,
@@ -140,6 +150,7 @@ def export(
         bisect,
         explain,
         calibration,
+        accuracy,
         json_output,
     )
 
@@ -162,6 +173,7 @@ def verify(
     bundle: BundlePath,
     target: Annotated[str | None, typer.Option(help="The variant, by default every one that can run here.")] = None,
     certificates: Certificates = None,
+    accuracy: AccuracyPlace = None,
     threads: Threads = None,
     streams: Streams = None,
     hint: HintName = None,
@@ -170,7 +182,7 @@ def verify(
     """Prove on this device, without PyTorch, that a bundle answers like PyTorch; certify each of its variants."""
     from ferryman.commands.verify import run_verify
 
-    run_verify(bundle, target, certificates, _settings(threads, streams, hint), json_output)
+    run_verify(bundle, target, certificates, accuracy, _settings(threads, streams, hint), json_output)
 
 
 @app.command()
@@ -338,6 +350,7 @@ def advise(
     target: TargetNames = None,
     seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long to measure each variant.")] = 5.0,
     certificates: Certificates = None,
+    accuracy: AccuracyPlace = None,
     plot: Annotated[Path | None, typer.Option(metavar="OUT.png", help="Draw speed against error.")] = None,
     threads: Threads = None,
     streams: Streams = None,
@@ -348,7 +361,7 @@ def advise(
     from ferryman.commands.advise import run_advise
 
     settings = _settings(threads, streams, hint)
-    run_advise(bundle, target or [], seconds, certificates, plot, settings, json_output)
+    run_advise(bundle, target or [], seconds, certificates, accuracy, plot, settings, json_output)
 
 
 @app.command()

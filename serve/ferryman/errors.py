@@ -39,10 +39,14 @@ def propose(given: str, known: Iterable[str]) -> str:
 
 
 class FerrymanError(Exception):
-    """Root of the tree. Messages are one line: what was given, what was expected, what to do."""
+    """Root of the tree. Messages are one line: what was given, what was expected, what to do.
+
+    answered: the command had printed its JSON document before it failed, so that no second one may follow
+    """
 
     grpc_status = "INTERNAL"
     exit_status = 1
+    answered = False
 
 
 class UsageError(FerrymanError, ValueError):

@@ -1,17 +1,26 @@
 """Files that are whole or absent, and their digests."""
 
+import glob
 import hashlib
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from ferryman.errors import FileAccessError
+
+if sys.platform != "win32":
+    import fcntl
+
+# Younger folders are not swept: one just made is not held yet, and a shared disk may not tell of what others hold.
+_LEAST_AGE_S = 24 * 3600
 
 
 def sha256_file(path: Path) -> str:
@@ -72,18 +81,21 @@ def replace_file(path: Path) -> Generator[Path, None, None]:
 
 @contextmanager
 def temporary_folder(parent: Path, name: str) -> Generator[Path, None, None]:
-    """Gives an empty hidden folder in `parent`; it is gone when the block ends.
+    """Gives an empty hidden folder in `parent`; it is gone when the block ends, or swept by the next of this name.
 
     `parent` is made when absent, and goes again when the block left nothing in it.
     Raises FileAccessError when the place can't be written.
     """
     made: list[Path] = []
     temporary: Path | None = None
+    held: int | None = None
     try:
+        _sweep(parent, name)
         with undisturbed():
             made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
             parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=parent))
+            temporary = Path(tempfile.mkdtemp(prefix=f".{name}.new-", dir=parent))
+            held = _hold(temporary)
         yield temporary
     except OSError as error:
         raise _no_access(parent / name, error) from error
@@ -91,6 +103,30 @@ def temporary_folder(parent: Path, name: str) -> Generator[Path, None, None]:
         with undisturbed():
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
+            if held is not None:
+                os.close(held)
             with suppress(OSError):  # the first that is not empty ends it
                 for folder in made:
                     folder.rmdir()
+
+
+def _sweep(parent: Path, name: str) -> None:
+    """Clears away what a process that was killed left of `temporary_folder`."""
+    for folder in parent.glob(f".{glob.escape(name)}.new-????????"):
+        with suppress(OSError):  # another process sweeps it too
+            if time.time() - folder.stat().st_mtime > _LEAST_AGE_S and (held := _hold(folder)) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(held)
+
+
+def _hold(folder: Path) -> int | None:
+    """A descriptor that holds the folder until it is closed; None when another does, or nothing can be held here."""
+    if sys.platform == "win32":
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from ferryman.attest import Attestation
 from ferryman.diagnose import explain_failure
@@ -17,6 +19,7 @@ from ferryman.matching import align_detections, match_detections
 from ferryman.specs import DETECTING, SEGMENTING, Facts, ModelSpec
 
 BATCHES = (1, 2, 5)
+NotNegative = Annotated[float, Field(ge=0)]
 
 # Limits on float answers of each precision. They are absolute for probabilities, normalised boxes and attention, which
 # lie in [0, 1], and relative for embeddings and masks' logits, whose scale is the model's own. Two float16 numbers on
@@ -85,11 +88,11 @@ class SampleErrors(Facts):
 
     output: str
     sample: str
-    max_abs: float
-    max_rel: float
+    max_abs: NotNegative
+    max_rel: NotNegative
     cosine: float
     worst_case: str
-    limit: float | None
+    limit: NotNegative | None
     min_cosine: float | None = None
 
     @property

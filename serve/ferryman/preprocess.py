@@ -16,6 +16,7 @@ from ferryman.errors import ImageError
 from ferryman.specs import PreprocessSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_PIXELS = 64_000_000  # 64 megapixels: 192 MB of RGB, above any camera that a detector reads at full size
 
 _KERNELS = {

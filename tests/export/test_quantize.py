@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ferryman.errors import ParityError
+from ferryman.errors import ExportError, ParityError
 from ferryman_export.calibration import Pictures
 from ferryman_export.graph_edit import GraphEditor
 from ferryman_export.islands import BlockError, Judge, Verdict, rank_blocks, search_islands
@@ -29,6 +29,7 @@ Array = NDArray[np.float32]
 RANDOM = np.random.default_rng(5)
 GAMMA, BETA = (RANDOM.normal(1, 0.3, 16).astype(np.float32), RANDOM.normal(0, 0.3, 16).astype(np.float32))
 UP, DOWN = (RANDOM.normal(0, 0.2, shape).astype(np.float32) for shape in ((16, 24), (24, 10)))
+SQUARE = np.random.default_rng(8).normal(0, 0.3, (16, 16)).astype(np.float32)
 BIAS = RANDOM.normal(0, 0.1, 10).astype(np.float32)
 
 
@@ -61,6 +62,21 @@ def run(model: onnx.ModelProto, inputs: Array, *names: str) -> list[Array]:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options)
     return [np.asarray(array) for array in session.run(list(names) or ["logits"], {"image": inputs})]
+
+
+def make_chain(path: Path, *nodes: tuple[str, list[str], str]) -> Path:
+    """image -> logits through nodes without names; `square` is a constant of 16 x 16."""
+    graph = helper.make_graph(
+        [helper.make_node(kind, inputs, [output]) for kind, inputs, output in nodes],
+        "no names",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 16])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 16])],
+        [numpy_helper.from_array(SQUARE, "square")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +142,42 @@ def test_islands_stay_as_they_were(quantizer: Quantizer, path: Path, pictures: P
     np.testing.assert_allclose(same, reference, atol=1e-5)
     kinds = [node.op_type for node in quantizer.quantize(plan, {"up"}).graph.node]
     assert kinds.count("QuantizeLinear") == 1
+
+
+@pytest.mark.parametrize("smooth", [None, 0.5], ids=["plain", "smooth"])
+def test_products_without_names_that_share_their_weights(
+    smooth: float | None, pictures: Pictures, tmp_path: Path
+) -> None:
+    """Each is a block by its output; one may be an island, and the weights of the other are still in 8 bits."""
+    path = make_chain(
+        tmp_path / "model.onnx",
+        ("MatMul", ["image", "square"], "hidden"),
+        ("Relu", ["hidden"], "positive"),
+        ("MatMul", ["positive", "square"], "logits"),
+    )
+    quantizer = Quantizer(path)
+    quantizer.collect(pictures, lambda done: None)
+    assert quantizer.costs() == {"hidden": 1, "logits": 1}
+    image, rounded = pictures.inputs["image"], round_weights(SQUARE)
+    positive = np.maximum(image @ SQUARE, 0)
+    whole = round_activation(image, float(image.min()), float(image.max()), False)
+    low = round_activation(positive, 0, float(positive.max()), False)
+    for island, expected in (("logits", np.maximum(whole @ rounded, 0) @ SQUARE), ("hidden", low @ rounded)):
+        model = quantizer.quantize(QuantizationPlan(method="minmax", smooth=smooth), {island})
+        onnx.checker.check_model(model, full_check=True)
+        found = run(model, image)[0]
+        assert np.mean(np.abs(found - expected) < 1e-4) > 0.9  # else a value next to a rounding fell to its other side
+    both = quantizer.quantize(QuantizationPlan(method="minmax", smooth=smooth))
+    onnx.checker.check_model(both, full_check=True)
+    assert "square" not in {tensor.name for tensor in both.graph.initializer}
+    reference = positive @ SQUARE
+    assert np.abs(run(both, image)[0] - reference).mean() < 0.02 * np.abs(reference).mean()
+
+
+def test_nothing_to_quantise(tmp_path: Path) -> None:
+    path = make_chain(tmp_path / "model.onnx", ("Add", ["image", "image"], "sum"), ("Relu", ["sum"], "logits"))
+    with pytest.raises(ExportError, match="the graph has no matrix product with constant weights"):
+        Quantizer(path)
 
 
 def test_smoothing_only_makes_channels_alike(quantizer: Quantizer, path: Path, pictures: Pictures) -> None:

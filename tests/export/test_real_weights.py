@@ -25,14 +25,17 @@ TIE = 1e-3  # of probability: two classes nearer than this may change places
 def test_dinov2_small_clothing(shared_checkpoints: Path, shared_data: Path, tmp_path: Path) -> None:
     source, pictures = shared_checkpoints / "dinov2-small-clothing", shared_data / "clothing"
     command = [sys.executable, "-m", "ferryman", "export", str(source), "-o", str(tmp_path), "--json"]
-    command += ["--samples", str(pictures / "train"), "--name", "clothing"]
+    command += ["--samples", str(pictures / "train"), "--name", "clothing", "--accuracy", str(pictures / "test")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["peak_memory_bytes"] < 2.5e9
+    document = json.loads(result.stdout)
+    assert document["peak_memory_bytes"] < 2.5e9
+    (counted,) = document["accuracy"]["variants"]
+    assert (document["accuracy"]["pictures"], counted["scores"]["right"]) == (179, RIGHT)
 
     model = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32, attn_implementation="eager")
     processor = BitImageProcessorPil.from_pretrained(source)
-    right = 0
+    right = among_five = 0
     paths = sorted((pictures / "test").glob("*/*"))
     answers: list[Classification] = []
     with ServerProcess({"repository": str(tmp_path), "threads": 1}) as server, Client(server.address) as client:
@@ -52,6 +55,8 @@ def test_dinov2_small_clothing(shared_checkpoints: Path, shared_data: Path, tmp_
             for prediction in answer.predictions:
                 assert abs(prediction.score - float(expected[prediction.class_id])) < 1e-4, path
             right += best.label == path.parent.name
+            among_five += path.parent.name in [model.config.id2label[int(each)] for each in expected.topk(5).indices]
     finally:
         torch.set_num_threads(threads)
     assert right == RIGHT
+    assert counted["scores"]["top5"] == among_five / 179

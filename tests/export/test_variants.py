@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,13 @@ import pytest
 from PIL import Image
 
 from ferryman.bundle import Bundle
-from ferryman.errors import ParityError
+from ferryman.errors import ExportError, ParityError
 from ferryman.predictor import Predictor
 from ferryman.proof import read_reports
 from ferryman.specs import Target
 from ferryman_export import variants
 from ferryman_export.pipeline import ExportRequest, export
-from ferryman_export.variants.base import BuildReport
+from ferryman_export.variants.base import Artefact, BuildReport
 from ferryman_export.variants.openvino import build_float
 from ferryman_models.zoo import pictures_folder
 from ferryman_models.zoo.digits import load_digits, load_photographs
@@ -131,6 +132,32 @@ def test_interrupted_it_goes_on(calibration: Path, tmp_path: Path) -> None:
     assert "openvino-cpu-fp32: finished before" in again.stderr
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["vit-digits"]
     assert run("verify", tmp_path / "r" / "vit-digits", "--target", "openvino-cpu-fp32").returncode == 0
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
+def test_what_the_shelf_holds_is_taken_only_whole(
+    cut: bool, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second variant fails; the first is built anew if its file on the shelf was cut meanwhile."""
+
+    def fail(*_: object) -> Artefact:
+        raise ExportError("not today")
+
+    first, second = (Target.parse(f"openvino-cpu-{precision}") for precision in ("fp32", "int8"))
+    request = ExportRequest("vit-digits", tmp_path / "r", targets=(first,), calibration=calibration)
+    monkeypatch.setitem(variants.RECIPES, "openvino-cpu-int8", fail)
+    with pytest.raises(ExportError, match="not today"):
+        export(replace(request, targets=(first, second)))
+    (kept,) = (tmp_path / "r" / ".vit-digits.unfinished").iterdir()
+    whole = (kept / "model.bin").read_bytes()
+    if cut:
+        (kept / "model.bin").write_bytes(whole[: len(whole) // 2])
+    stages: list[str] = []
+    bundle = export(request, lambda stage, done, total: stages.append(stage))
+    assert any(f"{first}: finished before" in stage for stage in stages) is not cut
+    assert any(f"{first}: build" in stage for stage in stages) is cut
+    assert (bundle.path / "variants" / "openvino-cpu-fp32" / "model.bin").stat().st_size == len(whole)
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["vit-digits"]
 
 
 WRONG: dict[str, tuple[list[str], int, str]] = {

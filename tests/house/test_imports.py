@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {"ferryman": "serve", "ferryman_models": "models", "ferryman_export": "export"}
-LEARNING = {"torch", "torchvision", "timm", "transformers", "safetensors", "sklearn", "scipy", "pycocotools"}
+LEARNING = {"torch", "torchvision", "timm", "transformers", "safetensors", "sklearn", "scipy"}
 ONNX = {"onnx", "onnxscript", "onnx_ir"}
 
 
@@ -41,7 +41,7 @@ EXTRAS_OF_A_ROOM = {
     "train",
     "transformers",
     "dev",
-}  # any other extra adds a runtime, and `ferryman` may import that
+}  # any other extra adds a runtime or a tool for the device, and `ferryman` may import that
 
 
 class Import(NamedTuple):

@@ -110,6 +110,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("command", "found"),
     [
         (["verify", "toy-detector", "--json"], '"passed": true'),
+        (["verify", "toy-classifier", "--accuracy", "labelled", "--json"], '"top1"'),
         (["inspect", "toy-detector", "--json"], '"digest"'),
         (["classify", "picture.png", "--bundle", "toy-classifier", "--json"], '"predictions"'),
         (["detect", "picture.png", "--bundle", "toy-detector", "--json"], '"detections"'),
@@ -120,7 +121,9 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_commands_of_the_device_work_without_torch(command: list[str], found: str, toys: Path) -> None:
-    (toys / "picture.png").write_bytes(make_picture((200, 30, 30)))
+    (toys / "labelled" / "red").mkdir(parents=True, exist_ok=True)
+    for name in ("picture.png", "labelled/red/1.png"):
+        (toys / name).write_bytes(make_picture((200, 30, 30)))
     places = [str(toys / argument) if (toys / argument).exists() else argument for argument in command]
     answer = _run(RUN_COMMAND, [*LEARNING, *TRAINING, "ferryman_models", "ferryman_export"], places)
     assert found in answer

@@ -1,6 +1,7 @@
 """Google's `.npz` files: a ViT of `transformers` with Google's GELU, its weights written as JAX lays them out."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +79,67 @@ def write(path: Path, arrays: Arrays) -> Path:
     return path
 
 
+def respell(arrays: Arrays) -> Arrays:
+    """As flax numbers the parts of a block today."""
+    newer = {"LayerNorm_2": "LayerNorm_1", "MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0"}
+    newer["MlpBlock_3"] = "MlpBlock_0"
+    return {"/".join(newer.get(part, part) for part in name.split("/")): array for name, array in arrays.items()}
+
+
+def put_together(arrays: Arrays) -> Arrays:
+    """As big_vision's `scan` keeps the blocks: an array of each kind, the block its first dimension."""
+    blocks = {name: array for name, array in arrays.items() if "encoderblock_" in name}
+    firsts = [name for name in blocks if "encoderblock_0" in name]
+    names = {first: [first.replace("_0/", f"_{index}/", 1) for index in range(DEPTH)] for first in firsts}
+    together = {
+        first.replace("encoderblock_0", "encoderblock"): np.stack([blocks[name] for name in names[first]])
+        for first in firsts
+    }
+    return {name: array for name, array in arrays.items() if name not in blocks} | together
+
+
+SPELLINGS: dict[str, Callable[[Arrays], Arrays]] = {
+    "parts numbered together": lambda arrays: arrays,
+    "each kind numbered": respell,
+    "blocks in one": lambda arrays: put_together(respell(arrays)),
+}
+
+
+@pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
 @torch.no_grad()
-def test_equals_transformers(tmp_path: Path) -> None:
+def test_equals_transformers(spell: Callable[[Arrays], Arrays], tmp_path: Path) -> None:
     reference = hf_vit()
-    checkpoint = load_google_npz(write(tmp_path / "ViT-B_16.npz", google_arrays(reference)), "x")
+    checkpoint = load_google_npz(write(tmp_path / "ViT-B_16.npz", spell(google_arrays(reference))), "x")
     assert isinstance(checkpoint.module, ViT)
     assert checkpoint.spec.labels == tuple(f"LABEL_{index}" for index in range(5))
     half = (0.5, 0.5, 0.5)
     assert checkpoint.spec.preprocess == PreprocessSpec(size=(48, 48), fit="stretch", mean=half, std=half)
     image = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(2))
     expected = reference(image).logits
+    assert max_error(checkpoint.module(image), expected) <= 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("class_token", [False, True], ids=["mean of patches", "class token"])
+@torch.no_grad()
+def test_a_file_of_big_vision(class_token: bool, tmp_path: Path) -> None:
+    """Its positions are the patches' alone and stand outside the Transformer; its head may take the patches' mean."""
+    reference = hf_vit()
+    positions = reference.vit.embeddings.position_embeddings
+    positions[:, 0] = 0
+    arrays = respell(google_arrays(reference))
+    arrays["pos_embedding"] = arrays.pop("Transformer/posembed_input/pos_embedding")[:, 1:]
+    if not class_token:
+        del arrays["cls"]
+    path = write(tmp_path / "vit.npz", {f"params/{name}": array for name, array in arrays.items()})
+    checkpoint = load_google_npz(path, "x")
+    assert isinstance(checkpoint.module, ViT)
+    image = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(2))
+    expected = reference(image).logits
+    if not class_token:
+        tokens = reference.vit.embeddings.patch_embeddings(image) + positions[:, 1:]
+        for layer in reference.vit.layers:
+            tokens = layer(tokens)
+        expected = reference.classifier(reference.vit.layernorm(tokens).mean(dim=1))
     assert max_error(checkpoint.module(image), expected) <= 2e-5 * expected.abs().max()
 
 
@@ -136,12 +188,26 @@ def test_labels(tmp_path: Path) -> None:
         pytest.param({"cls": np.zeros((1, 1, 3), np.float32)}, r"cls has shape \(1, 1, 3\)", id="misshapen"),
         pytest.param({"conv_root/kernel": np.zeros(3)}, r"conv_root\.weight is unknown", id="hybrid"),
         pytest.param({"head/kernel": np.zeros((DIM, 5), np.int32)}, "head/kernel holds int32", id="integers"),
+        pytest.param({"MAPHead_0/probe": np.zeros((1, 1, DIM))}, "pools with attention .MAPHead.", id="MAP head"),
+        pytest.param({"probe": np.zeros((1, 1, DIM))}, "pools with attention .MAPHead.", id="MAP head, inline"),
+        pytest.param(
+            {"params/img/MAPHead_0/probe": np.zeros(DIM)}, "pools with attention", id="MAP head of two towers"
+        ),
+        pytest.param(
+            {"Transformer/encoderblock_0/LayerNorm_1/scale": np.ones(DIM)}, "are the same tensor", id="two spellings"
+        ),
     ],
 )
 def test_wrong_files_are_named(changes: Arrays, message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "vit.npz", google_arrays(hf_vit()) | changes)
     with pytest.raises(CheckpointError, match=message):
         load_google_npz(path, "x")
+
+
+def test_positions_that_are_computed(tmp_path: Path) -> None:
+    arrays = {name: array for name, array in google_arrays(hf_vit()).items() if not name.endswith("pos_embedding")}
+    with pytest.raises(CheckpointError, match=r"no pos_embedding; positions that are computed \(sincos2d\)"):
+        load_google_npz(write(tmp_path / "vit.npz", arrays), "x")
 
 
 def test_what_is_no_archive(tmp_path: Path) -> None:

@@ -304,7 +304,6 @@ def test_timm(tmp_path: Path) -> None:
         pytest.param({"init_lora_weights": "pissa"}, "'pissa' changed the base's weights", id="start"),
         pytest.param({"r": 4}, r"lora_A \(8, 48\) and lora_B \(48, 8\), expected rank 4", id="rank"),
         pytest.param({"r": 0}, "r: Input should be greater", id="rank-0"),
-        pytest.param({"rank_pattern": {"(": 8}}, "a pattern can't be read", id="pattern"),
         pytest.param({"use_dora": True}, "expected A.weight, B.weight, magnitude", id="no-magnitude"),
         pytest.param({"modules_to_save": None}, r"classifier\.bias, .*classifier\.weight can't be", id="not-announced"),
         pytest.param({"modules_to_save": ["classifier", "norm"]}, "lacks modules_to_save .*: norm", id="not-saved"),
@@ -313,6 +312,24 @@ def test_timm(tmp_path: Path) -> None:
 def test_configuration_that_cannot_be_followed(adapter: Path, changes: dict[str, Any], message: str) -> None:
     edit(adapter, "adapter_config.json", **changes)
     with pytest.raises(CheckpointError, match=message):
+        read_adapter(adapter)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "pattern"),
+    [
+        ("target_modules", "*.fc1", "*.fc1"),
+        ("exclude_modules", "fc[1", "fc[1"),
+        ("layers_pattern", "layers)", "layers)"),
+        ("layers_pattern", ["layers", "(?i)blocks"], "(?i)blocks"),  # alone it is one, but it stands inside another
+        ("rank_pattern", {"fc1": 8, "(": 8}, "("),
+        ("alpha_pattern", {"(?P<a": 8}, "(?P<a"),
+    ],
+)
+def test_an_expression_that_is_none(adapter: Path, field: str, value: object, pattern: str) -> None:
+    edit(adapter, "adapter_config.json", **{field: value})
+    message = f"{adapter / 'adapter_config.json'}: {field}: {pattern!r} is no regular expression: "
+    with pytest.raises(CheckpointError, match=re.escape(message)):
         read_adapter(adapter)
 
 

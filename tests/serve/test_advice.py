@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ferryman.bench.advice import Advice, Measured, Proof, advise, measure_speed, summarize_proof
+from ferryman.bench.advice_plot import plot_advice
 from ferryman.bench.turns import Blocks, compare_speed, run_in_turn
 from ferryman.bundle import Bundle
 from ferryman.proof import read_reports
@@ -27,7 +29,7 @@ def make_blocks(median_ms: float, seed: int, noise: float = 0.02, rounds: int = 
     return [list(median_ms * slow * own.normal(1, noise, 15)) for slow in shared]
 
 
-def advise_on(**cases: tuple[float, float]) -> Advice:
+def advise_on(**cases: tuple[float, float | None]) -> Advice:
     """cases: median in ms and error by the name of the target, with _ for -; an error above 0.5 is out of tolerance"""
     blocks = {
         name.replace("_", "-"): make_blocks(median, seed) for seed, (name, (median, _)) in enumerate(cases.items(), 1)
@@ -36,7 +38,8 @@ def advise_on(**cases: tuple[float, float]) -> Advice:
     measured: list[Measured] = []
     for name, (_, error) in cases.items():
         median, runs, ratio = measure_speed(blocks[name.replace("_", "-")], first)
-        proof = Proof(measured="here", passed=error <= 0.5, error=error, top1_agreement=1.0, matched_detections=None)
+        passed = error is None or error <= 0.5
+        proof = Proof(measured="here", passed=passed, error=error, top1_agreement=1.0, matched_detections=None)
         facts = {"target": name.replace("_", "-"), "median_ms": median, "runs": runs, "ratio": ratio, "proof": proof}
         measured.append(Measured.model_validate(facts | {"load_s": 0.1, "size_bytes": 1}))
     return advise(measured, blocks)
@@ -52,7 +55,7 @@ def test_what_is_faster_by_enough_is_recommended() -> None:
     assert advice.recommended == BYTE
     assert advice.front == (BYTE, HALF, FAST_FLOAT, FLOAT)
     assert len(advice.reasons) == 1
-    assert advice.reasons[0].startswith(f"use {BYTE}: within tolerance, and 4.0")
+    assert advice.reasons[0].startswith(f"Use {BYTE}: within tolerance, and 4.0")
 
 
 # Median and error of each; what is recommended; what is said of the one that is not.
@@ -144,3 +147,29 @@ def test_the_proof_of_a_report(toy_repository: Path) -> None:
     assert proof.error == max(limited)  # logits, whose scale is the model's own, are not among them
     assert (proof.passed, proof.top1_agreement, proof.matched_detections) == (True, None, 1.0)
     assert summarize_proof([], "here") is None
+    silent = summarize_proof([report.model_copy(update={"errors": ()})], "here")
+    assert silent is not None
+    assert (silent.passed, silent.error) == (True, None)  # not 0, which nobody has measured
+
+
+def test_an_unknown_error_is_the_last_to_be_taken() -> None:
+    advice = advise_on(openvino_cpu_fp32=(20, 1e-6), openvino_cpu_bf16=(19.5, None), openvino_cpu_int8=(19.6, 3e-2))
+    assert advice.recommended == FAST_FLOAT
+    assert advice.front == (BYTE, FAST_FLOAT)
+    assert [reason.split(" is ")[0] for reason in advice.reasons[1:]] == ["int8", "bf16"]
+    assert advice.reasons[2].endswith("that pay for its error of unknown against 1e-06")
+
+
+@pytest.mark.parametrize("error", [0, -1, 1.7e308, float("inf"), None], ids=str)
+def test_the_picture_of_an_odd_error(error: float | None, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    advice = advise_on(openvino_cpu_fp32=(20, 1e-3), openvino_cpu_int8=(10, 0.0))
+    odd = advice.variants[1].proof
+    assert odd is not None
+    variants = (
+        advice.variants[0],
+        advice.variants[1].model_copy(update={"proof": odd.model_copy(update={"error": error})}),
+    )
+    plot_advice(advice.model_copy(update={"variants": variants}), "two", tmp_path / "two.png")
+    with Image.open(tmp_path / "two.png") as drawn:
+        assert len(drawn.getcolors(1 << 20) or ()) > 10

@@ -61,8 +61,20 @@ OTHERS: dict[str, tuple[Edit, str]] = {
     "another bundle": (lambda facts: facts.update(bundle_digest="ab" * 32), "another bundle, abababababab and not"),
     "another file": (lambda facts: facts.update(variant_digests=["cd" * 32]), "another variant, cdcdcd"),
     "another target": (lambda facts: facts["reports"][0].update(target="a-b-fp16"), "another target, a-b-fp16 and not"),
-    "a failure": (lambda facts: facts.update(passed=False), "it was found out of tolerance here"),
-    "no facts": (lambda facts: facts.clear(), "holds none that this version can read"),
+    "a failure": (
+        lambda facts: (facts.update(passed=False), facts["reports"][0].update(failures=["a box is off"])),
+        "it was found out of tolerance here",
+    ),
+    "a failure that passed": (
+        lambda facts: facts["reports"][0].update(failures=["a box is off"]),
+        "holds none that this version can read: passed is True, and the reports say otherwise",
+    ),
+    "a pass that failed": (lambda facts: facts.update(passed=False), "passed is False, and the reports say otherwise"),
+    "no error below zero": (
+        lambda facts: facts["reports"][0]["errors"][1].update(max_abs=-1),
+        r"can read: reports\.0\.errors\.1\.max_abs: Input should be greater than or equal to 0",
+    ),
+    "no facts": (lambda facts: facts.clear(), "holds none that this version can read: bundle: Field required"),
 }
 
 

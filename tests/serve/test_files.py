@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -71,6 +73,44 @@ def test_a_parent_without_use_is_gone_too(tmp_path: Path) -> None:
     with temporary_folder(tmp_path / "a" / "b" / "c", "name"):
         pass
     assert list_tree(tmp_path) == ["a"]
+
+
+MAKING = """
+import sys
+from pathlib import Path
+
+from ferryman.files import temporary_folder
+
+with temporary_folder(Path(sys.argv[1]), "name") as folder:
+    (folder / "half").touch()
+    print(folder.name, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    """By the next one, but nothing that is held, young, or of another kind."""
+
+    def make_another() -> list[str]:
+        with temporary_folder(tmp_path, "name"):
+            pass
+        return list_tree(tmp_path)
+
+    others = [".name.unfinished", ".name.settings", ".name.new-files", ".names.new-abcd1234", ".name.new-toolong12"]
+    young = ".name.new-abcd1234"
+    for other in (*others, young):
+        (tmp_path / other).mkdir()
+    command = [sys.executable, "-c", MAKING, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        left = process.stdout.readline().strip()
+        for place in (*others, left):
+            os.utime(tmp_path / place, (0, 0))
+        assert make_another() == sorted([*others, young, left, f"{left}/half"])
+        process.kill()
+    assert make_another() == sorted([*others, young])
+    os.utime(tmp_path / young, (0, 0))
+    assert make_another() == sorted(others)
 
 
 class Told(Exception):

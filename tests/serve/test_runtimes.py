@@ -1,6 +1,8 @@
 """What every runtime must do. One that is added to RUNTIMES is tested by this file as it is."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,6 +199,33 @@ def test_closing_while_others_run(session: Session, golden: GoldenSamples) -> No
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_what_runs_when_the_session_is_closed_is_freed(toy_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = pytest.importorskip("openvino")
+    bundle = Bundle.open(toy_repository / "toy-detector")
+    session = RUNTIMES["openvino"].load(bundle.file("model.onnx"), TARGETS["openvino"], bundle.spec)
+    create, made = openvino.CompiledModel.create_infer_request, list[Any]()
+
+    def create_and_close(compiled: Any) -> Any:
+        request = create(compiled)
+        made.append(weakref.ref(request))
+        session.close()
+        return request
+
+    monkeypatch.setattr(openvino.CompiledModel, "create_infer_request", create_and_close)
+    golden = bundle.golden()
+    assert_right(session.run(golden.batch([0])), golden, [0])
+    gc.collect()
+    assert [one() for one in made] == [None]
+
+
+@pytest.mark.parametrize("number", [0, -1, 1025, 10**20])
+def test_settings_that_no_runtime_takes(number: int) -> None:
+    with pytest.raises(UsageError, match=f"^threads must be 1 to 1024, got {number}$"):
+        Settings(threads=number)
+    with pytest.raises(UsageError, match=f"^streams must be 1 to 1024, got {number}$"):
+        Settings(streams=number)
 
 
 GARBAGE = {"empty": b"", "text": b"hello\nworld\n" * 20, "zeros": bytes(1000), "half": None}

@@ -1,7 +1,8 @@
-"""ViT's weights as google-research/vision_transformer publishes them: one `.npz` file of JAX arrays.
+"""ViT's weights as google-research/vision_transformer and big_vision publish them: one `.npz` file of JAX arrays.
 
-Facts: vit_jax/models_vit.py, vit_jax/checkpoint.py. timm and transformers run these weights with the exact GELU;
-here it is Google's own, flax's `gelu`, which is the tanh approximation.
+Facts: vit_jax/models_vit.py, vit_jax/checkpoint.py, big_vision/models/vit.py. flax used to number the parts of a block
+all together, and now each kind by itself: the same block has two spellings. timm and transformers run these weights
+with the exact GELU; here it is Google's own, flax's `gelu`, which is the tanh approximation.
 """
 
 import re
@@ -26,17 +27,18 @@ from ferryman_models.vit import ViT
 _BLOCK = r"^Transformer/encoderblock_(\d+)/"
 RENAMES: Renames = (
     (r"^embedding/", "patches/"),
-    (r"^Transformer/posembed_input/pos_embedding$", "positions"),
+    (r"^(Transformer/(posembed_input/)?)?pos_embedding$", "positions"),
     (r"^Transformer/encoder_norm/", "norm/"),
     (_BLOCK + r"LayerNorm_0/", r"blocks/\1/norm_attention/"),
-    (_BLOCK + r"LayerNorm_2/", r"blocks/\1/norm_feed_forward/"),
-    (_BLOCK + r"MultiHeadDotProductAttention_1/", r"blocks/\1/attention/"),
-    (_BLOCK + r"MlpBlock_3/Dense_0/", r"blocks/\1/feed_forward/up/"),
-    (_BLOCK + r"MlpBlock_3/Dense_1/", r"blocks/\1/feed_forward/down/"),
+    (_BLOCK + r"LayerNorm_[12]/", r"blocks/\1/norm_feed_forward/"),
+    (_BLOCK + r"MultiHeadDotProductAttention_[01]/", r"blocks/\1/attention/"),
+    (_BLOCK + r"MlpBlock_[03]/Dense_0/", r"blocks/\1/feed_forward/up/"),
+    (_BLOCK + r"MlpBlock_[03]/Dense_1/", r"blocks/\1/feed_forward/down/"),
     (r"/(kernel|scale)$", "/weight"),
     (r"/", "."),
 )
-_HEADS = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel"
+_HEADS = re.compile(r"Transformer/encoderblock_0/MultiHeadDotProductAttention_[01]/query/kernel")
+_SCANNED = "Transformer/encoderblock/"
 # Published so, from ImageNet-21k: timm, vision_transformer.py, `vit_large_patch16_224_in21k` and its like.
 _ZERO_HEAD = (
     (
@@ -50,12 +52,19 @@ def load_google_npz(path: Path, source: str, labels: tuple[str, ...] | None = No
     """The ViT in `path`, fp32, in `eval()` mode; what it is follows from its arrays alone.
 
     labels: of the classes, by default `LABEL_0` and so on
-    Raises CheckpointError for a file that is damaged or no such ViT's, and for a head with a layer before it, unless
-    that head is zero.
+    Raises CheckpointError for a file that is damaged or no such ViT's, for positions that it doesn't hold, and for a
+    head that pools with attention, or with a layer before it, unless that head is zero.
     """
-    arrays = _read(path)
-    if _HEADS not in arrays or arrays[_HEADS].ndim != 3:
-        raise CheckpointError(f"{path}: no ViT of google-research/vision_transformer: there is no {_HEADS}")
+    arrays = _plain_names(_read(path))
+    if any(re.search("(^|/)(MAPHead_0/|probe$)", name) for name in arrays):
+        raise CheckpointError(f"{path}: its head pools with attention (MAPHead), which can't be followed")
+    query = next((array for name, array in arrays.items() if _HEADS.fullmatch(name)), None)
+    if query is None or query.ndim != 3:
+        raise CheckpointError(f"{path}: no ViT of google-research: there is no {_HEADS.pattern}")
+    if not any(name.endswith("pos_embedding") for name in arrays):
+        raise CheckpointError(
+            f"{path}: it has no pos_embedding; positions that are computed (sincos2d) don't tell the size of its images"
+        )
     tensors = {name: torch.from_numpy(_linear_from_jax(name, array)) for name, array in arrays.items()}
     notes: tuple[str, ...] = ()
     if any(name.startswith("pre_logits/") for name in tensors):
@@ -68,9 +77,7 @@ def load_google_npz(path: Path, source: str, labels: tuple[str, ...] | None = No
         tensors, notes = drop_tensors(tensors, _ZERO_HEAD)
     state = rename_tensors(tensors, RENAMES, str(path))
     pooling = "cls" if "cls" in state else "mean"
-    config = replace(
-        config_from_tensors(state, arrays[_HEADS].shape[1], pooling, "plain", str(path)), feed_forward="gelu-tanh"
-    )
+    config = replace(config_from_tensors(state, query.shape[1], pooling, "plain", str(path)), feed_forward="gelu-tanh")
     model = build_model(lambda: ViT(config), state, str(path))
     if labels is None:
         labels = tuple(f"LABEL_{index}" for index in range(config.classes))
@@ -100,6 +107,18 @@ def _read(path: Path) -> dict[str, NDArray[np.float32]]:
             return {name: _as_float32(name, file[name]) for name in file.files}
     except (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile, MemoryError) as error:
         raise CheckpointError(f"{path} can't be read as a .npz of weights: {error}") from error
+
+
+def _plain_names(arrays: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """The arrays without `params/`, each block's apart: big_vision may keep all in one, the block is dimension 0."""
+    plain: dict[str, NDArray[np.float32]] = {}
+    for name, array in arrays.items():
+        short = name.removeprefix("params/")
+        if short.startswith(_SCANNED) and array.ndim:
+            plain |= {short.replace(_SCANNED, f"{_SCANNED[:-1]}_{block}/"): part for block, part in enumerate(array)}
+        else:
+            plain[short] = array
+    return plain
 
 
 def _as_float32(name: str, array: NDArray[Any]) -> NDArray[np.float32]:

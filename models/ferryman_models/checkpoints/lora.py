@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor
 
 from ferryman.errors import CheckpointError
@@ -22,6 +22,7 @@ from ferryman_models.checkpoints.tensors import read_json, read_state
 CONFIG_NAME = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 Positive = Annotated[int, Field(ge=1)]
+Patterns = str | tuple[str, ...] | dict[str, float] | None
 
 # Facts of training and of peft's own bookkeeping. `fan_in_fan_out` concerns the transposed layers of GPT-2: like peft
 # we ignore it, all layers here being plain. VeLoRA changes the backward pass alone, a group size nothing by itself.
@@ -72,6 +73,18 @@ class AdapterFacts(BaseModel):
     modules_to_save: tuple[str, ...] | None = None
     init_lora_weights: bool | str | None = True
     base_model_name_or_path: str | None = None
+
+    @field_validator("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern")
+    @classmethod
+    def _check_patterns(cls, value: Patterns, facts: ValidationInfo) -> Patterns:
+        """Of modules one text is an expression of the whole name, several are endings; all others go into a larger."""
+        modules = facts.field_name in ("target_modules", "exclude_modules")
+        for pattern in (value,) if isinstance(value, str) else () if modules else value or ():
+            try:
+                re.compile(pattern if modules else rf"x{pattern}(?P<number>)")
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        return value
 
 
 @dataclass(frozen=True)
@@ -164,7 +177,8 @@ def _read_facts(path: Path) -> AdapterFacts:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{path}: {where}: {first['msg']}, got {first['input']!r}") from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise CheckpointError(f"{path}: {where}: {message}, got {first['input']!r}") from error
     others = {key: value for key, value in (facts.model_extra or {}).items() if key not in _BOOKKEEPING and value}
     if others:
         raise CheckpointError(
@@ -202,8 +216,8 @@ def _factors(module: str, parts: dict[str, Tensor], facts: AdapterFacts, weights
             f"{weights}: {module} has {', '.join(sorted(parts))} of its LoRA, expected {', '.join(sorted(wanted))}"
         )
     down, up = parts["A.weight"], parts["B.weight"]
-    rank = _find(facts.rank_pattern, module, facts.r, weights)
-    alpha = _find(facts.alpha_pattern, module, facts.lora_alpha, weights)
+    rank = _find(facts.rank_pattern, module, facts.r)
+    alpha = _find(facts.alpha_pattern, module, facts.lora_alpha)
     fits = down.numel() and up.numel() and down.ndim == up.ndim and down.ndim in (2, 4)
     if not fits or not len(down) == rank == up.shape[1] == up[0].numel():
         raise CheckpointError(
@@ -217,12 +231,9 @@ def _factors(module: str, parts: dict[str, Tensor], facts: AdapterFacts, weights
     return Factors(down, up, scale, magnitude, parts.get("B.bias"))
 
 
-def _find(patterns: Mapping[str, float] | None, module: str, default: float, weights: Path) -> float:
+def _find(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
     """What the first pattern says that the end of the module's name matches, as peft has it."""
-    try:
-        for pattern, value in (patterns or {}).items():
-            if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
-                return value
-    except re.error as error:
-        raise CheckpointError(f"{weights.parent / CONFIG_NAME}: a pattern can't be read: {error}") from error
+    for pattern, value in (patterns or {}).items():
+        if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
+            return value
     return default

@@ -1,9 +1,10 @@
 """Which variant to use, from what was measured of each: speed, error, and whether it is within tolerance."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from ferryman.bench.turns import Blocks, Ratio, compare_speed
 from ferryman.parity import TOLERANCES, ParityReport
@@ -17,12 +18,13 @@ class Proof(Facts):
     """How far a variant is from PyTorch, and where that was measured.
 
     error: the largest of any answer, absolute for those in [0, 1] (probabilities, boxes), relative to the scale of
-    embeddings and masks; the shares are the lowest of any size, None for the tasks that have none
+    embeddings and masks, None where the reports hold none; the shares are the lowest of any size, None for the tasks
+    that have none
     """
 
     measured: Literal["here", "at export"]
     passed: bool
-    error: float
+    error: Annotated[float, Field(ge=0)] | None
     top1_agreement: float | None
     matched_detections: float | None
 
@@ -69,7 +71,7 @@ def summarize_proof(reports: Sequence[ParityReport], measured: Literal["here", "
     return Proof(
         measured=measured,
         passed=all(report.passed for report in reports),
-        error=max(found, default=0.0),
+        error=max(found, default=None),
         top1_agreement=min(agreements, default=None),
         matched_detections=min(matched, default=None),
     )
@@ -121,22 +123,27 @@ def advise(variants: Sequence[Measured], latencies: Mapping[str, Blocks]) -> Adv
 
 
 def _error(one: Measured) -> float:
-    return float("inf") if one.proof is None else one.proof.error
+    return float("inf") if one.proof is None or one.proof.error is None else one.proof.error
+
+
+def describe_error(error: float | None) -> str:
+    """Two digits of it, `unknown` for None."""
+    return "unknown" if error is None else f"{error:.2g}"
 
 
 def _recommend(best: Measured, variants: Sequence[Measured]) -> str:
     first = variants[0]
     if len(variants) == 1:
-        return f"use {best.target}: it is the only variant that was measured"
+        return f"Use {best.target}: it is the only variant that was measured"
     if best is first:
-        return f"use {best.target}: nothing within tolerance is faster by enough"
-    return f"use {best.target}: within tolerance, and {best.ratio} as {first.target}"
+        return f"Use {best.target}: nothing within tolerance is faster by enough"
+    return f"Use {best.target}: within tolerance, and {best.ratio} as {first.target}"
 
 
 def _refuse(one: Measured) -> str:
     if one.proof is None:
         return f"{one.target} has no proof that it answers like PyTorch: run `ferryman verify`"
-    return f"{one.target} is out of tolerance {one.proof.measured}, error {one.proof.error:.2g}"
+    return f"{one.target} is out of tolerance {one.proof.measured}, error {describe_error(one.proof.error)}"
 
 
 def _decline(one: Measured, best: Measured, ratio: Ratio) -> str:
@@ -146,6 +153,6 @@ def _decline(one: Measured, best: Measured, ratio: Ratio) -> str:
     if ratio.low <= 1:
         text += ": slower" if ratio.high < 1 else ": no difference beyond the noise"
     elif precision != before:
-        errors = f"{_error(one):.2g} against {_error(best):.2g}"
+        errors = " against ".join(describe_error(which.proof and which.proof.error) for which in (one, best))
         text += f": less than the {WORTH:g} times that pay for its error of {errors}"
     return text if precision == before else f"{precision} is not worth it here: {text}"

@@ -7,15 +7,17 @@ from functools import partial
 from pathlib import Path
 
 from ferryman import __version__
-from ferryman.bench.advice import Advice, Measured, Proof, advise, measure_speed, summarize_proof
+from ferryman.accuracy import AccuracyReport, measure_accuracy, read_truth
+from ferryman.bench.advice import Advice, Measured, Proof, advise, describe_error, measure_speed, summarize_proof
 from ferryman.bench.advice_plot import check_plot, plot_advice
 from ferryman.bench.turns import ROUNDS, run_in_turn, time_session
 from ferryman.bundle import Bundle
 from ferryman.certificates import read_certificate
+from ferryman.commands.accuracy import print_pictures
 from ferryman.commands.console import StageProgress, make_table, out, print_json, print_table, show_stages
 from ferryman.commands.verify import choose_targets
 from ferryman.device import read_device
-from ferryman.errors import CertificateError, EngineError
+from ferryman.errors import CertificateError, EngineError, FileAccessError
 from ferryman.proof import read_reports
 from ferryman.runtimes import open_session
 from ferryman.runtimes.base import Session, Settings
@@ -27,6 +29,7 @@ def run_advise(
     names: Sequence[str],
     seconds: float,
     folder: Path | None,
+    accuracy: Path | None,
     plot: Path | None,
     settings: Settings,
     json_output: bool,
@@ -34,32 +37,49 @@ def run_advise(
     """Measures the targets named, or every one that can run here, and prints what they are good for.
 
     seconds: of each target; folder: of the certificates; plot: a PNG file to draw
-    Raises EngineError when none can run here, UsageError for a target that the bundle has not.
+    accuracy: labelled pictures to count right answers on
+    Raises EngineError when none can run here, UsageError for a target that the bundle has not; and, with the advice
+    printed, FileAccessError when the plot can't be written.
     """
     if plot is not None:
         check_plot(plot)
     bundle = Bundle.open(path)
     targets, reasons = choose_targets(bundle, names)
     with show_stages() as show:
+        truth = None if accuracy is None else read_truth(accuracy, bundle.spec, show)
         advice, failed = measure_targets(bundle, targets, seconds, folder, settings, show)
+        able = [one for one in targets if one not in failed]
+        counted = None if truth is None else measure_accuracy(bundle, able, truth, settings, show)
     reasons |= failed
     height, width = bundle.spec.preprocess.size
     device = read_device()
-    if plot is not None and advice.recommended is not None:  # else nothing is known of any error
-        plot_advice(advice, f"{bundle.name} at {height}x{width}, one picture at a time\n{device.cpu}", plot)
     if json_output:
         facts = {"ferryman": __version__, "bundle": f"{bundle.name}/{bundle.version}", "bundle_digest": bundle.digest}
         facts |= {"device": device.model_dump(mode="json"), "settings": vars(settings)}
         facts |= {"size": [height, width], "seconds": seconds, "rounds": ROUNDS}
         facts |= advice.model_dump(mode="json")
+        if counted is not None:
+            facts |= {"accuracy": counted.model_dump(mode="json")}
         print_json(facts | {"can_not_run": {str(one): why for one, why in reasons.items()}})
+    else:
+        out.print(f"{bundle.name} at {height}x{width}, one picture at a time, {ROUNDS} rounds in turn, on {device.cpu}")
+        print_advice(advice, counted)
+        for one, why in reasons.items():
+            out.print(f"{one} can't run here: {why}")
+    if plot is None:
         return
-    out.print(f"{bundle.name} at {height}x{width}, one picture at a time, {ROUNDS} rounds in turn, on {device.cpu}")
-    print_advice(advice)
-    for one, why in reasons.items():
-        out.print(f"{one} can't run here: {why}")
-    if plot is not None:
-        out.print(f"drawn: {plot}" if advice.recommended is not None else "nothing is drawn: no variant may be used")
+    # Last: what took minutes to measure must not be lost to a folder that can't be written.
+    drawn = advice.recommended is not None
+    if drawn:
+        try:
+            plot_advice(
+                advice, f"{bundle.name} at {height}x{width}, one picture at a time\n{device.cpu}", plot, counted
+            )
+        except FileAccessError as error:
+            error.answered = json_output
+            raise
+    if not json_output:
+        out.print(f"drawn: {plot}" if drawn else "nothing is drawn: no variant may be used")
 
 
 def measure_targets(
@@ -111,12 +131,13 @@ def find_proof(bundle: Bundle, target: Target, folder: Path | None) -> Proof | N
         return summarize_proof(read_reports(bundle, target), "at export")
 
 
-def print_advice(advice: Advice) -> None:
-    """A row a variant, then the recommendation and why."""
+def print_advice(advice: Advice, counted: AccuracyReport | None = None) -> None:
+    """A row a variant, then the recommendation and why. counted: the accuracy of each, where it was measured"""
     first = advice.variants[0].target
     table = make_table(
-        "variant", "median ms", f"times as fast as {first}", "worst error", "agreement", "measured", "MB", "load s", "",
-        numbers=(1, 2, 3, 4, 6, 7),
+        "variant", "median ms", f"times as fast as {first}", "worst error", "agreement", "measured", "MB", "load s",
+        "" if counted is None else counted.figure, "",
+        numbers=(1, 2, 3, 4, 6, 7, 8),
     )  # fmt: skip
     for one in advice.variants:
         table.add_row(
@@ -126,15 +147,19 @@ def print_advice(advice: Advice) -> None:
             *_describe_proof(one.proof),
             f"{one.size_bytes / 1e6:.1f}",
             f"{one.load_s:.2f}",
+            "" if counted is None else f"{counted.value(one.target):.3f}",
             "on the front" if one.target in advice.front else "",
         )
     print_table(table)
-    for number, reason in enumerate(advice.reasons):
-        out.print(f"{'' if number else chr(10)}{reason[0].upper() if not number else reason[0]}{reason[1:]}")
+    if counted is not None:
+        print_pictures(counted)
+    out.print()
+    for reason in advice.reasons:
+        out.print(reason)
 
 
 def _describe_proof(proof: Proof | None) -> tuple[str, str, str]:
     if proof is None:
         return "-", "-", "never"
     shares = [share for share in (proof.top1_agreement, proof.matched_detections) if share is not None]
-    return f"{proof.error:.2g}", ", ".join(f"{share:.2%}" for share in shares) or "-", proof.measured
+    return describe_error(proof.error), ", ".join(f"{share:.2%}" for share in shares) or "-", proof.measured

@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ferryman.accuracy import read_accuracy
 from ferryman.bundle import Bundle, is_bundle
+from ferryman.commands.accuracy import print_accuracy
 from ferryman.commands.console import make_table, out, print_json, print_table
 from ferryman.commands.verify import describe_products, print_report
 from ferryman.errors import BundleNotFoundError, FileAccessError
@@ -30,6 +32,7 @@ def run_inspect(path: Path, target: str | None, json_output: bool) -> None:
     bundle = Bundle.open(path)
     manifest = bundle.manifest
     shown = bundle.targets if target is None else (bundle.variants(target)[0].target,)
+    counted = read_accuracy(bundle)
     reports = [report for one in shown for report in read_reports(bundle, one)]
     if json_output:
         document = {
@@ -37,6 +40,8 @@ def run_inspect(path: Path, target: str | None, json_output: bool) -> None:
             "digest": bundle.digest,
             "manifest": manifest.model_dump(mode="json"),
         }
+        if counted is not None:
+            document["accuracy"] = counted.model_dump(mode="json")
         print_json(document | {"parity": [report.model_dump(mode="json") for report in reports]})
         return
     table = make_table("", "")
@@ -67,6 +72,8 @@ def run_inspect(path: Path, target: str | None, json_output: bool) -> None:
     out.print(f"\nAt export, against {reference} ({len(manifest.files)} files, every digest right):")
     for report in reports:
         print_report(report)
+    if counted is not None:
+        print_accuracy(counted)
 
 
 def describe_specs(specs: Sequence[ModelSpec]) -> Iterator[tuple[str, str]]:

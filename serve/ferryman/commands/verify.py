@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from ferryman.accuracy import measure_accuracy, read_truth
 from ferryman.attest import Attestation
 from ferryman.bundle import Bundle
 from ferryman.certificates import Certificate, make_certificate, write_certificate
+from ferryman.commands.accuracy import print_accuracy
 from ferryman.commands.console import make_table, out, print_json, print_table, show_stages
 from ferryman.errors import EngineError, FileAccessError
 from ferryman.parity import ParityReport
@@ -34,10 +36,17 @@ def choose_targets(bundle: Bundle, names: Sequence[str]) -> tuple[list[Target], 
     return able, reasons
 
 
-def run_verify(path: Path, target: str | None, folder: Path | None, settings: Settings, json_output: bool) -> None:
+def run_verify(
+    path: Path,
+    target: str | None,
+    folder: Path | None,
+    accuracy: Path | None,
+    settings: Settings,
+    json_output: bool,
+) -> None:
     """Proves the target, or every one that can run here; each gets a certificate, in tolerance or not.
 
-    folder: of the certificates, by default the bundle's own
+    folder: of the certificates, by default the bundle's own; accuracy: labelled pictures to count right answers on
     Raises ParityError (exit status 3) when one is out of tolerance, and FileAccessError when a certificate can't be
     written and all else is fine.
     """
@@ -47,6 +56,7 @@ def run_verify(path: Path, target: str | None, folder: Path | None, settings: Se
     places: list[Path] = []
     unwritten: FileAccessError | None = None
     with show_stages() as show:
+        truth = None if accuracy is None else read_truth(accuracy, bundle.spec, show)
         for one in targets:
             advance = partial(show, f"compare {one} with PyTorch's answers")
             certificates.append(make_certificate(bundle, prove_target(bundle, one, settings, advance)))
@@ -54,22 +64,26 @@ def run_verify(path: Path, target: str | None, folder: Path | None, settings: Se
                 places.append(write_certificate(bundle, certificates[-1], folder))
             except FileAccessError as error:
                 unwritten = error
+        counted = None if truth is None else measure_accuracy(bundle, targets, truth, settings, show)
     if not json_output:
         for report in (report for certificate in certificates for report in certificate.reports):
             print_report(report)
+        if counted is not None:
+            print_accuracy(counted)
         for one, why in reasons.items():
             out.print(f"{one} can't run here: {why}")
     for certificate in certificates:
         certificate.raise_for_failures()
     if unwritten is not None:
-        message = f"within tolerance, but without a certificate: {unwritten}, or name a folder with --certificates"
-        raise FileAccessError(message) from unwritten
+        hint = ", or name a folder with --certificates" if folder is None else ""
+        raise FileAccessError(f"within tolerance, but without a certificate: {unwritten}{hint}") from unwritten
     if json_output:
         documents = [
             {"path": str(place), **certificate.model_dump(mode="json")}
             for place, certificate in zip(places, certificates, strict=True)
         ]
-        print_json({"certificates": documents, "can_not_run": {str(one): why for one, why in reasons.items()}})
+        document = {"certificates": documents, "can_not_run": {str(one): why for one, why in reasons.items()}}
+        print_json(document if counted is None else document | {"accuracy": counted.model_dump(mode="json")})
         return
     written = ", ".join(place.name for place in places)
     out.print(f"{bundle.path}: every file is the one that was exported; in {places[0].parent}: {written}")

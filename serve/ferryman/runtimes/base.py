@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferryman.attest import Attestation
-from ferryman.errors import EngineError, TensorError
+from ferryman.errors import EngineError, TensorError, UsageError
 from ferryman.specs import ModelSpec, Target, TensorSpec
 
 Arrays = Mapping[str, NDArray[Any]]
 Hint = Literal["latency", "throughput"]
+MAX_PARALLEL = 1024  # of threads and of streams; runtimes take any number, and fail in ways of their own
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,17 @@ class Settings:
     threads: of the CPU, None for all
     streams: runs that go on side by side and share the threads, None for what suits the hint
     hint: what to be good at: one answer soon, or many answers
+    Raises UsageError for threads or streams outside 1 to `MAX_PARALLEL`.
     """
 
     threads: int | None = None
     streams: int | None = None
     hint: Hint = "latency"
+
+    def __post_init__(self) -> None:
+        for name, number in (("threads", self.threads), ("streams", self.streams)):
+            if number is not None and not 1 <= number <= MAX_PARALLEL:
+                raise UsageError(f"{name} must be 1 to {MAX_PARALLEL}, got {number}")
 
 
 DEFAULT = Settings()
@@ -90,7 +97,6 @@ class Runtime(ABC):
     """
 
     name: ClassVar[str]
-    extra: ClassVar[str | None] = None  # the extra that installs it, None when it is always there
     known: ClassVar[Mapping[str, tuple[str, ...]]]  # devices that it is driven on, and their precisions
 
     def targets(self) -> tuple[Target, ...]:

@@ -23,7 +23,6 @@ _PRODUCTS = ("FullyConnected", "Convolution", "GroupConvolution", "Deconvolution
 
 class OpenVino(Runtime):
     name = "openvino"
-    extra = "openvino"
     known: ClassVar = {
         "cpu": ("fp32", "bf16", "int8"),
         "gpu": ("fp32", "fp16", "int8"),
@@ -126,7 +125,8 @@ class OpenVinoSession(Session):
         return attestation(found)
 
     def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        compiled = self._compiled
+        # The queue first: a run that finds the session open then has the one that `close` drops, requests and all.
+        idle, compiled = self._idle, self._compiled
         if compiled is None:  # closed by another thread after the check
             raise EngineError("the session is closed")
         batch = len(inputs["image"])
@@ -134,7 +134,7 @@ class OpenVinoSession(Session):
             np.empty((batch, *(int(size) for size in tensor.shape[1:])), np.dtype(tensor.dtype))
             for tensor in self.spec.outputs
         ]
-        requests = [self._take(compiled) for _ in range(min(batch, self._streams))]
+        requests = [_take(idle, compiled) for _ in range(min(batch, self._streams))]
         try:
             for start in range(0, batch, len(requests)):
                 # A row of a contiguous array is contiguous: OpenVINO reads it where it lies, so it must stay there.
@@ -151,15 +151,16 @@ class OpenVinoSession(Session):
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed on a batch of {batch}: {_one_line(error)}") from error
         for request in requests:  # one that failed may still be busy, and is dropped
-            self._idle.put(request)
+            idle.put(request)
         return dict(zip(self.spec.output_names, answers, strict=True))
-
-    def _take(self, compiled: "CompiledModel") -> "InferRequest":
-        try:
-            return self._idle.get_nowait()
-        except Empty:
-            return compiled.create_infer_request()
 
     def _close(self) -> None:
         self._compiled = None
         self._idle = SimpleQueue()
+
+
+def _take(idle: "SimpleQueue[InferRequest]", compiled: "CompiledModel") -> "InferRequest":
+    try:
+        return idle.get_nowait()
+    except Empty:
+        return compiled.create_infer_request()

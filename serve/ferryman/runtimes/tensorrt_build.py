@@ -1,8 +1,8 @@
 """A typed ONNX file into a TensorRT engine: progress, cancelling, timing cache."""
 
-import fcntl
 import hashlib
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -29,6 +29,9 @@ from ferryman.files import replace_file, temporary_folder
 from ferryman.runtimes.pace import Pace, describe_seconds
 from ferryman.runtimes.tensorrt import Cuda, TensorRt
 from ferryman.specs import ModelSpec, Target
+
+if sys.platform != "win32":
+    import fcntl
 
 BATCH = 8
 _DATA_TYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
@@ -89,7 +92,7 @@ def build_engine(
 def _alone(onnx: Path, show: Show) -> Generator[None, None, None]:
     """One build of a file at a time: two on one GPU spoil each other's timings, and the second finds the first's."""
     with onnx.open("rb") as file:
-        while True:
+        while sys.platform != "win32":
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 from ferryman.errors import AddressError, BundleError, FerrymanError, UsageError
 from ferryman.preprocess import MAX_PIXELS
 from ferryman.runtimes import parse_target
-from ferryman.runtimes.base import Hint, Settings
+from ferryman.runtimes.base import MAX_PARALLEL, Hint, Settings
 from ferryman.server.engine import Engine, EngineLimits
 from ferryman.server.health import SERVICE, Health
 from ferryman.server.interceptors import CallsInFlight, ErrorInterceptor
@@ -31,6 +31,7 @@ from ferryman.v1 import vision_pb2_grpc
 
 log = logging.getLogger(__name__)
 Positive = Annotated[int, Field(ge=1)]
+Parallel = Annotated[int, Field(ge=1, le=MAX_PARALLEL)]
 # For health checks under way. Watches never end by themselves, and vision calls have ended before.
 _LAST_CHECKS_S = 0.2
 
@@ -53,8 +54,8 @@ class ServerConfig(Facts):
     address: str = "127.0.0.1:8001"
     models: tuple[str, ...] = ()
     target: str | None = None
-    threads: Positive | None = None
-    streams: Positive | None = None
+    threads: Parallel | None = None
+    streams: Parallel | None = None
     hint: Hint = "latency"
     certificates: Path | None = None
     certify: bool = False

@@ -165,6 +165,10 @@ def test_a_certificate_that_can_not_be_written(cli: Cli, copy: Path) -> None:
     assert outcome.status == 1
     assert outcome.complaint.startswith("ferryman: within tolerance, but without a certificate: can't write ")
     assert outcome.complaint.endswith("or name a folder with --certificates")
+    (elsewhere := folder / "file").touch()
+    assert cli("verify", folder, "--certificates", elsewhere).complaint.endswith(
+        "check the folder's permissions and space"
+    )
     change_golden(folder, shift_boxes)
     assert cli("verify", folder).status == 3
 

@@ -94,6 +94,8 @@ def test_failures(
         ("detect a.png --score 2", "'--score': "),
         ("classify a.png --top-k 0", "'--top-k': "),
         ("bench --seconds no", "'--seconds': "),
+        ("verify x --threads 1025", "'--threads': Input should be less than or equal to 1024"),
+        (f"advise x --streams {10**20}", "'--streams': Input should be less than or equal to 1024"),
     ],
 )
 def test_usage_that_typer_finds_wrong(cli: Cli, line: str, message: str) -> None:
@@ -139,11 +141,13 @@ def test_a_model_that_the_server_has_not(cli: Cli, toy_server: str, pictures: di
     [
         ("max_batches = 3", "max_batches: Extra inputs are not permitted"),
         ("max_batch = 0", "max_batch: .* greater than or equal to 1"),
+        ("threads = 1025", "threads: .* less than or equal to 1024"),
+        ("streams = 1_000_000", "streams: .* less than or equal to 1024"),
         ("grace_seconds = 'long'", "grace_seconds: .* valid number"),
         ("queue_limit = 5\nmax_images_per_request = 6", "max_images_per_request 6 is above queue_limit 5"),
         ("address = 'nowhere'", "'nowhere' is not HOST:PORT"),
     ],
-    ids=["unknown", "too small", "another type", "together", "address"],
+    ids=["unknown", "too small", "many threads", "many streams", "another type", "together", "address"],
 )
 def test_wrong_settings(cli: Cli, toy_repository: Path, tmp_path: Path, settings: str, message: str) -> None:
     (tmp_path / "ferryman.toml").write_text(settings, encoding="utf-8")

@@ -1,0 +1,105 @@
+"""`export --accuracy`: what each variant gets right, against the runtimes and PyTorch asked without Ferryman."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+
+from ferryman.accuracy import AccuracyReport, read_accuracy
+from ferryman.accuracy.scores import BoxScores, TopScores
+from ferryman.bundle import Bundle
+from ferryman.specs import Target
+from ferryman_export.pipeline import ExportRequest, export
+from ferryman_models.checkpoints.native import load_native
+from ferryman_models.detr import DETR
+from ferryman_models.zoo import EMBEDDED, pictures_folder
+from ferryman_models.zoo.detr_digits import evaluate_map, held_out_scenes
+from ferryman_models.zoo.digits import load_digits, load_photographs
+from ferryman_models.zoo.scenes import make_digit_picture
+
+from ..serve.commands.outcome import Cli
+
+CANVAS = (24, 24)  # of vit-digits, whose shorter side is the picture's: a square picture is only resized
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of digits that training never saw, by what they show."""
+    folder = tmp_path_factory.mktemp("digits")
+    digits, photographs = load_digits("test"), load_photographs("test")
+    random = np.random.default_rng(11)
+    for number in range(150):
+        picture, _ = make_digit_picture(random, digits, number, photographs)
+        place = folder / str(digits.labels[number]) / f"{number:03}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(place)
+    return folder
+
+
+def test_digits_in_two_precisions(digits: Path, cli: Cli, tmp_path: Path) -> None:
+    command = ["export", "vit-digits", "-o", tmp_path, "--target", "onnxruntime-cpu-int8"]
+    document = cli(*command, "--calibration", digits, "--accuracy", digits, "--json").document
+    bundle = Bundle.open(document["bundle"])  # the digest of accuracy.json is right
+    report = read_accuracy(bundle)
+    assert report is not None
+    assert report.model_dump(mode="json") == document["accuracy"]
+    paths = sorted(digits.glob("*/*.png"))
+    images = np.stack([np.asarray(Image.open(path).resize(CANVAS, Image.Resampling.BILINEAR)) for path in paths])
+    wanted = np.array([int(path.parent.name) for path in paths])
+    classes: list[np.ndarray] = []
+    for variant, found in zip(bundle.manifest.variants, report.variants, strict=True):
+        session = onnxruntime.InferenceSession(bundle.path / variant.path, providers=["CPUExecutionProvider"])
+        (logits,) = session.run(["logits"], {"image": images})
+        order = np.argsort(-np.asarray(logits), axis=1)
+        classes.append(order[:, 0])
+        assert isinstance(found.scores, TopScores)
+        assert (found.target, found.scores.right) == (str(variant.target), int((order[:, 0] == wanted).sum()))
+        assert found.scores.top5 == pytest.approx((order[:, :5] == wanted[:, None]).any(axis=1).mean())
+        assert found.agreement == pytest.approx((classes[0] == order[:, 0]).mean())
+        assert 0.9 < found.scores.top1 < 1
+    text = cli("inspect", bundle.path).stdout
+    assert f"top-1 of the 150 labelled pictures of {digits.name}" in text
+    assert cli("inspect", bundle.path, "--json").document["accuracy"] == document["accuracy"]
+
+
+def test_scenes_against_the_model_in_pytorch(tmp_path: Path) -> None:
+    """The whole crossing: mAP of the bundle on files is the mAP of the PyTorch model on arrays."""
+    pytest.importorskip("pycocotools")
+    pytest.importorskip("openvino")
+    scenes = held_out_scenes("test", 60)
+    document: dict[str, list[Any]] = {"images": [], "annotations": []}
+    document["categories"] = [{"id": 100 - digit, "name": str(digit)} for digit in range(10)]
+    (tmp_path / "data").mkdir()
+    for number, scene in enumerate(scenes):
+        Image.fromarray(scene.image).save(tmp_path / "data" / f"{number}.png")
+        height, width = scene.image.shape[:2]
+        document["images"].append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
+        for (x1, y1, x2, y2), digit in zip(scene.boxes.tolist(), scene.labels.tolist(), strict=True):
+            facts = {"id": len(document["annotations"]), "image_id": number, "category_id": 100 - digit}
+            document["annotations"].append({**facts, "bbox": [x1, y1, x2 - x1, y2 - y1]})
+    (tmp_path / "data" / "digits.json").write_text(json.dumps(document), encoding="utf-8")
+    targets = (Target.parse("openvino-cpu-fp32"),)
+    bundle = export(ExportRequest("detr-digits", tmp_path / "r", targets=targets, accuracy=tmp_path / "data"))
+    report = AccuracyReport.model_validate_json(bundle.file("accuracy.json").read_bytes())
+    model = load_native(EMBEDDED["detr-digits"], "detr-digits")
+    assert isinstance(model.module, DETR)
+    expected = evaluate_map(model.module, scenes, model.spec.preprocess)
+    assert [one.target for one in report.variants] == ["onnxruntime-cpu-fp32", "openvino-cpu-fp32"]
+    for one in report.variants:
+        assert isinstance(one.scores, BoxScores)
+        assert (one.scores.map, one.scores.map_50) == pytest.approx(expected, abs=1e-3)
+        assert one.scores.objects == len(document["annotations"])
+        assert one.agreement == 1
+
+
+def test_labelled_pictures_that_are_wrong_are_found_first(cli: Cli, tmp_path: Path) -> None:
+    """Before PyTorch answers anything, and nothing is left."""
+    outcome = cli("export", "vit-digits", "-o", tmp_path / "r", "--accuracy", pictures_folder("classification"))
+    assert outcome.status == 2
+    assert "holds no folders; pictures belong in one a class" in outcome.complaint
+    assert outcome.stderr.count("- ") == 2  # loading PyTorch, loading the checkpoint
+    assert not (tmp_path / "r").exists()
