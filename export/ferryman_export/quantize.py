@@ -1,4 +1,4 @@
-"""Static int8: which values matrix products meet on real pictures, and the graph that computes them in 8 bits.
+"""Static int8 and fp8: which values matrix products meet on real pictures, and the graph that computes them in 8 bits.
 
 Only products with weights (MatMul, Gemm, Conv) are quantised, the weights per output channel. LayerNorm, softmax, GELU,
 attention's own products and the residual stream stay in floating point. The graph is plain ONNX (QuantizeLinear,
@@ -8,6 +8,7 @@ DequantizeLinear), the same for every runtime.
 import tempfile
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -22,14 +23,19 @@ from ferryman.golden import Tensors
 from ferryman.specs import Facts
 from ferryman_export.calibration import Pictures
 from ferryman_export.graph_edit import GraphEditor, module_of
+from ferryman_export.half import raise_opset
 from ferryman_export.onnx import save_graph
 from ferryman_export.passes import fold_affine
 
+Numbers = Literal["uint8", "int8", "fp8"]
 Method = Literal["minmax", "mean", "percentile", "entropy"]
 METHODS: tuple[Method, ...] = ("minmax", "mean", "percentile", "entropy")
 SMOOTHING = (0.5, 0.75)
 _SAMPLES_A_PICTURE = 4096  # values of a tensor kept of each picture, for percentiles and entropy
 _LEAST = 1e-8
+_FP8_OPSET = 19  # the first in which ONNX quantises to 8-bit floating point
+_FP8 = helper.tensor_dtype_to_np_dtype(onnx.TensorProto.FLOAT8E4M3FN)
+_FP8_LARGEST = 448.0
 
 
 class QuantizationPlan(Facts):
@@ -38,12 +44,12 @@ class QuantizationPlan(Facts):
     method: of an activation's range over the pictures: the extremes of all, the mean of each picture's, what 99.99 % of
     the values lie in, or what loses the least information (entropy)
     smooth: how much of the activations' range moves into the weights before (SmoothQuant's alpha), None for nothing
-    symmetric: zero is in the middle, as TensorRT wants it
+    numbers: of activations, uint8 with a zero point; or, as TensorRT wants them, int8 or fp8 (e4m3) around zero
     """
 
     method: Method
     smooth: float | None = None
-    symmetric: bool = False
+    numbers: Numbers = "uint8"
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,17 @@ class Quantizer:
         if not self.blocks:
             raise ExportError("there is nothing to quantise: the graph has no matrix product with constant weights")
 
-    def costs(self) -> dict[str, int]:
-        """Products in each block."""
-        return {name: len(products) for name, products in self.blocks.items()}
+    @cached_property
+    def _raised(self) -> onnx.ModelProto:
+        """The graph in an opset that has fp8."""
+        return raise_opset(self._model, _FP8_OPSET)
+
+    def costs(self, numbers: Numbers = "uint8") -> dict[str, int]:
+        """Products in each block that can be computed with these numbers: in fp8, convolutions can't."""
+        able = {
+            name: products for name, products in self.blocks.items() if numbers != "fp8" or not products[0].convolution
+        }
+        return {name: len(products) for name, products in able.items()}
 
     def collect(self, pictures: Pictures, advance: Callable[[int], None]) -> None:
         """Runs the pictures and keeps statistics of every product's activation. advance: called once a picture."""
@@ -130,19 +144,21 @@ class Quantizer:
         }
 
     def quantize(self, plan: QuantizationPlan, islands: Set[str] = frozenset()) -> onnx.ModelProto:
-        """The graph with every block but the islands in 8 bits."""
+        """The graph with every block that `costs` names, but the islands, in 8 bits."""
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
+        if plan.numbers == "fp8":
+            model.CopyFrom(self._raised)
         graph = GraphEditor(model)
-        chosen = [product for name, products in self.blocks.items() if name not in islands for product in products]
+        blocks = {name: self.blocks[name] for name in self.costs(plan.numbers) if name not in islands}
+        chosen = [product for products in blocks.values() for product in products]
         statistics = dict(self._statistics)
         if plan.smooth is not None:
-            for name, products in self.blocks.items():
-                if name not in islands:
-                    factors = smooth_block(graph, products, statistics[products[0].activation], plan.smooth)
-                    if factors is not None:
-                        activation = products[0].activation
-                        statistics[activation] = statistics[activation].scaled(factors)
+            for products in blocks.values():
+                activation = products[0].activation
+                factors = smooth_block(graph, products, statistics[activation], plan.smooth)
+                if factors is not None:
+                    statistics[activation] = statistics[activation].scaled(factors)
         added: dict[str, list[onnx.NodeProto]] = {}
         nodes = {str(node.output[0]): node for node in graph.nodes}
         done: set[str] = set()
@@ -151,10 +167,10 @@ class Quantizer:
             activation = product.activation
             if activation not in done:
                 low, high = find_range(statistics[activation], plan.method)
-                before += quantize_activation(graph, activation, low, high, plan.symmetric)
+                before += quantize_activation(graph, activation, low, high, plan.numbers)
                 done.add(activation)
             node.input[0] = f"{activation}.dequantized"
-            before.append(quantize_weights(graph, product))
+            before.append(quantize_weights(graph, product, plan.numbers))
             node.input[1] = before[-1].output[0]
         graph.replace_nodes([one for node in graph.nodes for one in (*added.get(str(node.output[0]), ()), node)])
         return graph.finish()
@@ -284,14 +300,15 @@ def least_divergence(values: NDArray[np.float32], low: float, high: float) -> fl
 
 
 def quantize_activation(
-    graph: GraphEditor, name: str, low: float, high: float, symmetric: bool
+    graph: GraphEditor, name: str, low: float, high: float, numbers: Numbers
 ) -> list[onnx.NodeProto]:
-    """`name` -> `name.dequantized` through 8 bits: uint8 with a zero point, or int8 around zero."""
-    if symmetric:
-        scale, zero = np.float32(max(-low, high) / 127), np.array(0, np.int8)
-    else:
+    """`name` -> `name.dequantized` through 8 bits: uint8 with a zero point, or int8 or fp8 around zero."""
+    if numbers == "uint8":
         scale = np.float32((high - low) / 255)
         zero = np.array(np.clip(np.round(-low / scale), 0, 255), np.uint8)
+    else:
+        largest, dtype = (127, np.int8) if numbers == "int8" else (_FP8_LARGEST, _FP8)
+        scale, zero = np.float32(max(-low, high) / largest), np.array(0, dtype)
     facts = [graph.put(f"{name}.scale", np.array(scale)), graph.put(f"{name}.zero", zero)]
     return [
         helper.make_node("QuantizeLinear", [name, *facts], [f"{name}.quantized"], name=f"{name}.quantize"),
@@ -301,20 +318,29 @@ def quantize_activation(
     ]
 
 
-def quantize_weights(graph: GraphEditor, product: Product) -> onnx.NodeProto:
-    """Stores a product's weights as int8, a scale each output channel, and gives the node that reads them."""
+def quantize_weights(graph: GraphEditor, product: Product, numbers: Numbers) -> onnx.NodeProto:
+    """Stores a product's weights in 8 bits and gives the node that reads them.
+
+    As int8 with a scale each output channel; as fp8, whose levels are finer the nearer to zero, with one scale:
+    TensorRT 10.3 has no products in fp8 with more.
+    """
     array = graph.value(product.weights)
-    axis = 0 if product.convolution else array.ndim - 1
-    others = tuple(index for index in range(array.ndim) if index != axis)
-    scale = np.maximum(np.abs(array).max(axis=others) / 127, _LEAST).astype(np.float32)
-    whole = np.clip(np.round(array / np.expand_dims(scale, others)), -127, 127).astype(np.int8)
     name = f"{product.output}.weights"  # by the product: two may share a tensor
+    if numbers == "fp8":
+        scale = np.array(max(np.abs(array).max() / _FP8_LARGEST, _LEAST), np.float32)
+        whole, channel = (array / scale).astype(_FP8), None
+    else:
+        channel = 0 if product.convolution else array.ndim - 1
+        others = tuple(index for index in range(array.ndim) if index != channel)
+        scale = np.maximum(np.abs(array).max(axis=others) / 127, _LEAST).astype(np.float32)
+        whole = np.clip(np.round(array / np.expand_dims(scale, others)), -127, 127).astype(np.int8)
     inputs = [
         graph.put(name, whole),
         graph.put(f"{name}.scale", scale),
-        graph.put(f"{name}.zero", np.zeros(scale.shape, np.int8)),
+        graph.put(f"{name}.zero", np.zeros(scale.shape, whole.dtype)),
     ]
-    return helper.make_node("DequantizeLinear", inputs, [f"{name}.dequantized"], name=f"{name}.dequantize", axis=axis)
+    output = [f"{name}.dequantized"]
+    return helper.make_node("DequantizeLinear", inputs, output, name=f"{name}.dequantize", axis=channel)
 
 
 def distance(answers: Iterable[Tensors], references: Iterable[Tensors]) -> float:

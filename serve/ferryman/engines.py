@@ -201,7 +201,7 @@ def count_precisions(layers: Sequence[Mapping[str, object]], products: Iterable[
     for name in products:
         # One that several layers compute, such as those of two profiles, runs in the widest of their precisions.
         told = named.get(name, ())
-        found.append(("product", next((one for one in _WIDEST if one in told), "unknown"), True))
+        found.append(("product", next((one for one in WIDEST if one in told), "unknown"), True))
     return found
 
 
@@ -213,7 +213,7 @@ _WORDS = {
     "int8": ("int8",),
     "fp32": ("fp32", "float"),
 }
-_WIDEST = ("fp32", "bf16", "fp16", "fp8", "int8")
+WIDEST = ("fp32", "bf16", "fp16", "fp8", "int8")
 
 
 def layer_precision(layer: Mapping[str, object]) -> str:

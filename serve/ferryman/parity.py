@@ -76,6 +76,9 @@ TOLERANCES: dict[str, Tolerance] = {
 TOLERANCES["fp16"] = TOLERANCES["bf16"].model_copy(
     update={"reason": TOLERANCES["bf16"].reason.replace("bf16 keeps 8 bits of a number", "fp16 ends at 65,504")}
 )
+TOLERANCES["fp8"] = TOLERANCES["int8"].model_copy(
+    update={"reason": TOLERANCES["int8"].reason.replace("256 levels for every activation", "4 bits of every number")}
+)
 
 
 class SampleErrors(Facts):

@@ -116,7 +116,7 @@ def round_activation(values: Array, low: float, high: float, symmetric: bool) ->
 def test_it_computes_what_int8_arithmetic_gives(
     quantizer: Quantizer, path: Path, pictures: Pictures, symmetric: bool
 ) -> None:
-    model = quantizer.quantize(QuantizationPlan(method="minmax", symmetric=symmetric))
+    model = quantizer.quantize(QuantizationPlan(method="minmax", numbers="int8" if symmetric else "uint8"))
     onnx.checker.check_model(model, full_check=True)
     image = pictures.inputs["image"]
     inside = onnx.load(path)

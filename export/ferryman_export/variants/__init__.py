@@ -19,12 +19,15 @@ RECIPES: dict[str, Recipe] = {
     "tensorrt-gpu-fp32": tensorrt.build_fp32,
     "tensorrt-gpu-fp16": tensorrt.build_half,
     "tensorrt-gpu-bf16": tensorrt.build_half,
-    "tensorrt-gpu-int8": tensorrt.build_int8,
+    "tensorrt-gpu-int8": tensorrt.build_eight,
+    "tensorrt-gpu-fp8": tensorrt.build_eight,
     "tensorrtrtx-gpu-fp32": tensorrt.build_fp32,
     "tensorrtrtx-gpu-fp16": tensorrt.build_half,
     "tensorrtrtx-gpu-bf16": tensorrt.build_half,
-    "tensorrtrtx-gpu-int8": tensorrt.build_int8,
+    "tensorrtrtx-gpu-int8": tensorrt.build_eight,
+    "tensorrtrtx-gpu-fp8": tensorrt.build_eight,
 }
+CALIBRATED = ("int8", "fp8")
 GROUPS = {"all-cpu": tuple(name for name in RECIPES if "-cpu-" in name)}
 
 
@@ -47,7 +50,7 @@ def check_targets(targets: tuple[Target, ...], calibration: Path | None) -> None
     """
     for target in targets:
         find_runtime(run_as(target))
-        if target.precision == "int8" and calibration is None:
+        if target.precision in CALIBRATED and calibration is None:
             raise no_calibration(target)
     if calibration is not None:
         count = len(find_pictures(calibration, MAX_PICTURES))

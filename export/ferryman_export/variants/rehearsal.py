@@ -24,6 +24,7 @@ _NAMES: dict[int, str] = {
     TensorProto.FLOAT: "fp32",
     TensorProto.FLOAT16: "fp16",
     TensorProto.BFLOAT16: "bf16",
+    TensorProto.FLOAT8E4M3FN: "fp8",
     TensorProto.INT8: "int8",
     TensorProto.UINT8: "int8",
 }
@@ -98,6 +99,6 @@ def attest_graph(model: onnx.ModelProto) -> Attestation:
         names = operands if product else (*node.input, *node.output)
         known = [name for one in names if (name := _NAMES.get(types.get(one, 0))) is not None]
         # A product of operands of two precisions runs in the wider one.
-        widest = next((name for name in ("fp32", "bf16", "fp16", "int8") if name in known), "none")
+        widest = next((name for name in ("fp32", "bf16", "fp16", "fp8", "int8") if name in known), "none")
         found.append((str(node.op_type), widest if product else next(iter(known), "none"), product))
     return attestation(found)

@@ -16,6 +16,7 @@ from ferryman_export.calibration import Pictures
 from ferryman_export.half import HalfGraph, HalfPrecision
 from ferryman_export.islands import BlockError, rank_blocks, search_islands
 from ferryman_export.onnx import count_operators, save_graph
+from ferryman_export.quantize import Numbers
 from ferryman_export.steps import count_steps
 from ferryman_export.variants.base import Artefact, BuildReport, Workpiece
 from ferryman_export.variants.integer import quantize_within
@@ -53,9 +54,10 @@ def build_half(piece: Workpiece, target: Target, tolerance: Tolerance, path: Pat
     return _save(half.convert(islands), path, report, half.emulate(islands))
 
 
-def build_int8(piece: Workpiece, target: Target, tolerance: Tolerance, path: Path) -> Artefact:
-    """TensorRT wants zero in the middle of every range."""
-    model, report = quantize_within(piece, target, tolerance, symmetric=True)
+def build_eight(piece: Workpiece, target: Target, tolerance: Tolerance, path: Path) -> Artefact:
+    """int8, fp8: TensorRT wants zero in the middle of every range."""
+    numbers = cast("Numbers", target.precision)
+    model, report = quantize_within(piece, target, tolerance, numbers=numbers)
     return _save(model, path, report)
 
 

@@ -28,7 +28,7 @@ from ferryman.specs import ModelSpec, Target
 class TensorRt(Runtime):
     name = "tensorrt"
     extra: ClassVar[str] = "tensorrt"  # installs it
-    known: ClassVar = {"gpu": ("fp32", "fp16", "bf16", "int8")}
+    known: ClassVar = {"gpu": ("fp32", "fp16", "bf16", "int8", "fp8")}
     module: ClassVar[str] = "tensorrt"
     portable: ClassVar[bool] = False  # whether it builds without a GPU, for all of them
 

@@ -16,6 +16,7 @@ from ferryman.attest import attestation
 from ferryman.engines import (
     FOLDER,
     PORTABLE,
+    WIDEST,
     Engine,
     EngineFacts,
     EngineKey,
@@ -105,13 +106,13 @@ def _alone(onnx: Path, show: Show) -> Generator[None, None, None]:
 
 
 def _check_space(onnx: Path) -> None:
-    """Raises FileAccessError where an engine, which is about as large as its weights, has no room."""
+    """Raises FileAccessError where an engine, which is no smaller than its ONNX file, has no room."""
     needed = sum(path.stat().st_size for path in (onnx, onnx.with_name(f"{onnx.name}.data")) if path.exists())
     free = shutil.disk_usage(onnx.parent).free
     if free < needed:
         raise FileAccessError(
-            f"can't write {onnx.parent / FOLDER}: {free / 1e6:.0f} MB are free, and an engine takes about "
-            f"{needed / 1e6:.0f} MB; make room and build again"
+            f"can't write {onnx.parent / FOLDER}: {free / 1e6:.0f} MB are free, and an engine takes "
+            f"{needed / 1e6:.0f} MB or more; make room and build again"
         )
 
 
@@ -223,11 +224,15 @@ def find_products(trt: Any, network: Any) -> dict[str, str]:
             )
         return constant[tensor.name]
 
-    def is_dequantised(tensor: Any) -> bool:
+    def stored(tensor: Any) -> str:
+        """What holds an operand: behind a DequantizeLinear, its input."""
         layer = made.get(tensor.name)
         while layer is not None and layer.type == trt.LayerType.SHUFFLE:  # makes the operands' ranks the same
             layer = made.get(layer.get_input(0).name)
-        return layer is not None and layer.type == trt.LayerType.DEQUANTIZE
+        if layer is not None and layer.type == trt.LayerType.DEQUANTIZE:
+            tensor = layer.get_input(0)
+        dtype = str(tensor.dtype).rpartition(".")[2]
+        return _DATA_TYPES.get(dtype, dtype.lower())
 
     found: dict[str, str] = {}
     for index in range(network.num_layers):
@@ -236,9 +241,9 @@ def find_products(trt: Any, network: Any) -> dict[str, str]:
         if layer.type == trt.LayerType.CONVOLUTION or (
             layer.type == trt.LayerType.MATRIX_MULTIPLY and any(is_constant(one) for one in inputs)
         ):
-            quantised = all(is_dequantised(one) for one in inputs)
-            dtype = str(inputs[0].dtype).rpartition(".")[2]
-            found[str(layer.name)] = "int8" if quantised else _DATA_TYPES.get(dtype, dtype.lower())
+            # A product of operands of two precisions runs in the wider one.
+            told = {stored(one) for one in inputs}
+            found[str(layer.name)] = next((one for one in WIDEST if one in told), "unknown")
     return found
 
 
