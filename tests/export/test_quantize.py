@@ -24,12 +24,14 @@ from ferryman_export.quantize import (
     find_range,
     smooth_block,
 )
+from ferryman_export.variants.rehearsal import attest_graph
 
 Array = NDArray[np.float32]
 RANDOM = np.random.default_rng(5)
 GAMMA, BETA = (RANDOM.normal(1, 0.3, 16).astype(np.float32), RANDOM.normal(0, 0.3, 16).astype(np.float32))
 UP, DOWN = (RANDOM.normal(0, 0.2, shape).astype(np.float32) for shape in ((16, 24), (24, 10)))
 SQUARE = np.random.default_rng(8).normal(0, 0.3, (16, 16)).astype(np.float32)
+FP8 = helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN)
 BIAS = RANDOM.normal(0, 0.1, 10).astype(np.float32)
 
 
@@ -132,6 +134,52 @@ def test_it_computes_what_int8_arithmetic_gives(
     level = float(positive.max()) / (127 if symmetric else 255) * float(np.abs(DOWN).max())
     np.testing.assert_allclose(found, expected, atol=1.01 * level)
     assert np.mean(np.abs(found - expected) < 1e-5) > 0.9
+
+
+def test_it_computes_what_fp8_arithmetic_gives(quantizer: Quantizer, path: Path, pictures: Pictures) -> None:
+    model = quantizer.quantize(QuantizationPlan(method="minmax", numbers="fp8"))
+    onnx.checker.check_model(model, full_check=True)
+    image = pictures.inputs["image"]
+    inside = onnx.load(path)
+    for name in ("normal", "positive"):
+        inside.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    normal, positive = run(inside, image, "normal", "positive")
+
+    def round_fp8(values: Array, largest: float) -> Array:
+        scale = np.float32(largest / 448)
+        return (values / scale).astype(FP8).astype(np.float32) * scale
+
+    hidden = round_fp8(normal, float(np.abs(normal).max())) @ round_fp8(UP, float(np.abs(UP).max()))
+    positive = round_fp8(np.clip(hidden, 0, float(positive.max())), float(positive.max()))
+    expected = positive @ round_fp8(DOWN, float(np.abs(DOWN).max())) + BIAS
+    (found,) = run(model, image)
+    # A hidden value next to a rounding may fall on either side of it: a sixteenth of itself, in the second product.
+    np.testing.assert_allclose(found, expected, atol=float(positive.max()) / 16 * float(np.abs(DOWN).max()))
+    assert np.mean(np.abs(found - expected) < 1e-5) > 0.9
+
+
+def test_in_fp8_convolutions_stay_as_they_are(tmp_path: Path) -> None:
+    weights = numpy_helper.from_array(RANDOM.normal(0, 1, (4, 3, 2, 2)).astype(np.float32), "weights")
+    up = numpy_helper.from_array(RANDOM.normal(0, 1, (1, 5)).astype(np.float32), "up")
+    nodes = [
+        helper.make_node("Conv", ["image", "weights"], ["patches"], name="conv"),
+        helper.make_node("MatMul", ["patches", "up"], ["logits"], name="up"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "a convolution and a product",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 2, 2])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4, 1, 5])],
+        [weights, up],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "m.onnx")
+    quantizer = Quantizer(tmp_path / "m.onnx")
+    assert (quantizer.costs(), quantizer.costs("fp8")) == ({"conv": 1, "up": 1}, {"up": 1})
+    image = RANDOM.normal(0, 1, (9, 3, 2, 2)).astype(np.float32)
+    quantizer.collect(Pictures(tuple(map(str, range(9))), {"image": image}), lambda _: None)
+    model = quantizer.quantize(QuantizationPlan(method="minmax", numbers="fp8"))
+    told = attest_graph(model)
+    assert told.products == {"fp32": 1, "fp8": 1}
 
 
 def test_islands_stay_as_they_were(quantizer: Quantizer, path: Path, pictures: Pictures) -> None:

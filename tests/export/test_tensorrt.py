@@ -1,6 +1,8 @@
 """TensorRT's variants: typed ONNX files, rehearsed on the CPU, of which engines are built without a GPU."""
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,17 +14,19 @@ import pytest
 from PIL import Image
 
 from ferryman.bundle import Bundle
+from ferryman.errors import ParityError
 from ferryman.proof import read_reports
 from ferryman.specs import Target
 from ferryman_export.onnx import check_graph
 from ferryman_export.pipeline import ExportRequest, export
 from ferryman_export.variants.base import BuildReport
 from ferryman_export.variants.rehearsal import attest_graph
+from ferryman_models.zoo import pictures_folder
 from ferryman_models.zoo.digits import load_digits, load_photographs
 from ferryman_models.zoo.scenes import make_digit_picture
 
 FLOATS = ("tensorrtrtx-gpu-fp32", "tensorrtrtx-gpu-fp16", "tensorrtrtx-gpu-bf16")
-INT8 = "tensorrtrtx-gpu-int8"
+INT8, FP8 = "tensorrtrtx-gpu-int8", "tensorrtrtx-gpu-fp8"
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +42,19 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vit(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    targets = tuple(map(Target.parse, (*FLOATS, INT8)))
-    return export(ExportRequest("vit-digits", tmp_path_factory.mktemp("v"), targets=targets, calibration=calibration))
+    labelled = tmp_path_factory.mktemp("labelled")
+    for path in pictures_folder("classification").iterdir():
+        folder = labelled / path.stem.removeprefix("digit-")
+        folder.mkdir()
+        shutil.copy(path, folder)
+    request = ExportRequest(
+        "vit-digits",
+        tmp_path_factory.mktemp("v"),
+        targets=tuple(map(Target.parse, (*FLOATS, INT8, FP8))),
+        calibration=calibration,
+        accuracy=labelled,
+    )
+    return export(request)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +98,32 @@ def assert_built(bundle: Bundle) -> None:
 @pytest.mark.slow
 def test_vit_digits(vit: Bundle) -> None:
     assert_built(vit)
+    # Accuracy is counted of what runs here.
+    counted = json.loads((vit.path / "accuracy.json").read_bytes())
+    assert [variant["target"] for variant in counted["variants"]] == ["onnxruntime-cpu-fp32"]
+
+
+@pytest.mark.slow
+def test_a_model_of_convolutions_is_refused_in_fp8(calibration: Path, tmp_path: Path) -> None:
+    request = ExportRequest("detr-digits", tmp_path / "r", targets=(Target.parse(FP8),), calibration=calibration)
+    with pytest.raises(ParityError, match="14 of the 60 matrix products with weights are convolutions, which stay in"):
+        export(request)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+def test_an_engine_a_size_and_the_second_knows_how_long_it_takes(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'ferryman[tensorrt-rtx]'")
+    target = "tensorrtrtx-gpu-fp32"
+    bundle = export(ExportRequest("vit-digits", tmp_path, sizes=((24, 24), (24, 32)), targets=(Target.parse(target),)))
+    command = [sys.executable, "-m", "ferryman", "build", str(bundle.path), "--batch", "4", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    small, wide = (engine["key"]["profiles"] for engine in json.loads(result.stdout)["engines"])
+    assert [profile["image"] for profile in small] == [[[1, 24, 24, 3]] * 3, [[2, 24, 24, 3], *[[4, 24, 24, 3]] * 2]]
+    assert [profile["image"][2] for profile in wide] == [[1, 24, 32, 3], [4, 24, 32, 3]]
+    assert f"{target} at 24x24: TensorRT: Building engine" in result.stderr
+    assert re.search(rf"{target} at 24x32: TensorRT: \d0? %, about \d+ s left", result.stderr)
 
 
 @pytest.mark.slow
@@ -92,7 +133,7 @@ def test_ctrl_c_ends_a_build(vit: Bundle) -> None:
     before = sorted(vit.path.rglob("*"))
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        assert "TensorRT: Building engine" in process.stderr.readline()
+        assert f"{INT8} at 24x24: TensorRT: " in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
         assert process.wait() == 130
@@ -114,11 +155,12 @@ def test_detr_digits(detr: Bundle) -> None:
 
 
 @pytest.mark.slow
-def test_the_int8_graph_has_zero_in_the_middle(vit: Bundle) -> None:
-    (variant,) = vit.variants(INT8)
+@pytest.mark.parametrize(("target", "dtype"), [(INT8, "INT8"), (FP8, "FLOAT8E4M3FN")])
+def test_the_graph_in_8_bits_has_zero_in_the_middle(vit: Bundle, target: str, dtype: str) -> None:
+    (variant,) = vit.variants(target)
     model = onnx.load(vit.file(variant.path))
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     points = [constants[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"]
     assert points
     assert all(not onnx.numpy_helper.to_array(point).any() for point in points)
-    assert {point.data_type for point in points} == {onnx.TensorProto.INT8}
+    assert {point.data_type for point in points} == {onnx.TensorProto.DataType.Value(dtype)}
