@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ferryman.bundle import Bundle
+from ferryman.bundle import Bundle, seal
 from ferryman.engines import FOLDER, Engine, find_engines
 from ferryman.errors import EngineError, FileAccessError, ParityError
 from ferryman.runtimes import RUNTIMES
@@ -177,3 +177,21 @@ def test_the_command_builds_nothing_for_other_targets(toy_repository: Path) -> N
     result = subprocess.run([*command, "--target", str(TARGET), "--json"], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert f"{TARGET} runs the bundle's file as it is" in json.loads(result.stdout)["error"]["message"]
+
+
+def test_the_command_builds_what_it_can(toy_repository: Path) -> None:
+    """A bundle for two runtimes on a machine that has one of them."""
+    bundle = Bundle.open(toy_repository / "toy-detector")
+    names = ("tensorrt-gpu-fp32", str(RTX))
+    variants = tuple(bundle.manifest.variants[0].model_copy(update={"target": Target.parse(name)}) for name in names)
+    facts = bundle.manifest.model_dump() | {"variants": (*bundle.manifest.variants, *variants)}
+    seal(bundle.path, facts)
+    command = [sys.executable, "-m", "ferryman", "build", str(bundle.path), "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert [engine["key"]["target"] for engine in document["engines"]] == [str(RTX)]
+    assert document["can_not_build"] == {"tensorrt-gpu-fp32": RUNTIMES["tensorrt"].missing()}
+    result = subprocess.run([*command, "--target", names[0]], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "tensorrt-gpu-fp32 can't be built here: tensorrt is not installed: pip install" in result.stderr

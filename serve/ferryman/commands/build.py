@@ -14,16 +14,25 @@ from ferryman.runtimes.tensorrt_build import build_engine
 from ferryman.specs import Target
 
 
-def choose_targets(bundle: Bundle, names: Sequence[str]) -> list[Target]:
-    """Those named, or all of a bundle's that run an engine. Raises UsageError for others, and when there are none."""
-    have = [one for one in bundle.targets if isinstance(RUNTIMES.get(one.runtime), TensorRt)]
+def choose_targets(bundle: Bundle, names: Sequence[str]) -> tuple[dict[Target, TensorRt], dict[Target, str]]:
+    """Those named, or all of a bundle's whose engines can be built here, with what builds them; why others can't be.
+
+    Raises UsageError for one that runs no engine, and when there is none; EngineError for one that is named and can't
+    be built here, and when none can.
+    """
+    have = {one: runtime for one in bundle.targets if isinstance(runtime := RUNTIMES.get(one.runtime), TensorRt)}
     chosen = [bundle.variants(name)[0].target for name in dict.fromkeys(names)]
     for one in chosen:
         if one not in have:
             raise UsageError(f"{one} runs the bundle's file as it is: there is nothing to build")
     if not have:
         raise UsageError(f"{bundle.path} has no variant that needs building; export one: --target tensorrt-gpu-fp16")
-    return chosen or have
+    wanted = {one: runtime for one, runtime in have.items() if one in (chosen or have)}
+    reasons = {one: why for one, runtime in wanted.items() if (why := runtime.why_not_build()) is not None}
+    if reasons and (chosen or len(reasons) == len(wanted)):
+        told = "; ".join(f"{one} can't be built here: {why}" for one, why in reasons.items())
+        raise EngineError(told)
+    return {one: runtime for one, runtime in wanted.items() if one not in reasons}, reasons
 
 
 def run_build(path: Path, names: Sequence[str], batch: int, json_output: bool) -> None:
@@ -32,14 +41,10 @@ def run_build(path: Path, names: Sequence[str], batch: int, json_output: bool) -
     Raises EngineError when the runtime is missing or refuses, FileAccessError when an engine can't be written.
     """
     bundle = Bundle.open(path)
+    targets, reasons = choose_targets(bundle, names)
     built: list[tuple[Engine, bool]] = []
     with show_stages() as show:
-        for target in choose_targets(bundle, names):
-            runtime = RUNTIMES[target.runtime]
-            assert isinstance(runtime, TensorRt)
-            why = runtime.missing()
-            if why is not None:
-                raise EngineError(f"{target} can't be built here: {why}")
+        for target, runtime in targets.items():
             for variant, spec in zip(bundle.variants(str(target)), bundle.manifest.specs, strict=True):
                 onnx = bundle.file(variant.path)
                 height, width = variant.size
@@ -53,7 +58,7 @@ def run_build(path: Path, names: Sequence[str], batch: int, json_output: bool) -
             {"path": str(engine.path), "there_already": there, **engine.facts.model_dump(mode="json")}
             for engine, there in built
         ]
-        print_json({"engines": documents})
+        print_json({"engines": documents, "can_not_build": {str(one): why for one, why in reasons.items()}})
         return
     for engine, there in built:
         facts = engine.facts
@@ -64,3 +69,5 @@ def run_build(path: Path, names: Sequence[str], batch: int, json_output: bool) -
             f"compute capability {facts.key.host.capability}, batches to {facts.key.batch}; matrix products with "
             f"weights: {products}"
         )
+    for one, why in reasons.items():
+        out.print(f"{one} can't be built here: {why}")

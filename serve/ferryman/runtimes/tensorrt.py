@@ -69,6 +69,16 @@ class TensorRt(Runtime):
         capability = PORTABLE if self.portable else Cuda().capability()
         return Host(runtime=f"{self.name} {self.version()}", capability=capability, machine=platform.machine())
 
+    def why_not_build(self) -> str | None:
+        """Why no engine can be built here, or None when it can."""
+        why = self.missing()
+        if why is None:
+            try:
+                self.host()
+            except EngineError as error:
+                why = str(error)
+        return why
+
     def loaded_digest(self, path: Path, target: Target, sha256: str) -> str:
         del sha256
         return choose_engine(path, target, self.host()).facts.sha256

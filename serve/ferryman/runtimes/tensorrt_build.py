@@ -68,7 +68,7 @@ def build_engine(
         # Taken now, lest minutes of work end with a folder that can't be written; it goes when nothing comes of them.
         with temporary_folder(folder, key.digest):
             portable = host.capability == PORTABLE  # what was timed on no GPU is of no use to the next build
-            cache = None if portable else folder / f"{runtime.name}-{host.capability}-{host.machine}.timing"
+            cache = None if portable else folder / "-".join((*host.runtime.split(), host.capability, "timing"))
             pace = _take_pace(onnx, key)
             plan: Plan = _interruptible(lambda cancelled: _build(trt, onnx, key, target, cache, show, pace, cancelled))
             pace.stop()
@@ -188,7 +188,8 @@ def _build(
         config.add_optimization_profile(profile)
     if cache is not None:
         timing = config.create_timing_cache(cache.read_bytes() if cache.exists() else b"")
-        config.set_timing_cache(timing, False)
+        if not config.set_timing_cache(timing, False):  # of another GPU or driver: the next one is this one's
+            config.set_timing_cache(config.create_timing_cache(b""), False)
     monitor = _make_monitor(trt, show, pace, cancelled)  # must outlive the build
     config.progress_monitor = monitor
     products = find_products(trt, network)
