@@ -282,16 +282,30 @@ def test_a_certificate_is_of_the_engine(bundle: Bundle, tmp_path: Path, monkeypa
         TensorRt().loaded_digest(tmp_path / "other.onnx", TARGET, "ab" * 32)
 
 
-def test_a_gpu_that_is_too_old_for_engines_of_many(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TensorRtRtx, "missing", lambda self: None)
-    monkeypatch.setattr(TensorRtRtx, "devices", lambda self: ("gpu",))
-    target = Target.parse("tensorrtrtx-gpu-fp16")
-    cuda.capability = (7, 5)
-    assert TensorRtRtx().why_not(target) == (
-        "TensorRT-RTX's engines need compute capability 8.0 or more, and this GPU has 7.5"
-    )
-    cuda.capability = (12, 0)
-    assert TensorRtRtx().why_not(target) is None
+TOO_OLD: dict[str, tuple[TensorRt, str, tuple[int, int], str | None]] = {
+    "engines for many GPUs": (TensorRtRtx(), "fp16", (7, 5), "8.0 or more, and this one has 7.5"),
+    "the oldest of these": (TensorRtRtx(), "fp16", (8, 0), None),
+    "bf16": (TensorRt(), "bf16", (7, 5), "8.0 or more, and this one has 7.5"),
+    "fp16": (TensorRt(), "fp16", (7, 5), None),
+    "fp8": (TensorRt(), "fp8", (8, 6), "8.9 or more, and this one has 8.6"),
+    "fp8 on a newer one": (TensorRtRtx(), "fp8", (12, 0), None),
+}
+
+
+@pytest.mark.parametrize(("runtime", "precision", "capability", "why"), TOO_OLD.values(), ids=TOO_OLD)
+def test_a_gpu_that_is_too_old(
+    runtime: TensorRt,
+    precision: str,
+    capability: tuple[int, int],
+    why: str | None,
+    cuda: FakeCuda,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TensorRt, "missing", lambda self: None)
+    monkeypatch.setattr(TensorRt, "devices", lambda self: ("gpu",))
+    cuda.capability = capability
+    told = runtime.why_not(Target.parse(f"{runtime.name}-gpu-{precision}"))
+    assert told == (why and f"it needs a GPU of compute capability {why}")
 
 
 def test_libraries_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

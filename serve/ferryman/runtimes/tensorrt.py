@@ -31,6 +31,7 @@ class TensorRt(Runtime):
     known: ClassVar = {"gpu": ("fp32", "fp16", "bf16", "int8", "fp8")}
     module: ClassVar[str] = "tensorrt"
     portable: ClassVar[bool] = False  # whether it builds without a GPU, for all of them
+    needs: ClassVar = {"bf16": (8, 0), "fp8": (8, 9)}  # the least compute capability, by precision
 
     def missing(self) -> str | None:
         if find_spec(self.module) is None:
@@ -69,6 +70,13 @@ class TensorRt(Runtime):
         capability = PORTABLE if self.portable else Cuda().capability()
         return Host(runtime=f"{self.name} {self.version()}", capability=capability, machine=platform.machine())
 
+    def _lacks(self, target: Target) -> str | None:
+        capability, needed = Cuda().capability(), self.needs.get(target.precision, (0, 0))
+        if tuple(map(int, capability.split("."))) < needed:
+            least = ".".join(map(str, needed))
+            return f"it needs a GPU of compute capability {least} or more, and this one has {capability}"
+        return None
+
     def why_not_build(self) -> str | None:
         """Why no engine can be built here, or None when it can."""
         why = self.missing()
@@ -92,13 +100,7 @@ class TensorRtRtx(TensorRt):
     extra = "tensorrt-rtx"
     module = "tensorrt_rtx"
     portable = True
-
-    def _lacks(self, target: Target) -> str | None:
-        del target
-        capability = Cuda().capability()
-        if int(capability.partition(".")[0]) < 8:
-            return f"TensorRT-RTX's engines need compute capability 8.0 or more, and this GPU has {capability}"
-        return None
+    needs: ClassVar = dict.fromkeys(TensorRt.known["gpu"], (8, 0)) | {"fp8": (8, 9)}  # as its engines are built
 
 
 def has_gpu() -> bool:
