@@ -8,10 +8,11 @@ from pydantic import Field
 
 from ferryman.bench.turns import Blocks, Ratio, compare_speed
 from ferryman.parity import TOLERANCES, ParityReport
-from ferryman.specs import Facts, Target
+from ferryman.specs import Facts, Fraction, Target
 
 # A lower precision costs calibration, proof and some answers: a tenth of the time is the least that pays for it.
 WORTH = 1.1
+LOSS = 0.01  # of accuracy, a point: more than that is not given for speed
 
 
 class Proof(Facts):
@@ -30,7 +31,10 @@ class Proof(Facts):
 
 
 class Measured(Facts):
-    """One variant on this machine. ratio: to the first variant measured; runs: that were timed; proof: None for none"""
+    """One variant on this machine. ratio: to the first variant measured; runs: that were timed; proof: None for none
+
+    accuracy: top-1 or mAP on labelled pictures, None where there were none
+    """
 
     target: str
     median_ms: float
@@ -39,6 +43,7 @@ class Measured(Facts):
     load_s: float
     size_bytes: int
     proof: Proof | None
+    accuracy: Fraction | None = None
 
     @property
     def precision(self) -> str:
@@ -98,7 +103,7 @@ def advise(variants: Sequence[Measured], latencies: Mapping[str, Blocks]) -> Adv
     """Goes from the most exact variant to the least, and takes a step only where it is faster than the noise.
 
     fp32 variants stand in the order of the bundle, since their errors are rounding; a step to a lower precision must
-    be worth it. latencies: of each target
+    be worth it, and must not lose accuracy where that was measured. latencies: of each target
     """
     usable = [one for one in variants if one.proof is not None and one.proof.passed]
     reasons = [_refuse(one) for one in variants if one not in usable]
@@ -110,7 +115,7 @@ def advise(variants: Sequence[Measured], latencies: Mapping[str, Blocks]) -> Adv
     for one in others:
         ratio = compare_speed(latencies[best.target], latencies[one.target])
         needed = 1.0 if one.precision == best.precision else WORTH
-        if ratio.low > 1 and ratio.value >= needed:
+        if ratio.low > 1 and ratio.value >= needed and _lost(one, best) <= LOSS:
             best = one
         else:
             reasons.append(_decline(one, best, ratio))
@@ -124,6 +129,11 @@ def advise(variants: Sequence[Measured], latencies: Mapping[str, Blocks]) -> Adv
 
 def _error(one: Measured) -> float:
     return float("inf") if one.proof is None or one.proof.error is None else one.proof.error
+
+
+def _lost(one: Measured, best: Measured) -> float:
+    """Accuracy that a step from `best` to `one` costs; 0 where it was not measured of both."""
+    return 0.0 if one.accuracy is None or best.accuracy is None else best.accuracy - one.accuracy
 
 
 def describe_error(error: float | None) -> str:
@@ -150,7 +160,9 @@ def _decline(one: Measured, best: Measured, ratio: Ratio) -> str:
     """Why the step from `best` to `one` is not taken."""
     precision, before = one.precision, best.precision
     text = f"{one.target} is {ratio} as {best.target}"
-    if ratio.low <= 1:
+    if _lost(one, best) > LOSS:
+        text += f", and its accuracy is {one.accuracy:.3f} against {best.accuracy:.3f}"
+    elif ratio.low <= 1:
         text += ": slower" if ratio.high < 1 else ": no difference beyond the noise"
     elif precision != before:
         errors = " against ".join(describe_error(which.proof and which.proof.error) for which in (one, best))

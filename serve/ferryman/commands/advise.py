@@ -1,7 +1,7 @@
 """`ferryman advise`: which variant to use on this machine, from measuring them in turn."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from ferryman import __version__
 from ferryman.accuracy import AccuracyReport, measure_accuracy, read_truth
 from ferryman.bench.advice import Advice, Measured, Proof, advise, describe_error, measure_speed, summarize_proof
 from ferryman.bench.advice_plot import check_plot, plot_advice
-from ferryman.bench.turns import ROUNDS, run_in_turn, time_session
+from ferryman.bench.turns import ROUNDS, Blocks, run_in_turn, time_session
 from ferryman.bundle import Bundle
 from ferryman.certificates import read_certificate
 from ferryman.commands.accuracy import print_pictures
@@ -47,9 +47,12 @@ def run_advise(
     targets, reasons = choose_targets(bundle, names)
     with show_stages() as show:
         truth = None if accuracy is None else read_truth(accuracy, bundle.spec, show)
-        advice, failed = measure_targets(bundle, targets, seconds, folder, settings, show)
+        measured, latencies, failed = measure_targets(bundle, targets, seconds, folder, settings, show)
         able = [one for one in targets if one not in failed]
         counted = None if truth is None else measure_accuracy(bundle, able, truth, settings, show)
+    if counted is not None:
+        measured = [one.model_copy(update={"accuracy": counted.value(one.target)}) for one in measured]
+    advice = advise(measured, latencies)
     reasons |= failed
     height, width = bundle.spec.preprocess.size
     device = read_device()
@@ -89,8 +92,8 @@ def measure_targets(
     folder: Path | None,
     settings: Settings,
     show: StageProgress,
-) -> tuple[Advice, dict[Target, str]]:
-    """The advice on those that can be loaded, and why the others can't. Of several sizes the first is measured.
+) -> tuple[list[Measured], Mapping[str, Blocks], dict[Target, str]]:
+    """Those that can be loaded, with their latencies, and why the others can't. Of several sizes the first is measured.
 
     Raises EngineError when none can be loaded.
     """
@@ -120,7 +123,7 @@ def measure_targets(
         measured.append(
             Measured(target=name, median_ms=median, ratio=ratio, runs=runs, load_s=load_s, size_bytes=size, proof=proof)
         )
-    return advise(measured, latencies), failed
+    return measured, latencies, failed
 
 
 def find_proof(bundle: Bundle, target: Target, folder: Path | None) -> Proof | None:
