@@ -188,8 +188,8 @@ def find_pictures(path: Path, pictures: Sequence[_Picture]) -> list[Path]:
 
 
 def _folders(path: Path) -> Iterator[Path]:
-    """Beside the file, or beside its folder `annotations`; there too in a folder of its name, or in `images`."""
+    """Beside the file, or beside its folder `annotations`; there too in a folder of its name, `images` or `data`."""
     for folder in (path.parent, path.parent.parent) if path.parent.name == "annotations" else (path.parent,):
         yield folder
-        for name in (path.stem, path.stem.removeprefix("instances_"), "images"):
+        for name in (path.stem, path.stem.removeprefix("instances_"), "images", "data"):
             yield folder / name
