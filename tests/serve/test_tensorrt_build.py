@@ -145,8 +145,9 @@ def test_an_engine_that_is_not_what_it_is_called_is_not_built(runtime: TensorRt,
 def test_the_second_build_knows_how_long_it_takes(runtime: TensorRt, onnx: Path) -> None:
     first, _ = build_engine(runtime, onnx, RTX, DETECTOR)
     assert len(first.facts.pace) == PARTS
-    assert first.facts.pace[-1] == first.facts.seconds > 0
-    assert first.facts.steps > PARTS
+    assert sorted(first.facts.pace) == list(first.facts.pace)
+    assert first.facts.pace[-1] > 10
+    assert first.facts.seconds > 0
     told: list[tuple[str, int, int]] = []
     build_engine(runtime, onnx, RTX, DETECTOR, batch=4, show=lambda *one: told.append(one))
     assert all(re.fullmatch(r"TensorRT: \d0? %, about \d+ s left", stage) for stage, _, _ in told)

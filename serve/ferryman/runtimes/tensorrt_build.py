@@ -80,7 +80,6 @@ def build_engine(
                 created=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 seconds=pace.seconds,
                 pace=pace.marks(),
-                steps=pace.steps,
                 products=plan.products,
             )
             if cache is not None:
@@ -121,7 +120,7 @@ def _take_pace(onnx: Path, key: EngineKey) -> Pace:
     for engine in find_neighbours(onnx):
         facts = engine.facts
         if (facts.key.target, facts.key.host.capability) == (key.target, key.host.capability):
-            return Pace(facts.pace, facts.steps)
+            return Pace(facts.pace, facts.seconds)
     return Pace()
 
 
@@ -296,7 +295,7 @@ def _make_monitor(trt: Any, show: Show, pace: Pace, cancelled: threading.Event) 
             if share is None or left is None:
                 show(f"TensorRT: {phase}", done, self.steps[phase])
             else:
-                tenth = int(share * 10)
+                tenth = min(int(share * 10), 9)
                 line = self.said.setdefault(tenth, f"TensorRT: {tenth * 10} %, about {describe_seconds(left)} left")
                 show(line, int(share * 1000), 1000)
 
