@@ -41,11 +41,13 @@ class CurvePoint(Facts):
 
 class IslandReport(Facts):
     """blocks: all that could be in the low precision, the worst first; empty when nothing had to be ranked
-    islands: those kept in fp32; curve: what the search tried, by the number of islands
+    islands: those kept in fp32; free: how many of them, the first, cost next to nothing and were not searched
+    curve: what the search tried, by the number of islands beside those
     """
 
     blocks: tuple[BlockError, ...] = ()
     islands: tuple[str, ...] = ()
+    free: int = 0
     curve: tuple[CurvePoint, ...]
 
 

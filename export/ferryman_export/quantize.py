@@ -5,9 +5,9 @@ attention's own products and the residual stream stay in floating point. The gra
 DequantizeLinear), the same for every runtime.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Set
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -22,17 +22,17 @@ from ferryman.errors import ExportError
 from ferryman.golden import Tensors
 from ferryman.specs import Facts
 from ferryman_export.calibration import Pictures
-from ferryman_export.graph_edit import GraphEditor, module_of
+from ferryman_export.graph_edit import GraphEditor
 from ferryman_export.half import raise_opset
 from ferryman_export.onnx import save_graph
 from ferryman_export.passes import fold_affine
+from ferryman_export.products import Product, find_products, gemm_to_matmul
+from ferryman_export.ranges import LEAST, Method, Statistics, find_range
+from ferryman_export.rounding import channel_scales, round_by_data
+from ferryman_export.smoothing import smooth_block
 
 Numbers = Literal["uint8", "int8", "fp8"]
-Method = Literal["minmax", "mean", "percentile", "entropy"]
-METHODS: tuple[Method, ...] = ("minmax", "mean", "percentile", "entropy")
-SMOOTHING = (0.5, 0.75)
 _SAMPLES_A_PICTURE = 4096  # values of a tensor kept of each picture, for percentiles and entropy
-_LEAST = 1e-8
 _FP8_OPSET = 19  # the first in which ONNX quantises to 8-bit floating point
 _FP8 = helper.tensor_dtype_to_np_dtype(onnx.TensorProto.FLOAT8E4M3FN)
 _FP8_LARGEST = 448.0
@@ -44,35 +44,14 @@ class QuantizationPlan(Facts):
     method: of an activation's range over the pictures: the extremes of all, the mean of each picture's, what 99.99 % of
     the values lie in, or what loses the least information (entropy)
     smooth: how much of the activations' range moves into the weights before (SmoothQuant's alpha), None for nothing
+    rounding: of weights, to the nearest, or so that the products on the calibration pictures change least (GPTQ)
     numbers: of activations, uint8 with a zero point; or, as TensorRT wants them, int8 or fp8 (e4m3) around zero
     """
 
     method: Method
     smooth: float | None = None
+    rounding: Literal["nearest", "gptq"] = "nearest"
     numbers: Numbers = "uint8"
-
-
-@dataclass(frozen=True)
-class Product:
-    """A matrix product with constant weights: its node's output, the activation and the weights that it takes."""
-
-    output: str
-    activation: str
-    weights: str
-    convolution: bool
-
-
-@dataclass
-class Statistics:
-    """What was seen of one activation: lows, highs (pictures, channels); values: a sample, (rows, channels)."""
-
-    lows: NDArray[np.float32]
-    highs: NDArray[np.float32]
-    values: NDArray[np.float32]
-
-    def scaled(self, factors: NDArray[np.float32]) -> "Statistics":
-        """Of the activation with each channel multiplied by a positive factor."""
-        return Statistics(self.lows * factors, self.highs * factors, self.values * factors)
 
 
 class Quantizer:
@@ -85,17 +64,9 @@ class Quantizer:
         self._model = gemm_to_matmul(fold_affine(onnx.load(path)))
         self._graph = GraphEditor(self._model)
         self._statistics: dict[str, Statistics] = {}
-        # Products of one activation (queries, keys and values) share what it costs to quantise it: one block.
-        self.blocks: dict[str, list[Product]] = {}
-        names: dict[str, str] = {}
-        for node in self._graph.nodes:
-            if node.op_type in ("MatMul", "Conv") and self._graph.is_constant(node.input[1]):
-                name = module_of(node)
-                if name in self.blocks and self.blocks[name][0].activation != node.input[0]:
-                    name = f"{name}, {node.output[0]}"  # a module that is called several times
-                name = names.setdefault(node.input[0], name)
-                product = Product(str(node.output[0]), node.input[0], node.input[1], node.op_type == "Conv")
-                self.blocks.setdefault(name, []).append(product)
+        self._rows: dict[str, int] = {}  # of each activation, in one picture
+        self._rounded: dict[tuple[str, float | None], dict[str, NDArray[np.int8]]] = {}
+        self.blocks = find_products(self._graph)
         if not self.blocks:
             raise ExportError("there is nothing to quantise: the graph has no matrix product with constant weights")
 
@@ -110,6 +81,16 @@ class Quantizer:
             name: products for name, products in self.blocks.items() if numbers != "fp8" or not products[0].convolution
         }
         return {name: len(products) for name, products in able.items()}
+
+    def work(self) -> dict[str, int]:
+        """Multiplications in each block, for one picture. Comes after `collect`."""
+        found: dict[str, int] = {}
+        for name, products in self.blocks.items():
+            sizes = [self._graph.value(product.weights).size for product in products]
+            node = self._graph.producers[products[0].output]
+            steps = next((fact.ints for fact in node.attribute if fact.name == "strides"), [1])
+            found[name] = self._rows[products[0].activation] * sum(sizes) // math.prod(steps)
+        return found
 
     def collect(self, pictures: Pictures, advance: Callable[[int], None]) -> None:
         """Runs the pictures and keeps statistics of every product's activation. advance: called once a picture."""
@@ -131,6 +112,7 @@ class Quantizer:
                 values = np.asarray(array, np.float32)
                 values = values if last else np.moveaxis(values, 1, -1)
                 rows = values.reshape(-1, values.shape[-1])
+                self._rows[name] = len(rows)
                 some = rows[random.integers(len(rows), size=max(1, _SAMPLES_A_PICTURE // rows.shape[1]))]
                 found[name].append(Statistics(rows.min(0)[None], rows.max(0)[None], some))
             advance(1)
@@ -153,13 +135,21 @@ class Quantizer:
         blocks = {name: self.blocks[name] for name in self.costs(plan.numbers) if name not in islands}
         chosen = [product for products in blocks.values() for product in products]
         statistics = dict(self._statistics)
+        added: dict[str, list[onnx.NodeProto]] = {}
+        smoothed: dict[str, str] = {}
         if plan.smooth is not None:
             for products in blocks.values():
                 activation = products[0].activation
-                factors = smooth_block(graph, products, statistics[activation], plan.smooth)
-                if factors is not None:
-                    statistics[activation] = statistics[activation].scaled(factors)
-        added: dict[str, list[onnx.NodeProto]] = {}
+                found = smooth_block(graph, products, statistics[activation], plan.smooth)
+                if found is not None:
+                    statistics[activation] = statistics[activation].scaled(found.factors)
+                if found is not None and found.node is not None:
+                    smoothed[activation] = found.node.output[0]
+                    added[products[0].output] = [found.node]
+        rounded: dict[str, NDArray[np.int8]] = {}
+        if plan.rounding == "gptq":
+            for name, products in blocks.items():
+                rounded |= self._round(name, products, plan.smooth, graph, statistics[products[0].activation])
         nodes = {str(node.output[0]): node for node in graph.nodes}
         done: set[str] = set()
         for product in chosen:
@@ -167,142 +157,36 @@ class Quantizer:
             activation = product.activation
             if activation not in done:
                 low, high = find_range(statistics[activation], plan.method)
-                before += quantize_activation(graph, activation, low, high, plan.numbers)
+                source = smoothed.get(activation, activation)
+                before += quantize_activation(graph, activation, source, low, high, plan.numbers)
                 done.add(activation)
             node.input[0] = f"{activation}.dequantized"
-            before.append(quantize_weights(graph, product, plan.numbers))
+            before.append(quantize_weights(graph, product, plan.numbers, rounded.get(product.output)))
             node.input[1] = before[-1].output[0]
         graph.replace_nodes([one for node in graph.nodes for one in (*added.get(str(node.output[0]), ()), node)])
         return graph.finish()
 
+    def _round(
+        self, block: str, products: list[Product], smooth: float | None, graph: GraphEditor, statistics: Statistics
+    ) -> dict[str, NDArray[np.int8]]:
+        """A block's weights in whole numbers, by product. Computed once: islands elsewhere don't change them.
 
-def gemm_to_matmul(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Every Gemm with constant weights as MatMul and Add, which runtimes run in 8 bits with a floating-point answer."""
-    graph = GraphEditor(model)
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.nodes:
-        facts = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        plain = facts.get("alpha", 1.0) == 1.0 and facts.get("beta", 1.0) == 1.0 and not facts.get("transA", 0)
-        if node.op_type != "Gemm" or not plain or not graph.is_constant(node.input[1]) or len(node.input) != 3:
-            nodes.append(node)
-            continue
-        weights = node.input[1]
-        if facts.get("transB", 0):
-            weights = graph.put(f"{weights}.transposed", graph.value(weights).T)
-        product = helper.make_node("MatMul", [node.input[0], weights], [f"{node.output[0]}.product"], name=node.name)
-        bias = helper.make_node("Add", [product.output[0], node.input[2]], list(node.output), name=f"{node.name}.bias")
-        for one in (product, bias):
-            one.metadata_props.extend(node.metadata_props)
-        nodes += [product, bias]
-    graph.replace_nodes(nodes)
-    return graph.finish()
-
-
-def smooth_block(
-    graph: GraphEditor, products: list[Product], statistics: Statistics, alpha: float
-) -> NDArray[np.float32] | None:
-    """Moves the activation's large channels into the weights (Xiao et al. 2023, "SmoothQuant", equation 4).
-
-    What makes the activation must be able to take up the division, so that nothing is computed twice. Returns the
-    factor of each channel of the activation, None when the block stays as it is.
-    """
-    activation = products[0].activation
-    takers = {str(node.output[0]) for node in graph.consumers.get(activation, ())}
-    shared = any(len(graph.consumers[product.weights]) > 1 for product in products)
-    makers = find_makers(graph, activation)
-    if not makers or shared or takers != {product.output for product in products} or activation in graph.outputs:
-        return None
-    largest = np.maximum(np.abs(statistics.lows).max(0), np.abs(statistics.highs).max(0))
-    weights = [graph.value(product.weights) for product in products]
-    heaviest = np.max([np.abs(array).max(1) for array in weights], axis=0)
-    strength = np.maximum(largest, _LEAST) ** alpha / np.maximum(heaviest, _LEAST) ** (1 - alpha)
-    strength = np.maximum(strength, 1e-5).astype(np.float32)
-    for name in makers:
-        graph.put(name, graph.value(name) / strength)
-    for product, array in zip(products, weights, strict=True):
-        graph.put(product.weights, array * strength[:, None])
-    return 1 / strength
-
-
-def find_makers(graph: GraphEditor, activation: str) -> list[str]:
-    """Constants whose last dimension is the activation's channels, and which it is linear in; none when there are none.
-
-    Scale and bias of a LayerNorm, or, where the activation is what attention gives, the projection to its values:
-    attention weighs positions, and each of its channels is one of the values'.
-    """
-    node = graph.producers.get(activation)
-    if node is not None and node.op_type == "LayerNormalization":
-        return _own(graph, list(node.input[1:]))
-    # activation <- Reshape <- Transpose <- MatMul(weights, Transpose <- Reshape <- Add <- MatMul(tokens, projection))
-    for kind in ("Reshape", "Transpose", "MatMul", "Transpose", "Reshape", "Add"):
-        if node is None or node.op_type != kind or graph.only_consumer(node.output[0]) is None:
-            return []
-        if kind == "Add":
-            break
-        node = graph.producers.get(node.input[1 if kind == "MatMul" else 0])
-    if node is None:
-        return []
-    bias = [name for name in node.input if graph.is_constant(name)]
-    projection = graph.producers.get(node.input[0] if node.input[0] not in bias else node.input[1])
-    if projection is None or projection.op_type != "MatMul" or len(bias) != 1:
-        return []
-    return _own(graph, [projection.input[1], *bias])
-
-
-def _own(graph: GraphEditor, names: list[str]) -> list[str]:
-    """The names, if they are constants that one node alone takes."""
-    own = all(graph.is_constant(name) and len(graph.consumers[name]) == 1 for name in names)
-    return names if own else []
-
-
-def find_range(statistics: Statistics, method: Method) -> tuple[float, float]:
-    """Low and high end of what 8 bits shall cover, zero included."""
-    lows, highs = statistics.lows.min(1), statistics.highs.max(1)  # (pictures,)
-    if method == "mean":
-        low, high = float(lows.mean()), float(highs.mean())
-    elif method == "percentile":
-        low, high = (float(value) for value in np.percentile(statistics.values, (0.01, 99.99)))
-    else:
-        low, high = float(lows.min()), float(highs.max())
-    low, high = min(low, 0.0), max(high, 0.0)
-    if method == "entropy":
-        share = least_divergence(statistics.values, low, high)
-        low, high = low * share, high * share
-    return low, max(high, low + _LEAST)
-
-
-def least_divergence(values: NDArray[np.float32], low: float, high: float) -> float:
-    """The share of the range, of 0.3 to 1, whose 256 levels keep the values' distribution best.
-
-    Kullback-Leibler divergence of the histogram after clipping and rounding from the one before (Migacz 2017, "8-bit
-    inference with TensorRT").
-    """
-    bins, levels = 2048, 256
-    counts, edges = np.histogram(values, bins=bins, range=(low, max(high, low + _LEAST)))
-    centres = (edges[:-1] + edges[1:]) / 2
-    before = counts / max(1, counts.sum())
-    filled = counts > 0
-    best, least = 1.0, np.inf
-    for share in np.linspace(0.3, 1.0, 36):
-        bottom, top = low * share, high * share
-        step = max(top - bottom, _LEAST) / (levels - 1)
-        level = np.round((np.clip(centres, bottom, top) - bottom) / step).astype(int)
-        # What a level holds is spread evenly over the bins that have something in them and end in it.
-        mass = np.bincount(level, weights=counts, minlength=levels)
-        width = np.bincount(level[filled], minlength=levels)
-        after = np.where(filled, mass[level] / np.maximum(width[level], 1), 0) / max(1, counts.sum())
-        divergence = float(np.sum(before[filled] * np.log(before[filled] / np.maximum(after[filled], 1e-12))))
-        # Clipped values are far from where they were, which a histogram alone does not see.
-        outside = float(before[(centres < bottom) | (centres > top)].sum())
-        if divergence + outside < least:
-            best, least = float(share), divergence + outside
-    return best
+        Nor does it matter that smoothing the block after attention divides the weights of the values: it is by channel.
+        """
+        if products[0].convolution:
+            return {}
+        if (block, smooth) not in self._rounded:
+            weights = [graph.value(product.weights) for product in products]
+            whole = round_by_data(np.concatenate(weights, axis=1), statistics.values)
+            parts = np.split(whole, np.cumsum([array.shape[1] for array in weights])[:-1], axis=1)
+            self._rounded[block, smooth] = {p.output: part for p, part in zip(products, parts, strict=True)}
+        return self._rounded[block, smooth]
 
 
 def quantize_activation(
-    graph: GraphEditor, name: str, low: float, high: float, numbers: Numbers
+    graph: GraphEditor, name: str, source: str, low: float, high: float, numbers: Numbers
 ) -> list[onnx.NodeProto]:
-    """`name` -> `name.dequantized` through 8 bits: uint8 with a zero point, or int8 or fp8 around zero."""
+    """`source` -> `name.dequantized` through 8 bits: uint8 with a zero point, or int8 or fp8 around zero."""
     if numbers == "uint8":
         scale = np.float32((high - low) / 255)
         zero = np.array(np.clip(np.round(-low / scale), 0, 255), np.uint8)
@@ -311,15 +195,17 @@ def quantize_activation(
         scale, zero = np.float32(max(-low, high) / largest), np.array(0, dtype)
     facts = [graph.put(f"{name}.scale", np.array(scale)), graph.put(f"{name}.zero", zero)]
     return [
-        helper.make_node("QuantizeLinear", [name, *facts], [f"{name}.quantized"], name=f"{name}.quantize"),
+        helper.make_node("QuantizeLinear", [source, *facts], [f"{name}.quantized"], name=f"{name}.quantize"),
         helper.make_node(
             "DequantizeLinear", [f"{name}.quantized", *facts], [f"{name}.dequantized"], name=f"{name}.dequantize"
         ),
     ]
 
 
-def quantize_weights(graph: GraphEditor, product: Product, numbers: Numbers) -> onnx.NodeProto:
-    """Stores a product's weights in 8 bits and gives the node that reads them.
+def quantize_weights(
+    graph: GraphEditor, product: Product, numbers: Numbers, rounded: NDArray[np.int8] | None
+) -> onnx.NodeProto:
+    """Stores a product's weights in 8 bits and gives the node that reads them. rounded: None for to the nearest.
 
     As int8 with a scale each output channel; as fp8, whose levels are finer the nearer to zero, with one scale:
     TensorRT 10.3 has no products in fp8 with more.
@@ -327,13 +213,15 @@ def quantize_weights(graph: GraphEditor, product: Product, numbers: Numbers) -> 
     array = graph.value(product.weights)
     name = f"{product.output}.weights"  # by the product: two may share a tensor
     if numbers == "fp8":
-        scale = np.array(max(np.abs(array).max() / _FP8_LARGEST, _LEAST), np.float32)
+        scale = np.array(max(np.abs(array).max() / _FP8_LARGEST, LEAST), np.float32)
         whole, channel = (array / scale).astype(_FP8), None
     else:
         channel = 0 if product.convolution else array.ndim - 1
         others = tuple(index for index in range(array.ndim) if index != channel)
-        scale = np.maximum(np.abs(array).max(axis=others) / 127, _LEAST).astype(np.float32)
-        whole = np.clip(np.round(array / np.expand_dims(scale, others)), -127, 127).astype(np.int8)
+        scale = channel_scales(array, others)
+        whole = rounded
+        if whole is None:
+            whole = np.clip(np.round(array / np.expand_dims(scale, others)), -127, 127).astype(np.int8)
     inputs = [
         graph.put(name, whole),
         graph.put(f"{name}.scale", scale),

@@ -15,15 +15,11 @@ from ferryman_export.calibration import Pictures
 from ferryman_export.graph_edit import GraphEditor
 from ferryman_export.islands import BlockError, Judge, Verdict, rank_blocks, search_islands
 from ferryman_export.passes import fold_affine
-from ferryman_export.quantize import (
-    METHODS,
-    Method,
-    QuantizationPlan,
-    Quantizer,
-    Statistics,
-    find_range,
-    smooth_block,
-)
+from ferryman_export.quantize import QuantizationPlan, Quantizer
+from ferryman_export.ranges import METHODS, Method, Statistics, find_range
+from ferryman_export.rounding import channel_scales, round_by_data
+from ferryman_export.smoothing import smooth_block
+from ferryman_export.variants.integer import choose_free
 from ferryman_export.variants.rehearsal import attest_graph
 
 Array = NDArray[np.float32]
@@ -233,10 +229,11 @@ def test_smoothing_only_makes_channels_alike(quantizer: Quantizer, path: Path, p
     graph = GraphEditor(model)
     normal = run_inside(model, pictures, "normal")
     seen = Statistics(normal.min(0)[None], normal.max(0)[None], normal)
-    factors = smooth_block(graph, quantizer.blocks["up"], seen, 0.5)
-    assert factors is not None
+    smoothed = smooth_block(graph, quantizer.blocks["up"], seen, 0.5)
+    assert smoothed is not None
+    assert smoothed.node is None  # the norm took the factors up
     smooth = run_inside(model, pictures, "normal")
-    np.testing.assert_allclose(smooth, normal * factors, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(smooth, normal * smoothed.factors, rtol=1e-4, atol=1e-6)
     (before,), (after,) = (run(one, pictures.inputs["image"]) for one in (onnx.load(path), model))
     np.testing.assert_allclose(after, before, atol=1e-4)
     spread = [np.abs(values).max(0).max() / np.median(np.abs(values).max(0)) for values in (normal, smooth)]
@@ -247,6 +244,63 @@ def test_smoothing_only_makes_channels_alike(quantizer: Quantizer, path: Path, p
         for plan in (QuantizationPlan(method="minmax"), QuantizationPlan(method="minmax", smooth=0.5))
     ]
     assert errors[1] < errors[0] / 2
+
+
+def test_after_what_bends_a_node_smooths(quantizer: Quantizer, pictures: Pictures) -> None:
+    """ReLU is followed by a multiplication, whose factors the weights make up for."""
+    image = pictures.inputs["image"]
+    plan = QuantizationPlan(method="minmax", smooth=0.5)
+    model = quantizer.quantize(plan, {"up"})
+    onnx.checker.check_model(model, full_check=True)
+    (node,) = (node for node in model.graph.node if node.op_type == "Mul")
+    positive, smooth = (run_inside(model, pictures, name) for name in ("positive", node.output[0]))
+    factors = numpy_helper.to_array(next(one for one in model.graph.initializer if one.name == node.input[1]))
+    np.testing.assert_allclose(smooth, positive * factors, rtol=1e-6)
+    low, high = float(smooth.min()), float(smooth.max())
+    weights = np.asarray(DOWN / factors[:, None], np.float32)
+    expected = round_activation(smooth, low, high, False) @ round_weights(weights) + BIAS
+    found = run(model, image)[0]
+    assert np.mean(np.abs(found - expected) < 1e-4) > 0.9  # else a value next to a rounding fell to its other side
+
+
+# --- rounding by data
+
+
+def test_channels_that_have_nothing_to_do_with_each_other_are_rounded_to_the_nearest() -> None:
+    weights = RANDOM.normal(0, 1, (32, 7)).astype(np.float32)
+    samples = np.linalg.qr(RANDOM.normal(size=(32, 32)))[0].astype(np.float32)
+    scales = channel_scales(weights, (0,))
+    np.testing.assert_array_equal(round_by_data(weights, samples), np.rint(weights / scales))
+
+
+@pytest.mark.parametrize("inputs", [24, 200], ids=["at once", "in parts"])
+def test_what_is_rounded_by_data_answers_better(inputs: int) -> None:
+    """On samples that it has not seen, of channels that go together, as those of images do."""
+    random = np.random.default_rng(6)
+    mix = random.normal(size=(8, inputs)) + 0.1 * random.normal(size=(8, inputs))
+    seen, others = ((random.normal(size=(500, 8)) @ mix).astype(np.float32) for _ in range(2))
+    weights = random.normal(0, 1, (inputs, 12)).astype(np.float32)
+    scales = channel_scales(weights, (0,))
+    whole = round_by_data(weights, seen)
+    assert np.abs(whole).max() <= 127
+    errors = [np.square(others @ (steps * scales - weights)).mean() for steps in (whole, np.rint(weights / scales))]
+    assert errors[0] < errors[1] / 4
+
+
+def test_weights_of_channels_that_are_never_on(quantizer: Quantizer) -> None:
+    samples = np.zeros((10, 16), np.float32)
+    np.testing.assert_array_equal(round_by_data(UP, samples), np.rint(UP / channel_scales(UP, (0,))))
+    samples[:, :4] = 1
+    assert np.isfinite(round_by_data(UP, samples)).all()
+
+
+def test_rounded_by_data_the_graph_answers_better(quantizer: Quantizer, path: Path, pictures: Pictures) -> None:
+    (reference,) = run(onnx.load(path), pictures.inputs["image"])
+    plans = [QuantizationPlan(method="minmax", smooth=0.5, rounding=rounding) for rounding in ("gptq", "nearest")]
+    errors = [np.abs(run(quantizer.quantize(plan), pictures.inputs["image"])[0] - reference).mean() for plan in plans]
+    assert errors[0] < errors[1]
+    islands = quantizer.quantize(plans[0], {"down"})
+    assert [node.op_type for node in islands.graph.node].count("QuantizeLinear") == 1
 
 
 def run_inside(model: onnx.ModelProto, pictures: Pictures, name: str) -> Array:
@@ -310,6 +364,17 @@ def test_batch_norm_goes_into_the_convolution() -> None:
 
 
 # --- the search, on errors that add up
+
+
+def test_what_costs_next_to_nothing_is_free() -> None:
+    ranked = tuple(
+        BlockError(block=name, error=error) for name, error in (("up", 4), ("head", 3), ("out", 2), ("x", 1))
+    )
+    work = {"up": 970, "head": 10, "out": 9, "x": 1}
+    cost = dict.fromkeys(work, 1)
+    assert choose_free(ranked, work, cost, allowed=4) == ("head",)  # what errs less than most stays
+    assert choose_free(ranked, work, cost, allowed=0) == ()
+
 
 ERRORS = {"a": 0.01, "b": 0.5, "c": 0.02, "d": 0.3, "e": 0.0, "f": 0.05}
 

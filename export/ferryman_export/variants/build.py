@@ -26,7 +26,7 @@ from ferryman_export.variants.judge import strict
 from ferryman_export.variants.rehearsal import find_version, load_artefact
 
 FOLDER = "variants"
-_RECIPES_VERSION = 2  # counts up whenever a recipe gives another artefact for the same input
+_RECIPES_VERSION = 3  # counts up whenever a recipe gives another artefact for the same input
 
 
 class Built(Facts):
@@ -140,7 +140,7 @@ def judge_held_out(
     session: Session, target: Target, version: str, piece: Workpiece, tolerance: Tolerance
 ) -> ParityReport:
     """Parity on the pictures that calibration did not see, each alone, near ties counted. version: of the runtime"""
-    pictures, limits = piece.held_out, strict(tolerance)
+    pictures, limits = piece.held_out, strict(tolerance, len(piece.held_out))
     advance = count_steps(piece.progress, f"{target}: answer the held-out pictures", len(pictures))
     report = check_parity(session.run, pictures, piece.spec, limits, str(target), version, (1,), advance=advance)
     return report.model_copy(update={"errors": ()})
