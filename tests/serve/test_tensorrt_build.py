@@ -180,9 +180,9 @@ def test_the_command_builds_nothing_for_other_targets(toy_repository: Path) -> N
     assert f"{TARGET} runs the bundle's file as it is" in json.loads(result.stdout)["error"]["message"]
 
 
-def test_the_command_builds_what_it_can(toy_repository: Path) -> None:
+def test_the_command_builds_what_it_can(toy_repository: Path, tmp_path: Path) -> None:
     """A bundle for two runtimes on a machine that has one of them."""
-    bundle = Bundle.open(toy_repository / "toy-detector")
+    bundle = Bundle.open(shutil.copytree(Bundle.open(toy_repository / "toy-detector").path, tmp_path / "1"))
     names = ("tensorrt-gpu-fp32", str(RTX))
     variants = tuple(bundle.manifest.variants[0].model_copy(update={"target": Target.parse(name)}) for name in names)
     facts = bundle.manifest.model_dump() | {"variants": (*bundle.manifest.variants, *variants)}
