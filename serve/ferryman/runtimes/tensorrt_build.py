@@ -26,7 +26,7 @@ from ferryman.engines import (
     write_engine,
 )
 from ferryman.errors import CancelledError, EngineError, FileAccessError, ParityError
-from ferryman.files import replace_file, temporary_folder
+from ferryman.files import replace_file, temporary_folder, undisturbed
 from ferryman.runtimes.pace import Pace, describe_seconds
 from ferryman.runtimes.tensorrt import Cuda, TensorRt
 from ferryman.specs import ModelSpec, Target
@@ -139,15 +139,17 @@ def _interruptible(work: Callable[[threading.Event], Any]) -> Any:
             done.set()
 
     thread = threading.Thread(target=run)
-    thread.start()
     try:
+        with undisturbed():  # a start that a signal ends leaves the thread to itself
+            thread.start()
         # Not `thread.join`: one that a signal ends takes the thread for finished, and the process goes from under it.
         while not done.wait(0.1):
             pass
     finally:
         cancelled.set()
-        done.wait()
-        thread.join()
+        if thread.ident is not None:
+            done.wait()
+            thread.join()
     if failures:
         raise failures[0]
     return results[0]
