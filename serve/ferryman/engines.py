@@ -70,7 +70,7 @@ class EngineFacts(Facts):
     """An engine's key, its file, and how it was built.
 
     gpu: name of the one that it was built on, empty for none; seconds: that it took
-    pace, steps: of TensorRT as it built, see `runtimes.pace`
+    pace: of TensorRT's steps as it built, see `runtimes.pace`
     products: precision of each matrix product with weights in the typed network, by its name
     """
 
@@ -80,8 +80,7 @@ class EngineFacts(Facts):
     gpu: str
     created: str
     seconds: Annotated[float, Field(ge=0)]
-    pace: tuple[float, ...]
-    steps: Annotated[int, Field(ge=0)]
+    pace: tuple[int, ...]
     products: dict[str, str]
 
 

@@ -52,8 +52,7 @@ def store(onnx: Path, key: EngineKey, created: str = "2026-01-01", data: bytes =
         gpu="a GPU",
         created=created,
         seconds=1.5,
-        pace=(1.5,),
-        steps=9,
+        pace=(9,),
         products={"first": "fp16"},
     )
     return write_engine(onnx, data, facts)

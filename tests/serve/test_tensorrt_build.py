@@ -145,8 +145,9 @@ def test_an_engine_that_is_not_what_it_is_called_is_not_built(runtime: TensorRt,
 def test_the_second_build_knows_how_long_it_takes(runtime: TensorRt, onnx: Path) -> None:
     first, _ = build_engine(runtime, onnx, RTX, DETECTOR)
     assert len(first.facts.pace) == PARTS
-    assert first.facts.pace[-1] == first.facts.seconds > 0
-    assert first.facts.steps > PARTS
+    assert sorted(first.facts.pace) == list(first.facts.pace)
+    assert first.facts.pace[-1] > 10
+    assert first.facts.seconds > 0
     told: list[tuple[str, int, int]] = []
     build_engine(runtime, onnx, RTX, DETECTOR, batch=4, show=lambda *one: told.append(one))
     assert all(re.fullmatch(r"TensorRT: \d0? %, about \d+ s left", stage) for stage, _, _ in told)
@@ -179,9 +180,9 @@ def test_the_command_builds_nothing_for_other_targets(toy_repository: Path) -> N
     assert f"{TARGET} runs the bundle's file as it is" in json.loads(result.stdout)["error"]["message"]
 
 
-def test_the_command_builds_what_it_can(toy_repository: Path) -> None:
+def test_the_command_builds_what_it_can(toy_repository: Path, tmp_path: Path) -> None:
     """A bundle for two runtimes on a machine that has one of them."""
-    bundle = Bundle.open(toy_repository / "toy-detector")
+    bundle = Bundle.open(shutil.copytree(Bundle.open(toy_repository / "toy-detector").path, tmp_path / "1"))
     names = ("tensorrt-gpu-fp32", str(RTX))
     variants = tuple(bundle.manifest.variants[0].model_copy(update={"target": Target.parse(name)}) for name in names)
     facts = bundle.manifest.model_dump() | {"variants": (*bundle.manifest.variants, *variants)}

@@ -195,8 +195,7 @@ def store(bundle: Bundle, folder: Path, data: bytes | None = None) -> Engine:
         gpu="a GPU",
         created="2026-01-01",
         seconds=1,
-        pace=(1,),
-        steps=1,
+        pace=(9,),
         products={"weigh": "fp32"},
     )
     return write_engine(onnx, data, facts)

@@ -6,22 +6,23 @@ the same order.
 """
 
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 
-PARTS = 20
+PARTS = 100
+_SETTLED = 0.05  # of the time: before it is over a build has no rate of its own
 
 
 class Pace:
     """Counts a build's steps against those of an earlier one. clock: in seconds
 
-    earlier, steps: its `marks()` and `steps`; without, nothing can be foretold
+    marks, seconds: of the earlier one; without, nothing can be foretold
     """
 
     def __init__(
-        self, earlier: Sequence[float] = (), steps: int = 0, clock: Callable[[], float] = time.monotonic
+        self, marks: Sequence[int] = (), seconds: float = 0.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._earlier = (0.0, *earlier)
-        self._earlier_steps = steps if earlier else 0
+        self._marks, self._whole = (0, *marks), seconds if marks else 0.0
         self._clock, self._start = clock, clock()
         self._times: list[float] = []
         self.seconds = 0.0  # that the build took, once it is over
@@ -34,37 +35,37 @@ class Pace:
         """The build is over."""
         self.seconds = round(self._clock() - self._start, 3)
 
-    @property
-    def steps(self) -> int:
-        return len(self._times)
-
-    def marks(self) -> tuple[float, ...]:
-        """The seconds after which each of `PARTS` equal parts of the steps was done, the last at the build's end."""
+    def marks(self) -> tuple[int, ...]:
+        """Steps that were done by the end of each of `PARTS` equal parts of the time; empty for a build without."""
         if not self._times:
             return ()
-        ends = [max(self.steps * part // PARTS - 1, 0) for part in range(1, PARTS)]
-        return (*(round(self._times[end], 3) for end in ends), self.seconds)
+        ends = [self.seconds * part / PARTS for part in range(1, PARTS)]
+        return (*(bisect_right(self._times, end) for end in ends), len(self._times))
 
     def share(self) -> float | None:
-        """Of the time, in [0, 1), the part that is over; None when there is nothing to tell it by."""
-        left = self.seconds_left()
-        if left is None:
-            return None
-        elapsed = self._clock() - self._start
-        return min(elapsed / max(elapsed + left, 1e-9), 0.99)
+        """Of the time, in [0, 1], the part that is over; None when there is nothing to tell it by."""
+        return self._place()[0] if self._whole else None
 
     def seconds_left(self) -> float | None:
-        """At the rate of this build so far, where it has come far enough to have one, else at the earlier one's."""
-        if not self._earlier_steps:
+        """At this build's rate so far, once it has one, else at the earlier one's; None as in `share`."""
+        if not self._whole:
             return None
-        done = min(self.steps / self._earlier_steps, 1.0) * (len(self._earlier) - 1)
-        before = min(int(done), len(self._earlier) - 2)
-        low, high = self._earlier[before], self._earlier[before + 1]
-        then = low + (high - low) * (done - before)  # the earlier one's seconds when it was here
-        whole = self._earlier[-1]
-        elapsed = self._clock() - self._start
-        rate = elapsed / then if then > whole / PARTS else 1.0
-        return max((whole - then) * rate, 0.0)
+        share, rate = self._place()
+        return (1 - share) * self._whole * rate
+
+    def _place(self) -> tuple[float, float]:
+        """The part of the time that is over, and this build's time as a multiple of the earlier one's.
+
+        A step may take half of the time: its start is where the earlier build was then, and the clock tells the rest,
+        as far as the earlier one's next step.
+        """
+        steps, last = len(self._times), len(self._marks) - 1
+        start = min(bisect_left(self._marks, steps), last) / last
+        end = min(bisect_right(self._marks, steps), last) / last
+        then = self._times[-1] if self._times else 0.0
+        rate = then / (start * self._whole) if start >= _SETTLED else 1.0
+        since = self._clock() - self._start - then
+        return min(start + since / (self._whole * rate), end), rate
 
 
 def describe_seconds(seconds: float) -> str:

@@ -26,7 +26,7 @@ from ferryman.engines import (
     write_engine,
 )
 from ferryman.errors import CancelledError, EngineError, FileAccessError, ParityError
-from ferryman.files import replace_file, temporary_folder
+from ferryman.files import replace_file, temporary_folder, undisturbed
 from ferryman.runtimes.pace import Pace, describe_seconds
 from ferryman.runtimes.tensorrt import Cuda, TensorRt
 from ferryman.specs import ModelSpec, Target
@@ -80,7 +80,6 @@ def build_engine(
                 created=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 seconds=pace.seconds,
                 pace=pace.marks(),
-                steps=pace.steps,
                 products=plan.products,
             )
             if cache is not None:
@@ -121,7 +120,7 @@ def _take_pace(onnx: Path, key: EngineKey) -> Pace:
     for engine in find_neighbours(onnx):
         facts = engine.facts
         if (facts.key.target, facts.key.host.capability) == (key.target, key.host.capability):
-            return Pace(facts.pace, facts.steps)
+            return Pace(facts.pace, facts.seconds)
     return Pace()
 
 
@@ -140,15 +139,17 @@ def _interruptible(work: Callable[[threading.Event], Any]) -> Any:
             done.set()
 
     thread = threading.Thread(target=run)
-    thread.start()
     try:
+        with undisturbed():  # a start that a signal ends leaves the thread to itself
+            thread.start()
         # Not `thread.join`: one that a signal ends takes the thread for finished, and the process goes from under it.
         while not done.wait(0.1):
             pass
     finally:
         cancelled.set()
-        done.wait()
-        thread.join()
+        if thread.ident is not None:
+            done.wait()
+            thread.join()
     if failures:
         raise failures[0]
     return results[0]
@@ -296,7 +297,7 @@ def _make_monitor(trt: Any, show: Show, pace: Pace, cancelled: threading.Event) 
             if share is None or left is None:
                 show(f"TensorRT: {phase}", done, self.steps[phase])
             else:
-                tenth = int(share * 10)
+                tenth = min(int(share * 10), 9)
                 line = self.said.setdefault(tenth, f"TensorRT: {tenth * 10} %, about {describe_seconds(left)} left")
                 show(line, int(share * 1000), 1000)
 
