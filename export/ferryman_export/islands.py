@@ -40,8 +40,9 @@ class CurvePoint(Facts):
 
 
 class IslandReport(Facts):
-    """blocks: all that could be in the low precision, the worst first; empty when nothing had to be ranked
-    islands: those kept in fp32; free: how many of them, the first, cost next to nothing and were not searched
+    """blocks: all that could be in the low precision, the best to give back first; empty when none had to be ranked
+    islands: those kept in fp32; free: how many of them, the first, were not searched: the runtime refuses them in the
+    low precision, or they cost next to nothing
     curve: what the search tried, by the number of islands beside those
     """
 
@@ -52,6 +53,24 @@ class IslandReport(Facts):
 
 
 Judge = Callable[[Set[str]], Verdict]
+
+
+def find_unable(
+    blocks: Sequence[str], runs: Callable[[Set[str]], bool], advance: Callable[[int], None] = lambda done: None
+) -> tuple[str, ...]:
+    """Blocks that can't be run in the low precision at all, each tried alone; none are when all can together.
+
+    runs: whether the graph runs with these blocks kept in fp32
+    """
+    if runs(frozenset()):
+        return ()
+    unable: list[str] = []
+    everything = frozenset(blocks)
+    for block in blocks:
+        if not runs(everything - {block}):
+            unable.append(block)
+        advance(1)
+    return tuple(unable)
 
 
 def rank_blocks(

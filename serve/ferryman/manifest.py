@@ -60,7 +60,8 @@ class Tolerance(Facts):
     outputs without a scale of their own; an output in neither is recorded and not limited
     min_cosine: per output name, between answer and reference, for outputs that are vectors
     score_threshold, min_iou: every reference detection above the score must be matched one to one by class and IoU
-    top1_agreement, matched_detections: share of golden samples, of detections, that must agree
+    top1_agreement, matched_detections: share of golden samples, of detections, that must agree; where that is not all,
+    one detection may be missed even if there are so few that it is a larger share
     tie_margin: another class than the reference's counts as agreement when the reference itself gives it a probability
     that is lower by no more than this: there are few golden samples, and a near tie says nothing
     pixel_agreement, mask_iou: of segments, see `mask_parity`

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ferryman.errors import ExportError, ParityError
 from ferryman_export.calibration import Pictures
 from ferryman_export.graph_edit import GraphEditor
-from ferryman_export.islands import BlockError, Judge, Verdict, rank_blocks, search_islands
+from ferryman_export.islands import BlockError, Judge, Verdict, find_unable, rank_blocks, search_islands
 from ferryman_export.passes import fold_affine
 from ferryman_export.quantize import QuantizationPlan, Quantizer
 from ferryman_export.ranges import METHODS, Method, Statistics, find_range
@@ -364,6 +364,18 @@ def test_batch_norm_goes_into_the_convolution() -> None:
 
 
 # --- the search, on errors that add up
+
+
+@pytest.mark.parametrize("unable", [(), ("b",), ("a", "d")])
+def test_what_a_runtime_refuses_is_found(unable: tuple[str, ...]) -> None:
+    tried: list[Set[str]] = []
+
+    def runs(islands: Set[str]) -> bool:
+        tried.append(islands)
+        return set(unable) <= islands
+
+    assert find_unable("abcd", runs) == unable
+    assert len(tried) == (5 if unable else 1)
 
 
 def test_what_costs_next_to_nothing_is_free() -> None:

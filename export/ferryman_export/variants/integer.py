@@ -8,7 +8,7 @@ from ferryman.attest import MIN_SHARE
 from ferryman.errors import ParityError
 from ferryman.manifest import Tolerance
 from ferryman.specs import Target
-from ferryman_export.islands import BlockError, Verdict, rank_blocks, search_islands
+from ferryman_export.islands import BlockError, Verdict, find_unable, rank_blocks, search_islands
 from ferryman_export.quantize import Numbers, QuantizationPlan, Quantizer
 from ferryman_export.ranges import METHODS, Method
 from ferryman_export.smoothing import SMOOTHING
@@ -39,20 +39,26 @@ def quantize_within(
             f"are convolutions, which stay in fp32, and {MIN_SHARE:.0%} must be in {target.precision}"
         )
     bench = Bench(piece, target, tolerance)
-    trials = _try_plans(piece, bench, numbers)
+    unable = _find_unable(piece, bench, numbers)
+    allowed -= sum(cost.pop(block) for block in unable)
+    if allowed < 0:
+        raise ParityError(f"{target} can't be built: {bench.runtime.name} has no 8 bits for {', '.join(unable)}")
+    trials = _try_plans(piece, bench, numbers, unable)
     few = piece.held_out.first(_RANKING_PICTURES)
     advance = count_steps(piece.progress, f"{target}: quantise block by block", len(cost))
     ranked = rank_blocks(
-        list(cost), lambda islands: bench.measure(quantizer.quantize(trials[0].plan, islands), few), advance
+        list(cost), lambda islands: bench.measure(quantizer.quantize(trials[0].plan, {*unable, *islands}), few), advance
     )
-    free = choose_free(ranked, quantizer.work(), cost, allowed)
+    # What a block's error would be gone for: it is squares that add up, and products that are counted.
+    ranked = tuple(sorted(ranked, key=lambda one: -one.error / cost[one.block] ** 0.5))
+    free = (*unable, *choose_free(ranked, quantizer.work(), cost, allowed // 2))
     piece.progress(f"{target}: search what must stay in floating point", 0, 1)
     plan, verdict = _choose_plan(trials, quantizer, bench, free)
     found = search_islands(
         lambda islands: bench.judge(quantizer.quantize(plan, {*free, *islands})) if islands else verdict,
         lambda: tuple(one for one in ranked if one.block not in free),
         cost,
-        allowed - sum(cost[block] for block in free),
+        allowed - sum(cost.get(block, 0) for block in free),
         str(target),
     )
     found = found.model_copy(update={"blocks": ranked, "islands": (*free, *found.islands), "free": len(free)})
@@ -67,10 +73,21 @@ def quantize_within(
     return quantizer.quantize(plan, frozenset(found.islands)), report
 
 
-def _try_plans(piece: Workpiece, bench: Bench, numbers: Numbers) -> list[Trial]:
+def _find_unable(piece: Workpiece, bench: Bench, numbers: Numbers) -> tuple[str, ...]:
+    """Blocks that the runtime refuses in 8 bits, such as OpenVINO 2026.4 products of more than three dimensions."""
+    quantizer, one = piece.quantizer, piece.held_out.first(1)
+    plan = QuantizationPlan(method="minmax", numbers=numbers)
+    blocks = quantizer.costs(numbers)
+    advance = count_steps(piece.progress, f"{bench.target}: find what it can't run in 8 bits", len(blocks))
+    return find_unable(
+        list(blocks), lambda islands: bench.measure(quantizer.quantize(plan, islands), one) < float("inf"), advance
+    )
+
+
+def _try_plans(piece: Workpiece, bench: Bench, numbers: Numbers, unable: Sequence[str]) -> list[Trial]:
     """Every way to find ranges, the two best with smoothing, the two best of all with weights rounded by data.
 
-    All blocks are in 8 bits; the best comes first.
+    All blocks but the unable are in 8 bits; the best comes first.
     """
     quantizer = piece.quantizer
     by_data = 0 if numbers == "fp8" else 2  # fp8 is not rounded in whole steps
@@ -78,7 +95,7 @@ def _try_plans(piece: Workpiece, bench: Bench, numbers: Numbers) -> list[Trial]:
     advance = count_steps(piece.progress, f"{bench.target}: calibrate", count)
 
     def attempt(plan: QuantizationPlan) -> Trial:
-        trial = Trial(plan=plan, error=bench.measure(quantizer.quantize(plan), piece.held_out))
+        trial = Trial(plan=plan, error=bench.measure(quantizer.quantize(plan, frozenset(unable)), piece.held_out))
         advance(1)
         return trial
 
