@@ -2,6 +2,7 @@
 #
 #   make demo     carry both embedded models across, serve them, ask them about pictures
 #   make test     every test; one of them: make test ARGS="-k wheel"
+#   make bench-targets   the variants' speed against the stock recipe's, an hour or more; fewer: ARGS="--model vit-base"
 #   make lint     style, types, protos
 #   make protos   regenerate the gRPC code in serve/ferryman/v1
 #   make clean    remove .venv and everything generated
@@ -21,7 +22,7 @@ PROTOC := $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=serve --pyi_o
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint protos clean
+.PHONY: help demo test bench-targets lint protos clean
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -31,6 +32,9 @@ demo: $(VENV)/.installed-export
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+
+bench-targets: $(VENV)/.installed-bench
+	$(BIN)/python -m ferryman_export.bench_targets $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -54,6 +58,11 @@ $(VENV)/.installed-export: $(VENV)/.torch
 $(VENV)/.installed-dev: $(VENV)/.torch
 	@echo "==> Installing Ferryman and everything its tests need (two to four minutes)"
 	$(PIP_INSTALL) --editable '.[export,train,dev]'
+	@touch $(VENV)/.installed-export $@
+
+$(VENV)/.installed-bench: $(VENV)/.torch
+	@echo "==> Installing Ferryman and the stock recipe that it is measured against (a minute or two)"
+	$(PIP_INSTALL) --editable '.[bench]'
 	@touch $(VENV)/.installed-export $@
 
 # pip alone would fetch a CUDA build of torch, several gigabytes, on Linux. In this order: a wheel already at hand

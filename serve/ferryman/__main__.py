@@ -7,9 +7,12 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ferryman.errors import FerrymanError, UsageError
+
+if TYPE_CHECKING:
+    import typer
 
 
 class _Stopped(SystemExit):
@@ -23,14 +26,14 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise _Stopped(128 + number)
 
 
-def main() -> None:
-    """Runs the command line; always ends in SystemExit."""
+def main(app: "typer.Typer | None" = None, name: str = "ferryman") -> None:
+    """Runs a command line, by default Ferryman's own; always ends in SystemExit."""
     # Before anything that takes long to import. Typer would turn a KeyboardInterrupt into a silent exit.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     _Stopped.told = None
     try:
-        _run()
+        _run(app, name)
     except _Stopped:
         _say_stopped()
         raise
@@ -51,19 +54,22 @@ def _say_stopped() -> None:
     sys.stderr.write(f"ferryman: {'interrupted' if _Stopped.told == 128 + signal.SIGINT else 'terminated'}\n")
 
 
-def _run() -> None:
+def _run(app: "typer.Typer | None", name: str) -> None:
     import io
 
     import typer
 
-    from ferryman.cli import app
+    arguments = sys.argv[1:]
+    if app is None:
+        from ferryman.cli import app
 
+        arguments = arguments or ["--help"]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     # Typer's own click stays private to it; what it shows is this one of click's usage errors.
     usage_error = cast("type[Exception]", typer.BadParameter.__mro__[1])
     try:
-        app(sys.argv[1:] or ["--help"], prog_name="ferryman", standalone_mode=False)
+        app(arguments, prog_name=name, standalone_mode=False)
     except usage_error as error:
         problem = cast("Any", error)
         command = problem.ctx.command_path if problem.ctx else "ferryman"

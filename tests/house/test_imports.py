@@ -32,10 +32,11 @@ ROOMS = {
     "ferryman_models": Room(
         frozenset({"ferryman_export", "onnxruntime"} | ONNX), frozenset({"export", "train", "transformers"})
     ),
-    "ferryman_export": Room(frozenset(), frozenset({"export", "hub"})),
+    "ferryman_export": Room(frozenset(), frozenset({"bench", "export", "hub"})),
 }
 MODELS_MAY_USE = {"ferryman.specs", "ferryman.preprocess", "ferryman.errors", "ferryman.files"}
 EXTRAS_OF_A_ROOM = {
+    "bench",
     "export",
     "hub",
     "train",

@@ -61,17 +61,21 @@ def compare_speed(base: Blocks, other: Blocks) -> Ratio:
     return Ratio(value=float(np.median(ratios)), low=float(low), high=float(high))
 
 
-def time_session(session: Session, golden: GoldenSamples, seconds: float, warmup: int = 2) -> list[float]:
-    """Milliseconds of each run on one golden sample after the other, input tensors to output tensors.
+def time_session(session: Session, golden: GoldenSamples, seconds: float) -> list[float]:
+    """`time_runs` on one golden sample after the other, input tensors to output tensors."""
+    return time_runs(session.run, [golden.batch([index]) for index in range(len(golden))], seconds)
+
+
+def time_runs(run: Callable[[T], object], inputs: Sequence[T], seconds: float, warmup: int = 2) -> list[float]:
+    """Milliseconds of each run on one input after the other, for about so many seconds, at least one.
 
     warmup: runs before the clock starts: what ran before has left its own weights in the caches
     """
-    inputs = [golden.batch([index]) for index in range(len(golden))]
     for number in range(warmup):
-        session.run(inputs[number % len(inputs)])
+        run(inputs[number % len(inputs)])
     latencies: list[float] = []
     start = time.perf_counter()
     while (now := time.perf_counter()) - start < seconds or not latencies:
-        session.run(inputs[len(latencies) % len(inputs)])
+        run(inputs[len(latencies) % len(inputs)])
         latencies.append((time.perf_counter() - now) * 1e3)
     return latencies

@@ -1,0 +1,91 @@
+"""Our variants of a bundle, each built and proved as `ferryman export` does."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from ferryman.bundle import Bundle
+from ferryman.errors import EngineError, ParityError
+from ferryman.golden import Tensors
+from ferryman.parity import TOLERANCES
+from ferryman.runtimes import find_runtime
+from ferryman.runtimes.base import Session, Settings
+from ferryman.specs import Target
+from ferryman_export.bench_targets.contenders import Contender
+from ferryman_export.calibration import Calibration
+from ferryman_export.onnx import save_graph
+from ferryman_export.quantize import QuantizationPlan
+from ferryman_export.steps import Progress
+from ferryman_export.variants.base import Workpiece
+from ferryman_export.variants.build import Shelf, build_variant
+
+TARGETS = ("openvino-cpu-fp32", "openvino-cpu-bf16", "openvino-cpu-int8", "onnxruntime-cpu-int8")
+NO_SEARCH = "not proved, as no search was asked for"
+
+
+class Ours:
+    """Builds in `work`. calibration: pictures for int8; search: for the int8 graph that is within tolerance
+
+    Without a search, and where nothing is within tolerance, int8 is every block in 8 bits, to tell its speed alone.
+    """
+
+    def __init__(
+        self, bundle: Bundle, work: Path, calibration: Calibration, threads: int, search: bool, progress: Progress
+    ) -> None:
+        graph = bundle.file(bundle.manifest.variants[0].path)
+        self.bundle, self.work, self.settings, self.search = bundle, work, Settings(threads=threads), search
+        self.piece = Workpiece(graph, bundle.spec, bundle.golden(), calibration, progress)
+
+    def load(self, target: Target, inputs: list[Tensors], opened: ExitStack) -> Contender:
+        """The variant, loaded until `opened` ends. Raises EngineError, ExportError."""
+        path, note = self._build(target)
+        session = opened.enter_context(self._open(path, target))
+        return Contender(str(target), target.precision, session.run, inputs, note)
+
+    def _build(self, target: Target) -> tuple[Path, str]:
+        """The variant's main file, and what is to be known of it."""
+        if target.precision == "int8" and not self.search:
+            return self._quantize_all(), f"{NO_SEARCH}; every block in 8 bits"
+        folder, tools = self.work / "built", self.bundle.manifest.tools
+        try:
+            _, built = build_variant(
+                self.piece,
+                0,
+                target,
+                TOLERANCES[target.precision],
+                folder,
+                self.bundle.name,
+                tools,
+                Shelf(self.work / "shelf"),
+            )
+        except ParityError as error:
+            why = f"out of tolerance ({error}), for its speed alone"
+            if target.precision == "int8":
+                return self._quantize_all(), f"{why}, with every block in 8 bits"
+            return self.piece.graph, why
+        islands = built.build.islands
+        return folder / built.variant.path, f"{len(islands.islands)} blocks in fp32" if islands else ""
+
+    def _quantize_all(self) -> Path:
+        """The proved graph with every block in 8 bits, which is what both runtimes' int8 variants are made from."""
+        path = self.work / "every-block.onnx"
+        return (
+            path
+            if path.exists()
+            else save_graph(self.piece.quantizer.quantize(QuantizationPlan(method="minmax")), path)
+        )
+
+    def _open(self, path: Path, target: Target) -> Session:
+        return find_runtime(target).load(path, target, self.bundle.spec, self.settings)
+
+
+def choose_targets(precisions: tuple[str, ...]) -> list[Target]:
+    """Those of the precisions that can run here."""
+    chosen: list[Target] = []
+    for target in map(Target.parse, TARGETS):
+        try:
+            find_runtime(target)
+        except EngineError:
+            continue
+        if target.precision in precisions:
+            chosen.append(target)
+    return chosen
