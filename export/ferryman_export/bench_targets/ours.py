@@ -19,7 +19,6 @@ from ferryman_export.variants.base import Workpiece
 from ferryman_export.variants.build import Shelf, build_variant
 
 TARGETS = ("openvino-cpu-fp32", "openvino-cpu-bf16", "openvino-cpu-int8", "onnxruntime-cpu-int8")
-NO_SEARCH = "not proved, as no search was asked for"
 
 
 class Ours:
@@ -44,19 +43,11 @@ class Ours:
     def _build(self, target: Target) -> tuple[Path, str]:
         """The variant's main file, and what is to be known of it."""
         if target.precision == "int8" and not self.search:
-            return self._quantize_all(), f"{NO_SEARCH}; every block in 8 bits"
+            return self._quantize_all(), "not proved, as no search was asked for; every block in 8 bits"
         folder, tools = self.work / "built", self.bundle.manifest.tools
         try:
-            _, built = build_variant(
-                self.piece,
-                0,
-                target,
-                TOLERANCES[target.precision],
-                folder,
-                self.bundle.name,
-                tools,
-                Shelf(self.work / "shelf"),
-            )
+            tolerance, shelf = TOLERANCES[target.precision], Shelf(self.work / "shelf")
+            _, built = build_variant(self.piece, 0, target, tolerance, folder, self.bundle.name, tools, shelf)
         except ParityError as error:
             why = f"out of tolerance ({error}), for its speed alone"
             if target.precision == "int8":
@@ -68,11 +59,9 @@ class Ours:
     def _quantize_all(self) -> Path:
         """The proved graph with every block in 8 bits, which is what both runtimes' int8 variants are made from."""
         path = self.work / "every-block.onnx"
-        return (
-            path
-            if path.exists()
-            else save_graph(self.piece.quantizer.quantize(QuantizationPlan(method="minmax")), path)
-        )
+        if not path.exists():
+            save_graph(self.piece.quantizer.quantize(QuantizationPlan(method="minmax")), path)
+        return path
 
     def _open(self, path: Path, target: Target) -> Session:
         return find_runtime(target).load(path, target, self.bundle.spec, self.settings)
