@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -48,8 +48,9 @@ def undisturbed() -> Generator[None, None, None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        with ExitStack() as restored:  # all of them, even if a signal is heard as soon as one of them is
+            for number, handler in before.items():
+                restored.callback(signal.signal, number, signal.SIG_DFL if handler is None else handler)
         for number in came:
             signal.raise_signal(number)
 
