@@ -1,6 +1,7 @@
 """Published weights, through one command and a server, against transformers: every test picture the same class."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +61,20 @@ def test_dinov2_small_clothing(shared_checkpoints: Path, shared_data: Path, tmp_
         torch.set_num_threads(threads)
     assert right == RIGHT
     assert counted["scores"]["top5"] == among_five / 179
+
+
+@pytest.mark.skipif("FERRYMAN_ALL_TARGETS" not in os.environ, reason="set FERRYMAN_ALL_TARGETS to try it (minutes)")
+@pytest.mark.timeout(1800)
+def test_dinov2_small_clothing_in_int8(shared_checkpoints: Path, shared_data: Path, tmp_path: Path) -> None:
+    """At most two pictures fewer than in fp32, and for 98 % its class, on pictures that it was not made with."""
+    train, test = shared_data / "clothing" / "train", shared_data / "clothing" / "test"
+    command = [sys.executable, "-m", "ferryman", "export", str(shared_checkpoints / "dinov2-small-clothing")]
+    command += ["-o", str(tmp_path), "--samples", str(train), "--calibration", str(train), "--accuracy", str(test)]
+    command += ["--target", "openvino-cpu-int8", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    full, low = json.loads(result.stdout)["accuracy"]["variants"]
+    assert (full["target"], low["target"]) == ("onnxruntime-cpu-fp32", "openvino-cpu-int8")
+    assert full["scores"]["right"] == RIGHT
+    assert low["scores"]["right"] >= RIGHT - 2
+    assert low["agreement"] >= 0.98
