@@ -1,0 +1,76 @@
+"""Which blocks stay in floating point: the search, on errors that add up."""
+
+from collections.abc import Callable, Set
+
+import pytest
+
+from ferryman.errors import ParityError
+from ferryman_export.islands import BlockError, Judge, Verdict, find_unable, rank_blocks, search_islands
+from ferryman_export.variants.integer import choose_free
+
+
+@pytest.mark.parametrize("unable", [(), ("b",), ("a", "d")])
+def test_what_a_runtime_refuses_is_found(unable: tuple[str, ...]) -> None:
+    tried: list[Set[str]] = []
+
+    def runs(islands: Set[str]) -> bool:
+        tried.append(islands)
+        return set(unable) <= islands
+
+    assert find_unable("abcd", runs) == unable
+    assert len(tried) == (5 if unable else 1)
+
+
+def test_what_costs_next_to_nothing_is_free() -> None:
+    ranked = tuple(
+        BlockError(block=name, error=error) for name, error in (("up", 4), ("head", 3), ("out", 2), ("x", 1))
+    )
+    work = {"up": 970, "head": 10, "out": 9, "x": 1}
+    cost = dict.fromkeys(work, 1)
+    assert choose_free(ranked, work, cost, allowed=4) == ("head",)  # what errs less than most stays
+    assert choose_free(ranked, work, cost, allowed=0) == ()
+
+
+ERRORS = {"a": 0.01, "b": 0.5, "c": 0.02, "d": 0.3, "e": 0.0, "f": 0.05}
+
+
+def judge_by(limit: float, tried: list[int]) -> tuple[Callable[[Set[str]], float], Judge]:
+    def measure(kept: Set[str]) -> float:
+        return sum(error for block, error in ERRORS.items() if block not in kept)
+
+    def judge(kept: Set[str]) -> Verdict:
+        tried.append(len(kept))
+        error = measure(kept)
+        return Verdict(error=error, passed=error <= limit, why=f"error {error:.2f}")
+
+    return measure, judge
+
+
+@pytest.mark.parametrize(("limit", "islands"), [(1.0, ()), (0.4, ("b",)), (0.09, ("b", "d")), (0.035, ("b", "d", "f"))])
+def test_the_fewest_worst_blocks_are_given_back(limit: float, islands: tuple[str, ...]) -> None:
+    tried: list[int] = []
+    measure, judge = judge_by(limit, tried)
+    ranked = rank_blocks(list(ERRORS), measure)
+    assert ranked[0] == BlockError(block="b", error=0.5)
+    assert [one.block for one in ranked] == ["b", "d", "f", "c", "a", "e"]
+    cost = dict.fromkeys(ERRORS, 1)
+    report = search_islands(judge, lambda: ranked, cost, 4, "it")
+    assert report.islands == islands
+    assert sorted(tried) == [point.islands for point in report.curve]
+    assert [point.passed for point in report.curve] == [point.error <= limit for point in report.curve]
+
+
+def test_more_islands_than_the_name_allows() -> None:
+    measure, judge = judge_by(0.035, [])
+    ranked = rank_blocks(list(ERRORS), measure)
+    cost = dict.fromkeys(ERRORS, 1) | {"d": 3}
+    with pytest.raises(ParityError, match=r"it is out of tolerance with 2 of 6 blocks in fp32.*error 0\.08"):
+        search_islands(judge, lambda: ranked, cost, 4, "it")
+
+
+def test_a_block_without_room_in_the_budget_is_passed_over() -> None:
+    measure, judge = judge_by(0.34, [])
+    ranked = rank_blocks(list(ERRORS), measure)
+    cost = dict.fromkeys(ERRORS, 0) | {"d": 5}
+    report = search_islands(judge, lambda: ranked, cost, 4, "it")
+    assert report.islands == ("b", "f")
