@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ferryman.bundle import Bundle
 from ferryman.errors import EngineError, TensorError, UsageError
 from ferryman.golden import FILE_NAME, GoldenSamples, load_golden
-from ferryman.runtimes import RUNTIMES, open_sessions
+from ferryman.runtimes import RUNTIMES, open_sessions, why_not
 from ferryman.runtimes.base import Arrays, Runtime, Session, Settings
 from ferryman.runtimes.tensorrt import TensorRt
 from ferryman.runtimes.tensorrt_build import build_engine
@@ -22,43 +22,54 @@ from ferryman.specs import Target
 
 from .toy import SPECS, TARGET
 
-# Of each runtime a target that reads the toys' ONNX files as they are.
-TARGETS = {
-    "onnxruntime": TARGET,
-    "openvino": Target.parse("openvino-cpu-fp32"),
-    "tensorrt": Target.parse("tensorrt-gpu-fp32"),
-    "tensorrtrtx": Target.parse("tensorrtrtx-gpu-fp32"),
+# Of each runtime and device a target; all of them read the toys' ONNX files as they are.
+ROWS = {
+    f"{runtime.name}-{device}": Target(
+        runtime=runtime.name, device=device, precision="fp32" if "fp32" in precisions else precisions[0]
+    )
+    for runtime in RUNTIMES.values()
+    for device, precisions in runtime.known.items()
 }
 
 
-@pytest.fixture(params=RUNTIMES)
-def runtime(request: pytest.FixtureRequest) -> Runtime:
-    found = RUNTIMES[request.param]
-    why = found.missing()
+ABLE = [row for row, target in ROWS.items() if why_not(target) is None]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_rows(row: str) -> None:
+    """One that can't run here is skipped once, and not by each test."""
+    why = why_not(ROWS[row])
     if why is not None:
-        pytest.skip(why)
-    if not found.devices():
-        pytest.skip(f"{found.name} finds no device here")
-    assert found.name in TARGETS, "make a variant of the toys for this runtime, and load it here"
-    return found
+        pytest.skip(f"{row}: {why}")
+    assert row in ABLE
+
+
+@pytest.fixture(params=ABLE)
+def target(request: pytest.FixtureRequest) -> Target:
+    return ROWS[request.param]
+
+
+@pytest.fixture
+def runtime(target: Target) -> Runtime:
+    return RUNTIMES[target.runtime]
 
 
 @pytest.fixture(params=SPECS)
-def bundle(request: pytest.FixtureRequest, runtime: Runtime, toy_repository: Path) -> Bundle:
-    return open_bundle(request.param, runtime, toy_repository)
+def bundle(request: pytest.FixtureRequest, target: Target, toy_repository: Path) -> Bundle:
+    return open_bundle(request.param, target, toy_repository)
 
 
-def open_bundle(name: str, runtime: Runtime, repository: Path) -> Bundle:
+def open_bundle(name: str, target: Target, repository: Path) -> Bundle:
     """A toy, with an engine where the runtime runs one."""
-    bundle = Bundle.open(repository / name)
+    bundle, runtime = Bundle.open(repository / name), RUNTIMES[target.runtime]
     if isinstance(runtime, TensorRt):
-        build_engine(runtime, bundle.file("model.onnx"), TARGETS[runtime.name], bundle.spec)
+        build_engine(runtime, bundle.file("model.onnx"), target, bundle.spec)
     return bundle
 
 
 @pytest.fixture
-def session(runtime: Runtime, bundle: Bundle) -> Iterator[Session]:
-    with runtime.load(bundle.file("model.onnx"), TARGETS[runtime.name], bundle.spec, Settings(threads=1)) as loaded:
+def session(runtime: Runtime, target: Target, bundle: Bundle) -> Iterator[Session]:
+    with runtime.load(bundle.file("model.onnx"), target, bundle.spec, Settings(threads=1)) as loaded:
         yield loaded
 
 
@@ -76,11 +87,11 @@ def assert_right(outputs: Arrays, golden: GoldenSamples, indices: list[int]) -> 
         assert np.abs(array.astype(np.float64) - reference).max() < 1e-5, name
 
 
-def test_what_a_runtime_says_of_itself(runtime: Runtime) -> None:
-    assert RUNTIMES[runtime.name] is runtime
+def test_what_a_runtime_says_of_itself(runtime: Runtime, target: Target) -> None:
+    assert runtime.name == target.runtime
     assert runtime.version()[0].isdigit()
-    assert runtime.devices()
-    assert all(Target.parse(f"{runtime.name}-{device}-fp32") for device in runtime.devices())
+    assert target.device in runtime.devices()
+    assert target in runtime.targets()
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
@@ -140,10 +151,10 @@ def test_wrong_names(session: Session, golden: GoldenSamples) -> None:
             session.run(given)
 
 
-def test_one_batch_throughout(runtime: Runtime, toy_repository: Path) -> None:
-    bundle = open_bundle("toy-detector", runtime, toy_repository)
+def test_one_batch_throughout(runtime: Runtime, target: Target, toy_repository: Path) -> None:
+    bundle = open_bundle("toy-detector", target, toy_repository)
     golden = load_golden(bundle.file(FILE_NAME), bundle.spec)
-    with runtime.load(bundle.file("model.onnx"), TARGETS[runtime.name], bundle.spec) as session:
+    with runtime.load(bundle.file("model.onnx"), target, bundle.spec) as session:
         inputs = golden.batch([0, 1]) | {"valid_size": golden.inputs["valid_size"][:1]}
         with pytest.raises(TensorError, match="batch is 2 in input image and 1 in input valid_size"):
             session.run(inputs)
@@ -204,7 +215,7 @@ def test_closing_while_others_run(session: Session, golden: GoldenSamples) -> No
 def test_what_runs_when_the_session_is_closed_is_freed(toy_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     openvino = pytest.importorskip("openvino")
     bundle = Bundle.open(toy_repository / "toy-detector")
-    session = RUNTIMES["openvino"].load(bundle.file("model.onnx"), TARGETS["openvino"], bundle.spec)
+    session = RUNTIMES["openvino"].load(bundle.file("model.onnx"), ROWS["openvino-cpu"], bundle.spec)
     create, made = openvino.CompiledModel.create_infer_request, list[Any]()
 
     def create_and_close(compiled: Any) -> Any:
@@ -232,28 +243,30 @@ GARBAGE = {"empty": b"", "text": b"hello\nworld\n" * 20, "zeros": bytes(1000), "
 
 
 @pytest.mark.parametrize("data", GARBAGE.values(), ids=GARBAGE)
-def test_garbage_can_not_be_loaded(runtime: Runtime, bundle: Bundle, data: bytes | None, tmp_path: Path) -> None:
+def test_garbage_can_not_be_loaded(
+    runtime: Runtime, target: Target, bundle: Bundle, data: bytes | None, tmp_path: Path
+) -> None:
     place = tmp_path / "model.onnx"
     whole = bundle.file("model.onnx").read_bytes()
     place.write_bytes(whole[: len(whole) // 2] if data is None else data)
     with pytest.raises(EngineError) as caught:
-        runtime.load(place, TARGETS[runtime.name], bundle.spec)
+        runtime.load(place, target, bundle.spec)
     assert "can't load" in str(caught.value)
     assert str(place) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_not_there_can_not_be_loaded(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+def test_what_is_not_there_can_not_be_loaded(runtime: Runtime, target: Target, bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"can't load .*nowhere"):
-        runtime.load(tmp_path / "nowhere", TARGETS[runtime.name], bundle.spec)
+        runtime.load(tmp_path / "nowhere", target, bundle.spec)
     with pytest.raises(EngineError, match="fridge"):
         runtime.load(bundle.file("model.onnx"), Target.parse(f"{runtime.name}-fridge-fp32"), bundle.spec)
 
 
-def test_a_graph_of_another_model(runtime: Runtime, toy_repository: Path) -> None:
-    classifier = open_bundle("toy-classifier", runtime, toy_repository)
+def test_a_graph_of_another_model(runtime: Runtime, target: Target, toy_repository: Path) -> None:
+    classifier = open_bundle("toy-classifier", target, toy_repository)
     with pytest.raises(EngineError, match=r"has inputs and outputs .*probabilities.*, expected .*valid_size"):
-        runtime.load(classifier.file("model.onnx"), TARGETS[runtime.name], SPECS["toy-detector"])
+        runtime.load(classifier.file("model.onnx"), target, SPECS["toy-detector"])
 
 
 def test_open_sessions(toy_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,9 +114,7 @@ class Runtime(ABC):
             return why
         if target.device not in self.known:
             return f"this version of Ferryman drives {self.name} on {', '.join(self.known)}"
-        if target.device not in self.devices():
-            return f"{self.name} finds no such device here, only {', '.join(self.devices()) or 'none at all'}"
-        return self._lacks(target)
+        return self._absent(target.device) or self._lacks(target)
 
     def load(self, path: Path, target: Target, spec: ModelSpec, settings: Settings = DEFAULT) -> Session:
         """Loads a variant's main file. Raises EngineError when it can't be loaded, or the target can't run here."""
@@ -137,6 +135,12 @@ class Runtime(ABC):
         """
         del path, target
         return sha256
+
+    def _absent(self, device: str) -> str | None:
+        """Why a device that it is driven on is not there, or None when it is."""
+        if device in self.devices():
+            return None
+        return f"{self.name} finds no such device here, only {', '.join(self.devices()) or 'none at all'}"
 
     def _lacks(self, target: Target) -> str | None:
         """Why a device that is there can't run this precision."""

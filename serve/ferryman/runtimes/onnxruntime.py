@@ -1,29 +1,39 @@
-"""ONNX Runtime."""
+"""ONNX Runtime, on each of its execution providers that `providers` has a row for."""
 
 import json
+import os
+import platform
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import numpy as np
 from numpy.typing import NDArray
 
-from ferryman.attest import Attestation, attestation
+from ferryman.attest import Attestation, astray, attestation
 from ferryman.errors import EngineError
 from ferryman.runtimes.base import Arrays, Runtime, Session, Settings
+from ferryman.runtimes.providers import PROVIDERS, Provider
+from ferryman.runtimes.tensorrt import Cuda, has_gpu
 from ferryman.specs import ModelSpec, Target
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider"}
+# Of a graph's products by precision, written into the file where a compiled kernel hides them; JSON.
+PRODUCTS = "ferryman.products"
 
 
 class OnnxRuntime(Runtime):
     name = "onnxruntime"
-    known: ClassVar = {"cpu": ("fp32", "int8")}
+    known: ClassVar = {device: provider.precisions for device, provider in PROVIDERS.items()}
 
     def missing(self) -> str | None:
-        return None  # a dependency of the core
+        # A dependency of the core, but whoever changes one wheel of it for another may be left with none.
+        return None if find_spec("onnxruntime") else "ONNX Runtime is not installed: pip install onnxruntime"
 
     def version(self) -> str:
         import onnxruntime
@@ -31,14 +41,26 @@ class OnnxRuntime(Runtime):
         return onnxruntime.__version__
 
     def devices(self) -> tuple[str, ...]:
+        return tuple(device for device in PROVIDERS if self._absent(device) is None)
+
+    def accelerator(self, device: str) -> str:
+        return f"{Cuda().name()}, driver {Cuda().driver()}" if PROVIDERS[device].nvidia else ""
+
+    def _absent(self, device: str) -> str | None:
         import onnxruntime
 
-        available = onnxruntime.get_available_providers()
-        return tuple(device for device, provider in _PROVIDERS.items() if provider in available)
+        provider = PROVIDERS[device]
+        if provider.machines and platform.machine() not in provider.machines:
+            return f"it is for processors called {provider.machines[0]}, and this one is {platform.machine()}"
+        if provider.name not in onnxruntime.get_available_providers():
+            return f"the ONNX Runtime that is installed has no {provider.name}: {provider.install}"
+        if provider.nvidia and not has_gpu():
+            return "CUDA finds no NVIDIA GPU; is there one, and cuda-bindings (pip install 'ferryman[gpu]')?"
+        return None
 
     def _load(self, path: Path, target: Target, spec: ModelSpec, settings: Settings) -> Session:
-        provider = _PROVIDERS[target.device]
-        session = _open(path, _choose_options(settings), provider)
+        source = Source(path, PROVIDERS[target.device], target, spec, settings)
+        session = source.open()
         names = (
             tuple(value.name for value in session.get_inputs()),
             tuple(value.name for value in session.get_outputs()),
@@ -47,35 +69,83 @@ class OnnxRuntime(Runtime):
             raise EngineError(
                 f"{path} has inputs and outputs {names}, expected {spec.input_names}, {spec.output_names}"
             )
-        return OnnxRuntimeSession(spec, session, path, provider)
+        return OnnxRuntimeSession(source, session)
 
 
-def _choose_options(settings: Settings) -> Any:  # SessionOptions, which the package does not type
-    import onnxruntime
+@dataclass(frozen=True)
+class Source:
+    """What a session is made from."""
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; its warnings speak of graph optimisations, and go to stderr
-    if settings.threads is not None:
-        options.intra_op_num_threads = settings.threads
-    return options
+    path: Path
+    provider: Provider
+    target: Target
+    spec: ModelSpec
+    settings: Settings
+
+    def open(self, profile: Path | None = None) -> "InferenceSession":
+        """profile: a prefix for the file that the profiler writes. Raises EngineError."""
+        import onnxruntime
+
+        provider, threads = self.provider, self.settings.threads
+        os.environ.update(provider.environment)
+        own: dict[str, str] = {}
+        try:
+            own = {**provider.options, **provider.tune(self.path, self.target, self.spec)}
+        except OSError as error:
+            raise EngineError(f"ONNX Runtime can't load {self.path}: {error}") from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; its warnings speak of graph optimisations, and go to stderr
+        if threads is not None:
+            options.intra_op_num_threads = 1 if provider.threads else threads
+            own |= {provider.threads: str(threads)} if provider.threads else {}
+        if provider.compiles:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        if provider.batch == 1:
+            for name in {size for tensor in self.spec.inputs for size in tensor.shape if isinstance(size, str)}:
+                options.add_free_dimension_override_by_name(name, 1)
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
+        session = _open(self.path, options, provider.name, own)
+        # One that can't be had, such as CUDA without its libraries, is left out with no more than a line on stderr.
+        if provider.name not in session.get_providers():
+            raise EngineError(
+                f"ONNX Runtime can't load {self.path}: it can't start {provider.name}, for the reason that it gave "
+                f"above, and would go on without; it comes with: {provider.install}"
+            )
+        return session
 
 
-def _open(path: Path, options: Any, provider: str) -> "InferenceSession":
+def _open(path: Path, options: Any, provider: str, own: Mapping[str, str]) -> "InferenceSession":
     import onnxruntime
 
     try:
-        return onnxruntime.InferenceSession(path, options, providers=[provider])
+        # Without `enable_fallback` a provider that fails is replaced by another, and ours is not what runs.
+        return onnxruntime.InferenceSession(path, options, providers=[(provider, dict(own))], enable_fallback=0)
     # ONNX Runtime's exceptions share no base class but Exception.
     except Exception as error:
         raise EngineError(f"ONNX Runtime can't load {path}: {_one_line(error)}") from error
 
 
-def _run(session: "InferenceSession", names: tuple[str, ...], inputs: Arrays) -> dict[str, NDArray[Any]]:
+def _run(session: "InferenceSession", names: tuple[str, ...], inputs: Arrays, memory: str) -> dict[str, NDArray[Any]]:
+    """memory: see `Provider`"""
     try:
-        outputs = session.run(list(names), dict(inputs))
+        outputs = _run_bound(session, names, inputs, memory) if memory else session.run(list(names), dict(inputs))
     except Exception as error:  # see _open
         raise EngineError(f"ONNX Runtime failed on a batch of {len(inputs['image'])}: {_one_line(error)}") from error
     return dict(zip(names, cast("list[NDArray[Any]]", outputs), strict=True))
+
+
+def _run_bound(session: "InferenceSession", names: tuple[str, ...], inputs: Arrays, memory: str) -> Any:
+    import onnxruntime
+
+    binding = session.io_binding()  # one a run: several threads may run at once
+    for name, array in inputs.items():
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), memory, 0)
+        binding.bind_ortvalue_input(name, value)
+    for name in names:
+        binding.bind_output(name, memory)
+    session.run_with_iobinding(binding)
+    return binding.copy_outputs_to_cpu()
 
 
 def _one_line(error: Exception) -> str:
@@ -86,11 +156,11 @@ _PRECISIONS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "uint8": 
 _PRODUCTS = ("MatMul", "Gemm", "QGemm", "Conv")
 
 
-def _describe_node(node: dict[str, Any]) -> tuple[str, str, bool]:
+def _describe_node(node: dict[str, Any], provider: str) -> tuple[str, str, bool]:
     """Kind and precision of a node that ran, and whether it is a matrix product with weights.
 
     A product's weights are of rank 2, and not listed when they were packed at loading; the products of attention have
-    a second operand of rank 3 or 4.
+    a second operand of rank 3 or 4. What another provider than `provider` ran is told as astray.
     """
     kind = str(node["op_name"])
     operands = [next(iter(operand.items())) for operand in node.get("input_type_shape", [])]
@@ -99,32 +169,67 @@ def _describe_node(node: dict[str, Any]) -> tuple[str, str, bool]:
     if product and "Conv" not in kind:
         product = all(len(shape) < 3 for _, shape in operands[1:])
     integers = product and ("Integer" in kind or kind.startswith(("QLinear", "QGemm", "DynamicQuantize")))
-    return kind, "int8" if integers else _PRECISIONS.get(dtype, dtype), product
+    precision = "int8" if integers else _PRECISIONS.get(dtype, dtype)
+    ran = str(node.get("provider", provider)).removesuffix("ExecutionProvider")
+    return kind, precision if f"{ran}ExecutionProvider" == provider else astray(precision, ran), product
 
 
 class OnnxRuntimeSession(Session):
-    def __init__(self, spec: ModelSpec, session: "InferenceSession", path: Path, provider: str) -> None:
-        super().__init__(spec)
+    def __init__(self, source: Source, session: "InferenceSession") -> None:
+        super().__init__(source.spec)
         self._session: InferenceSession | None = session
-        self._path, self._provider = path, provider
+        self._source = source
 
     def attest(self, inputs: Arrays) -> Attestation:
-        """ONNX Runtime tells what it runs only as it runs: the file is loaded once more, with its profiler on."""
-        options = _choose_options(Settings(threads=1))
-        options.enable_profiling = True
-        with tempfile.TemporaryDirectory() as folder:
-            options.profile_file_prefix = str(Path(folder) / "profile")
-            session = _open(self._path, options, self._provider)
-            _run(session, self.spec.output_names, inputs)
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        nodes = [event["args"] for event in events if event["cat"] == "Node" and "op_name" in event["args"]]
-        return attestation([_describe_node(node) for node in nodes if node["op_name"]])
+        """ONNX Runtime tells what it runs only as it runs: the file is loaded once more, with its profiler on.
+
+        Compiled kernels hide their products. What is in them is what the file tells of itself, or, where it tells
+        nothing, what the processor runs of it; those of them that went astray were seen.
+        """
+        nodes = _profile(self._source, inputs)
+        found = [_describe_node(node, self._source.provider.name) for node in nodes]
+        if self._source.provider.compiles:
+            found += [("product", precision, True) for precision in self._read_products(inputs)]
+        return attestation(found)
+
+    def _read_products(self, inputs: Arrays) -> list[str]:
+        plain, session = replace(self._source, provider=PROVIDERS["cpu"]), self._session
+        if session is None:
+            raise EngineError("the session is closed")
+        told = session.get_modelmeta().custom_metadata_map.get(PRODUCTS)
+        if told is not None:
+            return [precision for precision, count in json.loads(told).items() for _ in range(count)]
+        found = [_describe_node(node, plain.provider.name) for node in _profile(plain, inputs)]
+        return [precision for _, precision, product in found if product]
 
     def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        session = self._session
+        session, provider = self._session, self._source.provider
         if session is None:  # closed by another thread after the check
             raise EngineError("the session is closed")
-        return _run(session, self.spec.output_names, inputs)
+        batch = len(inputs["image"])
+        most = provider.batch or batch
+        parts = [
+            _run(
+                session,
+                self.spec.output_names,
+                {name: array[start : start + most] for name, array in inputs.items()},
+                provider.memory,
+            )
+            for start in range(0, batch, most)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.spec.output_names}
 
     def _close(self) -> None:
         self._session = None
+
+
+def _profile(source: Source, inputs: Arrays) -> list[dict[str, Any]]:
+    """The nodes of one run of one picture."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = replace(source, settings=Settings(threads=1)).open(Path(folder) / "profile")
+        _run(session, source.spec.output_names, {name: array[:1] for name, array in inputs.items()}, "")
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    nodes = [event["args"] for event in events if event["cat"] == "Node" and "op_name" in event["args"]]
+    return [node for node in nodes if node["op_name"]]

@@ -10,6 +10,7 @@ from PIL import Image
 from ferryman.bench import advice_plot
 from ferryman.bundle import Bundle
 from ferryman.runtimes import RUNTIMES, why_not
+from ferryman.runtimes.providers import PROVIDERS
 from ferryman.specs import Target
 
 from ..toy import TARGET, add_toy_bundle, flip_a_byte, reseal
@@ -17,7 +18,7 @@ from .outcome import Cli
 
 OTHER = Target.parse("openvino-cpu-fp32")
 NOWHERE = Target.parse("onnxruntime-fridge-fp32")
-WHY = "this version of Ferryman drives onnxruntime on cpu"
+WHY = f"this version of Ferryman drives onnxruntime on {', '.join(PROVIDERS)}"
 
 
 @pytest.fixture(scope="session")

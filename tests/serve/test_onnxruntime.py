@@ -1,0 +1,148 @@
+"""ONNX Runtime's providers: rows that are not there, played on those that are."""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from ferryman.bundle import Bundle
+from ferryman.errors import EngineError
+from ferryman.runtimes import RUNTIMES, why_not
+from ferryman.runtimes import onnxruntime as ours
+from ferryman.runtimes.base import Session
+from ferryman.runtimes.onnxruntime import PRODUCTS, OnnxRuntime
+from ferryman.runtimes.providers import PROVIDERS, Provider, tune_tensorrt
+from ferryman.specs import Target
+
+from .toy import SPECS
+
+PLAYED = Target.parse("onnxruntime-played-fp32")
+
+
+@pytest.fixture(params=SPECS)
+def bundle(request: pytest.FixtureRequest, toy_repository: Path) -> Bundle:
+    return Bundle.open(toy_repository / request.param)
+
+
+def load(bundle: Bundle, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> Session:
+    monkeypatch.setitem(PROVIDERS, PLAYED.device, provider)
+    monkeypatch.setattr(OnnxRuntime, "known", {PLAYED.device: provider.precisions})
+    return RUNTIMES["onnxruntime"].load(bundle.file("model.onnx"), PLAYED, bundle.spec)
+
+
+ROWS = {
+    "bound memory": Provider("CPUExecutionProvider", ("fp32",), memory="cpu"),
+    "static shape": Provider("CPUExecutionProvider", ("fp32",), batch=1),
+    "parts": Provider("CPUExecutionProvider", ("fp32",), batch=2, memory="cpu"),
+}
+
+
+@pytest.mark.parametrize("provider", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_rows_answer_alike(provider: Provider, batch: int, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = bundle.golden()
+    with load(bundle, provider, monkeypatch) as session:
+        answers = session.run(golden.batch(list(range(batch))))
+        assert set(answers) == set(golden.outputs)
+        for name, array in answers.items():
+            np.testing.assert_allclose(array, golden.outputs[name][:batch], atol=1e-5)
+            assert array.dtype == golden.outputs[name].dtype
+
+
+def test_what_the_provider_leaves_to_another_is_attested(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Azure's takes no node of any graph, and ONNX Runtime runs all of it on the processor without a word."""
+    nobody = Provider("AzureExecutionProvider", ("fp32",))
+    if nobody.name not in onnxruntime.get_available_providers():
+        pytest.skip(f"this ONNX Runtime has no {nobody.name}")
+    with load(bundle, nobody, monkeypatch) as session:
+        told = session.attest(bundle.golden().batch([0]))
+    assert told.operators["Cast"].keys() <= {"int8 on CPU", "int32 on CPU"}
+    if bundle.spec.task != "embedding":  # which has no products
+        assert set(told.products) == {"fp32 on CPU"}
+        for precision in ("fp32", "int8"):
+            (line,) = told.find_failures(precision)
+            assert "fell back from the device" in line
+
+
+def test_one_that_compiles_must_take_the_whole_graph(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody = Provider("AzureExecutionProvider", ("fp32",), compiles=True)
+    if nobody.name not in onnxruntime.get_available_providers():
+        pytest.skip(f"this ONNX Runtime has no {nobody.name}")
+    with pytest.raises(EngineError, match=r"can't load .*fallback to CPU EP has been explicitly disabled"):
+        load(bundle, nobody, monkeypatch)
+
+
+def test_a_provider_that_is_left_out_is_an_error(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with CUDA's whose libraries are missing: ONNX Runtime goes on with the processor."""
+    available = [*onnxruntime.get_available_providers(), "CUDAExecutionProvider"]
+    if "CUDAExecutionProvider" in available[:-1]:
+        pytest.skip("this ONNX Runtime has CUDA's")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(ours, "has_gpu", lambda: True)
+    target = Target.parse("onnxruntime-cuda-fp32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ONNX Runtime's own, of a provider that it does not know
+        with pytest.raises(EngineError) as caught:
+            RUNTIMES["onnxruntime"].load(bundle.file("model.onnx"), target, bundle.spec)
+    assert "it can't start CUDAExecutionProvider" in str(caught.value)
+    assert "pip install 'ferryman[gpu]' && pip uninstall -y onnxruntime && " in str(caught.value)
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target.parse("onnxruntime-tensorrt-fp16")
+    if "TensorrtExecutionProvider" not in onnxruntime.get_available_providers():
+        assert "has no TensorrtExecutionProvider: pip install" in (why_not(target) or "")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    monkeypatch.setattr(ours, "has_gpu", lambda: False)
+    assert why_not(target) == "CUDA finds no NVIDIA GPU; is there one, and cuda-bindings (pip install 'ferryman[gpu]')?"
+    monkeypatch.setattr(ours, "has_gpu", lambda: True)
+    assert why_not(target) is None
+
+
+def test_a_row_of_another_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target.parse("onnxruntime-arm64-int8")
+    monkeypatch.setattr(ours.platform, "machine", lambda: "aarch64")
+    assert why_not(target) is None
+    monkeypatch.setattr(ours.platform, "machine", lambda: "x86_64")
+    assert why_not(target) == "it is for processors called aarch64, and this one is x86_64"
+
+
+def test_engines_of_tensorrt_are_kept_by_weights(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = Path(shutil.copy(bundle.file("model.onnx"), tmp_path))
+    half, full = Target.parse("onnxruntime-tensorrt-fp16"), Target.parse("onnxruntime-tensorrt-fp32")
+    options = tune_tensorrt(path, half, bundle.spec)
+    assert options["trt_profile_min_shapes"].startswith("image:1x32x32x3")
+    assert options["trt_profile_max_shapes"].startswith("image:8x32x32x3")
+    assert ("valid_size:8x2" in options["trt_profile_opt_shapes"]) == (bundle.spec.task == "detection")
+    assert not [name for name in options if name.endswith("16_enable")]  # which would leave the types to TensorRT
+    model = onnx.load(path)
+    weights = onnx.numpy_helper.to_array(model.graph.initializer[-1])
+    model.graph.initializer[-1].CopyFrom(onnx.numpy_helper.from_array(weights + 1, model.graph.initializer[-1].name))
+    places = {options["trt_engine_cache_path"], tune_tensorrt(path, full, bundle.spec)["trt_engine_cache_path"]}
+    onnx.save(model, path)
+    places.add(tune_tensorrt(path, half, bundle.spec)["trt_engine_cache_path"])
+    assert len(places) == 3
+    assert all(Path(place).parent == tmp_path / "ferryman" / "engines" for place in places)
+
+
+def test_a_compiled_graph_tells_its_products(bundle: Bundle, tmp_path: Path) -> None:
+    """What the file says of itself, where the export has written it."""
+    target = Target.parse("onnxruntime-openvino-fp32")
+    why = why_not(target)
+    if why is not None:
+        pytest.skip(why)
+    model = onnx.load(bundle.file("model.onnx"))
+    model.metadata_props.add(key=PRODUCTS, value=json.dumps({"int8": 9, "fp32": 1}))
+    onnx.save(model, tmp_path / "model.onnx")
+    with RUNTIMES["onnxruntime"].load(tmp_path / "model.onnx", target, bundle.spec) as session:
+        told = session.attest(bundle.golden().batch([0]))
+    assert told.products == {"int8": 9, "fp32": 1}
+    assert told.find_failures("int8") == []
