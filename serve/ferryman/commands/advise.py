@@ -15,7 +15,7 @@ from ferryman.bundle import Bundle
 from ferryman.certificates import read_certificate
 from ferryman.commands.accuracy import print_pictures
 from ferryman.commands.console import StageProgress, make_table, out, print_json, print_table, show_stages
-from ferryman.commands.verify import choose_targets
+from ferryman.commands.verify import choose_targets, none_can_run
 from ferryman.device import read_device
 from ferryman.errors import CertificateError, EngineError, FileAccessError
 from ferryman.proof import read_reports
@@ -38,8 +38,8 @@ def run_advise(
 
     seconds: of each target; folder: of the certificates; plot: a PNG file to draw
     accuracy: labelled pictures to count right answers on
-    Raises EngineError when none can run here, UsageError for a target that the bundle has not; and, with the advice
-    printed, FileAccessError when the plot can't be written.
+    Raises EngineError when none can run here, or one that is named can't, UsageError for a target that the bundle has
+    not; and, with the advice printed, FileAccessError when the plot can't be written.
     """
     if plot is not None:
         check_plot(plot)
@@ -47,13 +47,13 @@ def run_advise(
     targets, reasons = choose_targets(bundle, names)
     with show_stages() as show:
         truth = None if accuracy is None else read_truth(accuracy, bundle.spec, show)
-        measured, latencies, failed = measure_targets(bundle, targets, seconds, folder, settings, show)
-        able = [one for one in targets if one not in failed]
+        left_out = None if names else reasons
+        measured, latencies, reasons = measure_targets(bundle, targets, seconds, folder, settings, show, left_out)
+        able = [one for one in targets if one not in reasons]
         counted = None if truth is None else measure_accuracy(bundle, able, truth, settings, show)
     if counted is not None:
         measured = [one.model_copy(update={"accuracy": counted.value(one.target)}) for one in measured]
     advice = advise(measured, latencies)
-    reasons |= failed
     height, width = bundle.spec.preprocess.size
     device = read_device()
     if json_output:
@@ -92,12 +92,14 @@ def measure_targets(
     folder: Path | None,
     settings: Settings,
     show: StageProgress,
+    left_out: Mapping[Target, str] | None = None,
 ) -> tuple[list[Measured], Mapping[str, Blocks], dict[Target, str]]:
     """Those that can be loaded, with their latencies, and why the others can't. Of several sizes the first is measured.
 
-    Raises EngineError when none can be loaded.
+    left_out: why others were not tried; None when those in `targets` were named, and none may be left out
+    Raises EngineError when none can be loaded, or one that was named can't.
     """
-    failed: dict[Target, str] = {}
+    failed = dict(left_out or {})
     sessions: dict[str, tuple[Target, Session, float]] = {}
     golden = bundle.golden()
     with ExitStack() as opened:
@@ -107,11 +109,13 @@ def measure_targets(
             try:
                 session = opened.enter_context(open_session(bundle, str(target), settings=settings))
             except EngineError as error:
+                if left_out is None:
+                    raise
                 failed[target] = str(error)
                 continue
             sessions[str(target)] = target, session, time.perf_counter() - start
         if not sessions:
-            raise EngineError(f"no variant of {bundle.path} can be loaded: {'; '.join(failed.values())}")
+            raise none_can_run(bundle, failed)
         measures = {name: partial(time_session, session, golden) for name, (_, session, _) in sessions.items()}
         latencies = run_in_turn(measures, seconds, advance=partial(show, "measure in turn"))
     first = next(iter(latencies.values()))

@@ -1,6 +1,7 @@
 """`ferryman verify`: parity on this device, without PyTorch, and a certificate of each target."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from ferryman.commands.accuracy import print_accuracy
 from ferryman.commands.console import make_table, out, print_json, print_table, show_stages
 from ferryman.errors import EngineError, FileAccessError
 from ferryman.parity import ParityReport
-from ferryman.proof import prove_target
-from ferryman.runtimes import find_runtime, why_not
-from ferryman.runtimes.base import Settings
+from ferryman.proof import prove_sessions
+from ferryman.runtimes import find_runtime, open_sessions, why_not
+from ferryman.runtimes.base import Session, Settings
 from ferryman.specs import Target
 
 
@@ -31,9 +32,14 @@ def choose_targets(bundle: Bundle, names: Sequence[str]) -> tuple[list[Target], 
     reasons = {one: why for one in bundle.targets if (why := why_not(one)) is not None}
     able = [one for one in bundle.targets if one not in reasons]
     if not able:
-        told = "; ".join(f"{one}: {why}" for one, why in reasons.items())
-        raise EngineError(f"no variant of {bundle.path} can run here: {told}")
+        raise none_can_run(bundle, reasons)
     return able, reasons
+
+
+def none_can_run(bundle: Bundle, reasons: Mapping[Target, str]) -> EngineError:
+    """reasons: why not, of every target"""
+    told = "; ".join(f"{one}: {why}" for one, why in reasons.items())
+    return EngineError(f"no variant of {bundle.path} can run here: {told}")
 
 
 def run_verify(
@@ -47,8 +53,9 @@ def run_verify(
     """Proves the target, or every one that can run here; each gets a certificate, in tolerance or not.
 
     folder: of the certificates, by default the bundle's own; accuracy: labelled pictures to count right answers on
-    Raises ParityError (exit status 3) when one is out of tolerance, and FileAccessError when a certificate can't be
-    written and all else is fine.
+    One of several that can't be loaded, such as one whose engine is not built, is left out and told.
+    Raises EngineError when it is the one that is named, or when none can be loaded, ParityError (exit status 3) when
+    one is out of tolerance, and FileAccessError when a certificate can't be written and all else is fine.
     """
     bundle = Bundle.open(path)
     targets, reasons = choose_targets(bundle, [] if target is None else [target])
@@ -58,13 +65,23 @@ def run_verify(
     with show_stages() as show:
         truth = None if accuracy is None else read_truth(accuracy, bundle.spec, show)
         for one in targets:
+            try:
+                sessions = open_sessions(bundle, str(one), settings)
+            except EngineError as error:
+                if target is not None:
+                    raise
+                reasons[one] = str(error)
+                continue
             advance = partial(show, f"compare {one} with PyTorch's answers")
-            certificates.append(make_certificate(bundle, prove_target(bundle, one, settings, advance)))
+            certificates.append(_certify(bundle, one, sessions, advance))
             try:
                 places.append(write_certificate(bundle, certificates[-1], folder))
             except FileAccessError as error:
                 unwritten = error
-        counted = None if truth is None else measure_accuracy(bundle, targets, truth, settings, show)
+        if not certificates:
+            raise none_can_run(bundle, reasons)
+        able = [one for one in targets if one not in reasons]
+        counted = None if truth is None else measure_accuracy(bundle, able, truth, settings, show)
     if not json_output:
         for report in (report for certificate in certificates for report in certificate.reports):
             print_report(report)
@@ -87,6 +104,16 @@ def run_verify(
         return
     written = ", ".join(place.name for place in places)
     out.print(f"{bundle.path}: every file is the one that was exported; in {places[0].parent}: {written}")
+
+
+def _certify(
+    bundle: Bundle, target: Target, sessions: Sequence[Session], advance: Callable[[int, int], None]
+) -> Certificate:
+    """Of the open sessions, which are closed then."""
+    with ExitStack() as opened:
+        for session in sessions:
+            opened.callback(session.close)
+        return make_certificate(bundle, prove_sessions(bundle, target, sessions, advance))
 
 
 def print_report(report: ParityReport) -> None:

@@ -9,8 +9,10 @@ from PIL import Image
 
 from ferryman.bench import advice_plot
 from ferryman.bundle import Bundle
+from ferryman.engines import Host
 from ferryman.runtimes import RUNTIMES, why_not
 from ferryman.runtimes.providers import PROVIDERS
+from ferryman.runtimes.tensorrt import TensorRt
 from ferryman.specs import Target
 
 from ..toy import TARGET, add_toy_bundle, flip_a_byte, reseal
@@ -18,6 +20,7 @@ from .outcome import Cli
 
 OTHER = Target.parse("openvino-cpu-fp32")
 NOWHERE = Target.parse("onnxruntime-fridge-fp32")
+ENGINE = Target.parse("tensorrt-gpu-fp32")
 WHY = f"this version of Ferryman drives onnxruntime on {', '.join(PROVIDERS)}"
 
 
@@ -120,6 +123,45 @@ def test_verify_where_nothing_can_run(cli: Cli, tmp_path: Path) -> None:
         outcome = cli(command, bundle.path)
         assert outcome.status == 1
         assert outcome.complaint.endswith(f"no variant of {bundle.path} can run here: {NOWHERE}: {WHY}")
+
+
+@pytest.fixture
+def unbuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle with a variant for a GPU that is there, of which no engine is built yet."""
+    folder = add_toy_bundle(tmp_path, "toy-classifier", targets=(TARGET, ENGINE), slow=ENGINE).path
+    monkeypatch.setattr(TensorRt, "why_not", lambda self, target: None)
+    monkeypatch.setattr(TensorRt, "host", lambda self: Host(runtime="tensorrt 11", capability="8.9", machine="x86_64"))
+    monkeypatch.setattr(TensorRt, "open", lambda self: None)
+    return folder
+
+
+@pytest.mark.parametrize("command", [("verify",), ("advise", "--seconds", 0.1)], ids=["verify", "advise"])
+def test_a_variant_without_its_engine_is_left_out(cli: Cli, unbuilt: Path, command: tuple[object, ...]) -> None:
+    """The others are gone on with; the one that is named is an error."""
+    name, *options = command
+    build = f"ferryman build {unbuilt} --target {ENGINE}"
+    outcome = cli(name, unbuilt, *options, "--json")
+    assert outcome.status == 0
+    assert list(outcome.document["can_not_run"]) == [str(ENGINE)]
+    assert outcome.document["can_not_run"][str(ENGINE)].endswith(f"there is none; build it here with: {build}")
+    text = cli(name, unbuilt, *options).stdout
+    assert f"{ENGINE} can't run here: " in text
+    assert build in text
+    for named in ([ENGINE], [TARGET, ENGINE] if name == "advise" else [ENGINE]):
+        alone = cli(name, unbuilt, *options, *(part for one in named for part in ("--target", one)))
+        assert (alone.status, alone.complaint.endswith(build)) == (1, True)
+
+
+@pytest.mark.parametrize("command", ["verify", "advise"])
+def test_nothing_but_a_variant_without_its_engine(
+    cli: Cli, unbuilt: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RUNTIMES["onnxruntime"], "missing", lambda: "pip install it")
+    outcome = cli(command, unbuilt)
+    assert outcome.status == 1
+    assert f"no variant of {unbuilt} can run here: " in outcome.complaint
+    assert f"{ENGINE}: can't load " in outcome.complaint
+    assert f"{TARGET}: pip install it" in outcome.complaint
 
 
 def test_inspect_lists_every_variant(cli: Cli, both: Path) -> None:
