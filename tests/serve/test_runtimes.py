@@ -1,6 +1,8 @@
 """What every runtime must do. One that is added to RUNTIMES is tested by this file as it is."""
 
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -8,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
+from ferryman.attest import Attestation
 from ferryman.bundle import Bundle
 from ferryman.errors import EngineError, TensorError, UsageError
 from ferryman.golden import FILE_NAME, GoldenSamples, load_golden
+from ferryman.parity import TOLERANCES, check_parity
 from ferryman.runtimes import RUNTIMES, open_sessions, why_not
 from ferryman.runtimes.base import Arrays, Runtime, Session, Settings
 from ferryman.runtimes.tensorrt import TensorRt
 from ferryman.runtimes.tensorrt_build import build_engine
-from ferryman.specs import Target
+from ferryman.specs import PreprocessSpec, Target, classification_spec
 
-from .toy import SPECS, TARGET
+from .toy import SPECS, TARGET, toy_graph, toy_reference
 
 # Of each runtime and device a target; all of them read the toys' ONNX files as they are.
 ROWS = {
@@ -210,6 +215,109 @@ def test_closing_while_others_run(session: Session, golden: GoldenSamples) -> No
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_sessions_side_by_side(runtime: Runtime, target: Target, bundle: Bundle, golden: GoldenSamples) -> None:
+    """Several of one file run at once, and closing one is nothing to the others."""
+    path, failures = bundle.file("model.onnx"), list[BaseException]()
+    sessions = [runtime.load(path, target, bundle.spec, Settings(threads=1)) for _ in range(3)]
+
+    def work(session: Session) -> None:
+        try:
+            for turn in range(20):
+                assert_right(session.run(golden.batch([turn % len(golden)])), golden, [turn % len(golden)])
+        except BaseException as error:  # noqa: BLE001 - told below, in the main thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(session,)) for session in sessions[1:]]
+    for thread in threads:
+        thread.start()
+    sessions[0].close()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    sessions[1].close()
+    assert_right(sessions[2].run(golden.batch([0])), golden, [0])
+    sessions[2].close()
+
+
+def test_two_sizes(runtime: Runtime, target: Target, toy_repository: Path, tmp_path: Path) -> None:
+    """A session a size: each answers its own, and refuses the other's."""
+    square = open_bundle("toy-classifier", target, toy_repository)
+    wide = classification_spec(PreprocessSpec(size=(24, 40), fit="stretch"), square.spec.labels)
+    graph = toy_graph("toy-classifier")
+    for dimension, size in zip(graph.graph.input[0].type.tensor_type.shape.dim[1:3], (24, 40), strict=True):
+        dimension.dim_value = size
+    folder = tmp_path / "variants" / str(target)
+    folder.mkdir(parents=True)
+    onnx.save(graph, folder / "model-24x40.onnx")
+    if isinstance(runtime, TensorRt):
+        build_engine(runtime, folder / "model-24x40.onnx", target, wide)
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 24, 40, 3), np.uint8)
+    golden = square.golden()
+    with (
+        runtime.load(square.file("model.onnx"), target, square.spec) as first,
+        runtime.load(folder / "model-24x40.onnx", target, wide) as second,
+    ):
+        for batch in (1, 3):
+            inputs = {"image": pictures[:batch]}
+            answers = second.run(inputs)
+            for name, expected in toy_reference("toy-classifier", inputs).items():
+                np.testing.assert_allclose(answers[name], expected, atol=1e-5)
+            assert_right(first.run(golden.batch(list(range(batch)))), golden, list(range(batch)))
+        for session, image in ((first, pictures[:1]), (second, golden.inputs["image"][:1])):
+            with pytest.raises(TensorError, match=r"image must be uint8 \(batch, \d\d, \d\d, 3\), got"):
+                session.run({"image": image})
+
+
+def test_a_warm_up_that_is_cancelled(
+    runtime: Runtime, target: Target, bundle: Bundle, session: Session, golden: GoldenSamples
+) -> None:
+    """Closing the session ends it at its next run; another session of the file is none the worse."""
+    runs: list[int] = []
+
+    def cancel(count: int) -> None:
+        runs.append(count)
+        session.close()
+
+    with pytest.raises(EngineError, match="the session is closed"):
+        check_parity(
+            session.run, golden, bundle.spec, TOLERANCES["fp32"], str(target), runtime.version(), (1, 2), advance=cancel
+        )
+    assert len(runs) == 1
+    with runtime.load(bundle.file("model.onnx"), target, bundle.spec) as again:
+        assert_right(again.run(golden.batch([0])), golden, [0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is counted as Linux does")
+def test_out_of_memory(target: Target, toy_repository: Path) -> None:
+    """A run that finds no memory is an error, and the session answers as before when there is some again."""
+    bundle = open_bundle("toy-detector", target, toy_repository)
+    script, onnx_file = Path(__file__).with_name("starved.py"), bundle.file("model.onnx")
+    command = [sys.executable, script, onnx_file, str(target), bundle.spec.model_dump_json(), "2000"]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    if str(target) == str(TARGET):
+        assert result.stdout.startswith("EngineError: ONNX Runtime failed on a batch of 2000: ")
+    else:  # one that runs picture by picture may need no more
+        assert result.stdout.startswith(("EngineError: ", "answered"))
+
+
+def test_arrays_that_find_no_memory(toy_repository: Path) -> None:
+    """Our own, around what the runtime does."""
+
+    class Greedy(Session):
+        def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+            return {"cls": np.empty((1 << 50,), np.float64)}
+
+        def _close(self) -> None: ...
+
+        def attest(self, inputs: Arrays) -> Attestation:
+            raise NotImplementedError
+
+    bundle = Bundle.open(toy_repository / "toy-embedder")
+    with Greedy(bundle.spec) as session, pytest.raises(EngineError, match="no memory for a batch of 2: "):
+        session.run(bundle.golden().batch([0, 1]))
 
 
 def test_what_runs_when_the_session_is_closed_is_freed(toy_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

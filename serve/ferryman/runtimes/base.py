@@ -60,7 +60,10 @@ class Session(ABC):
         if self.closed:
             raise EngineError("the session is closed")
         check_inputs(inputs, self.spec)
-        return self._run(inputs)
+        try:
+            return self._run(inputs)
+        except MemoryError as error:
+            raise EngineError(f"there is no memory for a batch of {len(inputs['image'])}: {error}") from error
 
     def close(self) -> None:
         """Frees the variant; calling it twice is fine."""

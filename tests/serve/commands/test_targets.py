@@ -9,6 +9,7 @@ from PIL import Image
 
 from ferryman.bench import advice_plot
 from ferryman.bundle import Bundle
+from ferryman.cli import app
 from ferryman.engines import Host
 from ferryman.runtimes import RUNTIMES, why_not
 from ferryman.runtimes.providers import PROVIDERS
@@ -162,6 +163,11 @@ def test_nothing_but_a_variant_without_its_engine(
     assert f"no variant of {unbuilt} can run here: " in outcome.complaint
     assert f"{ENGINE}: can't load " in outcome.complaint
     assert f"{TARGET}: pip install it" in outcome.complaint
+
+
+def test_every_command_on_a_bundle_takes_a_target(cli: Cli) -> None:
+    for name in (one.callback.__name__ for one in app.registered_commands if one.callback is not None):
+        assert ("--target" in cli(name, "--help").stdout) == (name not in ("demo", "doctor")), name
 
 
 def test_inspect_lists_every_variant(cli: Cli, both: Path) -> None:
