@@ -336,8 +336,9 @@ def check_wrapper(module: ExportModule, golden: GoldenSamples, tolerance: Tolera
 
 def tool_versions() -> dict[str, str]:
     """What made the bundle."""
-    packages = ("ferryman", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
-    return {"python": platform.python_version()} | {package: version(package) for package in packages}
+    packages = ("ferryman", "torch", "onnx", "onnxscript", "numpy", "pillow")
+    versions = {"python": platform.python_version()} | {package: version(package) for package in packages}
+    return versions | {CANONICAL.runtime: find_runtime(CANONICAL).version()}  # of several packages that hold it
 
 
 def _tolerance(limit: float | None) -> Tolerance:

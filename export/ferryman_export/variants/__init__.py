@@ -7,25 +7,47 @@ from ferryman.runtimes import find_runtime
 from ferryman.specs import Target
 from ferryman_export.calibration import LEAST_PICTURES, MAX_PICTURES
 from ferryman_export.samples import find_pictures
-from ferryman_export.variants import onnxruntime, openvino, tensorrt
+from ferryman_export.variants import onnxruntime, openvino, typed
 from ferryman_export.variants.base import CANONICAL, Recipe, no_calibration
 from ferryman_export.variants.rehearsal import run_as
 
 RECIPES: dict[str, Recipe] = {
     "onnxruntime-cpu-int8": onnxruntime.build_int8,
+    "onnxruntime-arm64-int8": typed.build_eight,
+    "onnxruntime-xnnpack-fp32": onnxruntime.reuse_fp32,
+    "onnxruntime-cuda-fp32": onnxruntime.reuse_fp32,
+    "onnxruntime-cuda-fp16": typed.build_half,
+    "onnxruntime-cuda-bf16": typed.build_half,
+    "onnxruntime-tensorrt-fp32": onnxruntime.reuse_fp32,
+    "onnxruntime-tensorrt-fp16": typed.build_half,
+    "onnxruntime-tensorrt-bf16": typed.build_half,
+    "onnxruntime-tensorrt-int8": typed.build_eight,
+    "onnxruntime-openvino-fp32": onnxruntime.reuse_fp32,
+    "onnxruntime-openvino-int8": onnxruntime.build_int8,
+    "onnxruntime-qnn-fp16": typed.build_half,
+    "onnxruntime-qnn-int8": onnxruntime.build_int8,
+    "onnxruntime-coreml-fp32": onnxruntime.reuse_fp32,
+    "onnxruntime-coreml-fp16": typed.build_half,
+    "onnxruntime-webgpu-fp32": onnxruntime.reuse_fp32,
+    "onnxruntime-webgpu-fp16": typed.build_half,
     "openvino-cpu-fp32": openvino.build_float,
     "openvino-cpu-bf16": openvino.build_float,
     "openvino-cpu-int8": openvino.build_int8,
-    "tensorrt-gpu-fp32": tensorrt.build_fp32,
-    "tensorrt-gpu-fp16": tensorrt.build_half,
-    "tensorrt-gpu-bf16": tensorrt.build_half,
-    "tensorrt-gpu-int8": tensorrt.build_eight,
-    "tensorrt-gpu-fp8": tensorrt.build_eight,
-    "tensorrtrtx-gpu-fp32": tensorrt.build_fp32,
-    "tensorrtrtx-gpu-fp16": tensorrt.build_half,
-    "tensorrtrtx-gpu-bf16": tensorrt.build_half,
-    "tensorrtrtx-gpu-int8": tensorrt.build_eight,
-    "tensorrtrtx-gpu-fp8": tensorrt.build_eight,
+    "openvino-gpu-fp32": openvino.build_float,
+    "openvino-gpu-fp16": openvino.build_half,
+    "openvino-gpu-int8": openvino.build_int8,
+    "openvino-npu-fp16": openvino.build_half,
+    "openvino-npu-int8": openvino.build_int8,
+    "tensorrt-gpu-fp32": typed.build_fp32,
+    "tensorrt-gpu-fp16": typed.build_half,
+    "tensorrt-gpu-bf16": typed.build_half,
+    "tensorrt-gpu-int8": typed.build_eight,
+    "tensorrt-gpu-fp8": typed.build_eight,
+    "tensorrtrtx-gpu-fp32": typed.build_fp32,
+    "tensorrtrtx-gpu-fp16": typed.build_half,
+    "tensorrtrtx-gpu-bf16": typed.build_half,
+    "tensorrtrtx-gpu-int8": typed.build_eight,
+    "tensorrtrtx-gpu-fp8": typed.build_eight,
 }
 CALIBRATED = ("int8", "fp8")
 GROUPS = {"all-cpu": tuple(name for name in RECIPES if "-cpu-" in name)}

@@ -87,12 +87,14 @@ class Artefact:
     """path: the variant's main file; operators: count per type; report: how it came about
 
     stand_in: an fp32 graph that answers as it, where no runtime of this machine can run it; None for the file itself
+    typed: the graph that tells its precisions, where the file does not; None for the file itself
     """
 
     path: Path
     operators: dict[str, int]
     report: BuildReport
     stand_in: onnx.ModelProto | None = None
+    typed: onnx.ModelProto | None = None
 
 
 # Makes a variant of a workpiece at `path`, which has no suffix yet. Raises ParityError, ExportError, UsageError.

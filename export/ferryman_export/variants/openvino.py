@@ -1,17 +1,23 @@
-"""OpenVINO's variants: an IR, whose precision is the graph's for int8 and the runtime's setting for fp32 and bf16."""
+"""OpenVINO's variants: an IR, whose precision is the graph's for int8, and else the runtime's setting."""
 
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
-from ferryman.errors import ExportError, MissingExtraError
+from ferryman.errors import ExportError, MissingExtraError, ParityError
 from ferryman.manifest import Tolerance
 from ferryman.specs import Target
+from ferryman_export.calibration import Pictures
+from ferryman_export.half import HalfGraph
 from ferryman_export.onnx import save_graph
+from ferryman_export.steps import count_steps
 from ferryman_export.variants.base import Artefact, BuildReport, Workpiece
 from ferryman_export.variants.integer import quantize_within
+from ferryman_export.variants.judge import Bench
+from ferryman_export.variants.rehearsal import is_rehearsed
 
 
 def build_float(piece: Workpiece, target: Target, tolerance: Tolerance, path: Path) -> Artefact:
@@ -26,7 +32,24 @@ def build_int8(piece: Workpiece, target: Target, tolerance: Tolerance, path: Pat
         return _save(save_graph(model, Path(folder) / "quantized.onnx"), path, report)
 
 
-def _save(graph: Path, path: Path, report: BuildReport) -> Artefact:
+def build_half(piece: Workpiece, target: Target, tolerance: Tolerance, path: Path) -> Artefact:
+    """fp16 for graphics and NPUs, which compute all of the graph in it: there are no islands to give back.
+
+    Raises ParityError when what emulates that is out of tolerance.
+    """
+    report = BuildReport(target=str(target), size=piece.spec.preprocess.size)
+    if not is_rehearsed(target):
+        return _save(piece.graph, path, report, half=True)
+    half, pictures = HalfGraph(piece.graph, "fp16"), Pictures(piece.golden.names, piece.golden.inputs)
+    half.observe(pictures, count_steps(piece.progress, f"{target}: look for what it can't hold", len(pictures)))
+    verdict = Bench(piece, target, tolerance).judge(half.emulate())
+    if not verdict.passed:
+        raise ParityError(f"{target} can't be built: in fp16 throughout, {verdict.why}")
+    return replace(_save(piece.graph, path, report, half=True), stand_in=half.emulate(), typed=half.convert())
+
+
+def _save(graph: Path, path: Path, report: BuildReport, half: bool = False) -> Artefact:
+    """half: store weights in fp16; else fp32 would be fp16 inside"""
     try:
         import openvino
     except ModuleNotFoundError as error:
@@ -35,7 +58,7 @@ def _save(graph: Path, path: Path, report: BuildReport) -> Artefact:
     try:
         model = openvino.Core().read_model(graph)
         place = path.with_name(f"{path.name}.xml")
-        openvino.save_model(model, place, compress_to_fp16=False)  # else fp32 would be fp16 inside
+        openvino.save_model(model, place, compress_to_fp16=half)
     except RuntimeError as error:
         raise ExportError(f"OpenVINO can't convert the graph: {' '.join(str(error).split())}") from error
     operators = Counter(str(node.get_type_name()) for node in model.get_ops())

@@ -1,4 +1,4 @@
-"""Variants for runtimes that run elsewhere, on a GPU: proved here on ONNX Runtime, and once more by `verify` there."""
+"""Variants for devices that this machine has not: proved in a stand-in on its CPU, and by `verify` on the device."""
 
 import tempfile
 from collections.abc import Generator
@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from ferryman.attest import Attestation, attestation
-from ferryman.runtimes import find_runtime
+from ferryman.runtimes import find_runtime, why_not
 from ferryman.runtimes.base import Arrays, Session
 from ferryman.specs import ModelSpec, Target
 from ferryman_export.graph_edit import GraphEditor
 from ferryman_export.onnx import save_graph
 from ferryman_export.variants.base import CANONICAL, Artefact
 
-# Runtimes whose variants are ONNX files that their device makes an engine of.
+# Runtimes whose variants are ONNX files that their device makes an engine of: rehearsed with a GPU at hand too.
 ELSEWHERE = ("tensorrt", "tensorrtrtx")
+_RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _NAMES: dict[int, str] = {
     TensorProto.FLOAT: "fp32",
     TensorProto.FLOAT16: "fp16",
@@ -30,44 +31,53 @@ _NAMES: dict[int, str] = {
 }
 
 
+def is_rehearsed(target: Target) -> bool:
+    """Whether a target's variants are proved in a stand-in, since this machine can't run them."""
+    return target.runtime in ELSEWHERE or (target.device != "cpu" and why_not(target) is not None)
+
+
 def run_as(target: Target) -> Target:
-    """The target that candidates for `target` are run as on this machine."""
-    return CANONICAL if target.runtime in ELSEWHERE else target
+    """The target that candidates for `target` are run as on this machine: itself, or the nearest that the CPU has."""
+    if not is_rehearsed(target):
+        return target
+    if target.runtime == "openvino" and target.precision in ("fp32", "int8"):
+        return target.model_copy(update={"device": "cpu"})
+    return CANONICAL
 
 
 def find_version(target: Target) -> str:
     """Of what ran, for the report."""
-    version = find_runtime(run_as(target)).version()
-    return f"emulated in ONNX Runtime {version}" if target.runtime in ELSEWHERE else version
+    ran = run_as(target)
+    version = find_runtime(ran).version()
+    return f"emulated in {_RUNTIMES[ran.runtime]} {version}" if is_rehearsed(target) else version
 
 
 @contextmanager
 def load_artefact(artefact: Artefact, target: Target, spec: ModelSpec) -> Generator[Session, None, None]:
-    """The artefact in its runtime, or what stands for it here; the latter tells the artefact's precisions."""
-    if target.runtime not in ELSEWHERE:
-        with find_runtime(target).load(artefact.path, target, spec) as session:
+    """The artefact in its runtime, or what stands for it here."""
+    ran = run_as(target)
+    if ran.runtime == target.runtime and ran.precision == target.precision:
+        with find_runtime(ran).load(artefact.path, ran, spec) as session:
             yield session
         return
     with tempfile.TemporaryDirectory() as folder:
         path = artefact.path
         if artefact.stand_in is not None:
             path = save_graph(artefact.stand_in, Path(folder) / "stand-in.onnx")
-        with (
-            find_runtime(CANONICAL).load(path, CANONICAL, spec) as session,
-            Rehearsal(session, artefact.path) as rehearsal,
-        ):
+        told = attest_graph(artefact.typed or onnx.load(artefact.path))
+        with find_runtime(ran).load(path, ran, spec) as session, Rehearsal(session, told) as rehearsal:
             yield rehearsal
 
 
 class Rehearsal(Session):
-    """Answers as `session`, and tells what the typed graph at `graph` computes in."""
+    """Answers as `session`, and tells what the artefact that it stands for computes in."""
 
-    def __init__(self, session: Session, graph: Path) -> None:
+    def __init__(self, session: Session, told: Attestation) -> None:
         super().__init__(session.spec)
-        self._session, self._graph = session, graph
+        self._session, self._told = session, told
 
     def attest(self, inputs: Arrays) -> Attestation:
-        return attest_graph(onnx.load(self._graph))
+        return self._told
 
     def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         return self._session.run(inputs)

@@ -1,8 +1,9 @@
-"""TensorRT's variants: a typed ONNX file, of which `ferryman build` makes an engine on the device.
+"""Typed ONNX files: the precision stands in the graph, for TensorRT 10 and 11, TensorRT-RTX and ONNX Runtime alike.
 
-Networks are strongly typed: the precision stands in the graph, for TensorRT 10 and 11 and TensorRT-RTX alike.
+TensorRT runs an engine that `ferryman build` makes of the file on the device; ONNX Runtime's providers read the file.
 """
 
+import json
 from collections.abc import Set
 from pathlib import Path
 from typing import cast
@@ -11,6 +12,7 @@ import onnx
 
 from ferryman.attest import MIN_SHARE
 from ferryman.manifest import Tolerance
+from ferryman.runtimes.onnxruntime import PRODUCTS
 from ferryman.specs import Target
 from ferryman_export.calibration import Pictures
 from ferryman_export.half import HalfGraph, HalfPrecision
@@ -21,12 +23,13 @@ from ferryman_export.steps import count_steps
 from ferryman_export.variants.base import Artefact, BuildReport, Workpiece
 from ferryman_export.variants.integer import quantize_within
 from ferryman_export.variants.judge import Bench
+from ferryman_export.variants.rehearsal import attest_graph, is_rehearsed
 
 
 def build_fp32(piece: Workpiece, target: Target, tolerance: Tolerance, path: Path) -> Artefact:
     """The proved graph as it is."""
     model = onnx.load(piece.graph)
-    return _save(model, path, BuildReport(target=str(target), size=piece.spec.preprocess.size))
+    return save_typed(model, path, BuildReport(target=str(target), size=piece.spec.preprocess.size))
 
 
 def build_half(piece: Workpiece, target: Target, tolerance: Tolerance, path: Path) -> Artefact:
@@ -36,30 +39,38 @@ def build_half(piece: Workpiece, target: Target, tolerance: Tolerance, path: Pat
     pictures = Pictures(piece.golden.names, piece.golden.inputs)
     half.observe(pictures, count_steps(piece.progress, f"{target}: look for what it can't hold", len(pictures)))
     cost = half.costs()
+    write = half.emulate if is_rehearsed(target) else half.convert
 
     def rank() -> tuple[BlockError, ...]:
         advance = count_steps(piece.progress, f"{target}: round block by block", len(cost))
 
         def alone(islands: Set[str]) -> float:
-            return bench.measure(half.emulate(islands), piece.golden)
+            return bench.measure(write(islands), piece.golden)
 
         return rank_blocks(list(cost), alone, advance)
 
     piece.progress(f"{target}: search what must stay in fp32", 0, 1)
     allowed = int((1 - MIN_SHARE) * sum(cost.values()))
-    found = search_islands(lambda islands: bench.judge(half.emulate(islands)), rank, cost, allowed, str(target))
+    found = search_islands(lambda islands: bench.judge(write(islands)), rank, cost, allowed, str(target))
     notes = (f"in fp32 for the numbers they meet: {', '.join(half.pinned)}",) if half.pinned else ()
     report = BuildReport(target=str(target), size=piece.spec.preprocess.size, islands=found, notes=notes)
     islands = frozenset(found.islands)
-    return _save(half.convert(islands), path, report, half.emulate(islands))
+    return save_typed(half.convert(islands), path, report, half.emulate(islands))
 
 
 def build_eight(piece: Workpiece, target: Target, tolerance: Tolerance, path: Path) -> Artefact:
-    """int8, fp8: TensorRT wants zero in the middle of every range."""
+    """int8, fp8 around zero: TensorRT knows nothing else, and Arm's products are of two signed numbers."""
     numbers = cast("Numbers", target.precision)
     model, report = quantize_within(piece, target, tolerance, numbers=numbers)
-    return _save(model, path, report)
+    return save_typed(model, path, report)
 
 
-def _save(model: onnx.ModelProto, path: Path, report: BuildReport, stand_in: onnx.ModelProto | None = None) -> Artefact:
+def save_typed(
+    model: onnx.ModelProto, path: Path, report: BuildReport, stand_in: onnx.ModelProto | None = None
+) -> Artefact:
+    """Writes the file, and into it how many products are in which precision, for devices that hide them."""
+    onnx.helper.set_model_props(
+        model,
+        {one.key: one.value for one in model.metadata_props} | {PRODUCTS: json.dumps(attest_graph(model).products)},
+    )
     return Artefact(save_graph(model, path.with_name(f"{path.name}.onnx")), count_operators(model), report, stand_in)
