@@ -14,13 +14,14 @@ _EXTRAS = {
         "export checkpoints, run the demo",
         ("torch", "onnx", "onnxscript", "safetensors", "jinja2", "matplotlib"),
     ),
+    "quantize": ("export variants in int8 and fp8", ("torch", "onnx", "onnxscript", "openvino")),
     "plot": ("draw what `ferryman advise` measured", ("matplotlib",)),
     "train": ("train the embedded models", ("torch", "sklearn", "scipy", "pycocotools")),
 }
 
 
 def run_doctor(json_output: bool) -> None:
-    """Prints facts of the machine, of every runtime, and of the extras; nothing is loaded that is not needed."""
+    """Prints facts of the machine, of every runtime, what keeps each target from running here, and of the extras."""
     device = read_device()
     runtimes: list[dict[str, Any]] = []
     for name, runtime in RUNTIMES.items():
@@ -49,9 +50,8 @@ def run_doctor(json_output: bool) -> None:
     for facts in runtimes:
         state = facts.get("missing") or f"{facts['version']} on {', '.join(facts['devices']) or 'no device'}"
         table.add_row(f"runtime {facts['runtime']}", str(state))
-        if "missing" not in facts:
-            for target, why in facts["targets"].items():
-                table.add_row(f"  {target}", "can run here" if why is None else f"can't run here: {why}")
+        for target, why in facts["targets"].items():
+            table.add_row(f"  {target}", "can run here" if why is None else f"can't run here: {why}")
     for facts in extras:
         state = (
             f"missing, to {facts['purpose']}: {facts['install']}"

@@ -1,6 +1,7 @@
 """Commands on a bundle of several variants, of which one can't run anywhere here."""
 
 import json
+import platform
 import shutil
 from pathlib import Path
 
@@ -202,6 +203,23 @@ def test_doctor_lists_targets(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(RUNTIMES["openvino"], "missing", lambda: "pip install it")
     runtimes = {one["runtime"]: one for one in cli("doctor", "--json").document["runtimes"]}
     assert set(runtimes["openvino"]["targets"].values()) == {"pip install it"}
+    text = cli("doctor").stdout
+    for runtime in RUNTIMES.values():  # those of a runtime that is missing too
+        for target in runtime.targets():
+            (line,) = (line for line in text.splitlines() if line.strip().startswith(f"{target} "))
+            assert ("can't run here: " in line) == (runtime.why_not(target) is not None)
+
+
+def test_doctor_on_arm(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row of that processor runs where the others of the CPU do."""
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    document = cli("doctor", "--json").document
+    targets = {one["runtime"]: one["targets"] for one in document["runtimes"]}["onnxruntime"]
+    assert document["device"]["machine"] == "aarch64"
+    assert targets["onnxruntime-arm64-int8"] is None
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    targets = {one["runtime"]: one["targets"] for one in cli("doctor", "--json").document["runtimes"]}["onnxruntime"]
+    assert targets["onnxruntime-arm64-int8"] == "it is for processors called aarch64, and this one is riscv64"
 
 
 def test_a_processor_without_bf16(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
