@@ -98,7 +98,7 @@ class Source:
         if threads is not None:
             options.intra_op_num_threads = 1 if provider.threads else threads
             own |= {provider.threads: str(threads)} if provider.threads else {}
-        if provider.compiles:
+        if provider.whole:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if provider.batch == 1:
             for name in {size for tensor in self.spec.inputs for size in tensor.shape if isinstance(size, str)}:

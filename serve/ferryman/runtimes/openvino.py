@@ -86,8 +86,9 @@ class OpenVino(Runtime):
     @staticmethod
     def _choose_config(core: "Core", device: str, target: Target, settings: Settings) -> dict[str, Any]:
         able = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
-        # What int8 leaves in floating point: bf16 where the processor has it, as fp32 would be the slower half.
-        floating = _PRECISIONS.get(target.precision, "bf16" if "BF16" in able else "f32")
+        # What int8 leaves in floating point: bf16 or fp16 where the device has it, as fp32 would be the slower half.
+        half = "BF16" if device == "CPU" else "FP16"
+        floating = _PRECISIONS.get(target.precision, _PRECISIONS[half.lower()] if half in able else "f32")
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": settings.hint.upper(),
             "INFERENCE_PRECISION_HINT": floating,  # else OpenVINO takes bf16 for fp32 where it can

@@ -26,7 +26,8 @@ class Provider:
     batch: pictures in one run, of which more go in parts: a fixed number is a static shape; None for any number
     threads: the option that takes their number, where it has threads of its own
     memory: where inputs and answers are bound, for runs that copy each once; empty for the processor's
-    compiles: whole subgraphs become one kernel, in which no operator is seen; then it must take the whole graph
+    compiles: whole subgraphs become one kernel, in which no operator is seen
+    whole: it can take all operators, so that loading fails where it leaves one to the processor
     environment: of the process, where an option is missing
     """
 
@@ -41,6 +42,7 @@ class Provider:
     threads: str = ""
     memory: str = ""
     compiles: bool = False
+    whole: bool = False
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
@@ -56,8 +58,8 @@ def tune_tensorrt(path: Path, target: Target, spec: ModelSpec) -> Mapping[str, s
     """One profile, so that no request waits for a build; and where engines are kept.
 
     No precision is asked for: without `trt_fp16_enable` and its like the network is strongly typed, and computes in
-    what the graph says. ONNX Runtime names an engine by the graph's nodes, its own version and TensorRT's, and the
-    GPU's compute capability; the folder adds what it leaves out, the weights.
+    what the graph says (onnxruntime#19695). ONNX Runtime names an engine by the graph's nodes, its own version and
+    TensorRT's, and the GPU's compute capability; the folder adds what it leaves out, the weights.
     """
     shapes = {
         f"trt_profile_{word}_shapes": ",".join(
@@ -78,6 +80,7 @@ PROVIDERS: dict[str, Provider] = {
         "XnnpackExecutionProvider",
         ("fp32",),
         install="no wheel has it: build ONNX Runtime with --use_xnnpack",
+        batch=1,  # its MatMul was read to step over the second picture by rows and not by numbers
         threads="intra_op_num_threads",
     ),
     "cuda": Provider(
@@ -92,11 +95,17 @@ PROVIDERS: dict[str, Provider] = {
         "TensorrtExecutionProvider",
         ("fp32", "fp16", "bf16", "int8"),
         install=f"{_GPU}onnxruntime-gpu, and the libraries of the TensorRT that it names on LD_LIBRARY_PATH",
-        options={"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"},
+        options={
+            "trt_fp16_enable": "0",  # see `tune_tensorrt`
+            "trt_int8_enable": "0",
+            "trt_engine_cache_enable": "1",
+            "trt_timing_cache_enable": "1",
+        },
         tune=tune_tensorrt,
         nvidia=True,
         batch=TENSORRT_BATCH,
         compiles=True,
+        whole=True,
         environment={"NVIDIA_TF32_OVERRIDE": "0"},
     ),
     "openvino": Provider(
@@ -107,6 +116,7 @@ PROVIDERS: dict[str, Provider] = {
         batch=1,
         threads="num_of_threads",
         compiles=True,
+        whole=True,
     ),
     "qnn": Provider(
         "QNNExecutionProvider",
