@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -80,20 +79,37 @@ def test_one_that_can_must_take_the_whole_graph(bundle: Bundle, monkeypatch: pyt
         load(bundle, nobody, monkeypatch)
 
 
-def test_a_provider_that_is_left_out_is_an_error(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with CUDA's whose libraries are missing: ONNX Runtime goes on with the processor."""
-    available = [*onnxruntime.get_available_providers(), "CUDAExecutionProvider"]
-    if "CUDAExecutionProvider" in available[:-1]:
-        pytest.skip("this ONNX Runtime has CUDA's")
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
-    monkeypatch.setattr(ours, "has_gpu", lambda: True)
+@pytest.fixture
+def claimed(monkeypatch: pytest.MonkeyPatch) -> Target:
+    """A provider that ONNX Runtime says it has, and then leaves out without a word: CUDA's without its libraries."""
     target = Target.parse("onnxruntime-cuda-fp32")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ONNX Runtime's own, of a provider that it does not know
-        with pytest.raises(EngineError) as caught:
-            RUNTIMES["onnxruntime"].load(bundle.file("model.onnx"), target, bundle.spec)
-    assert "it can't start CUDAExecutionProvider" in str(caught.value)
-    assert "pip install 'ferryman[gpu]' && pip uninstall -y onnxruntime && " in str(caught.value)
+    name, available = PROVIDERS[target.device].name, onnxruntime.get_available_providers()
+    if name in available:
+        pytest.skip(f"this ONNX Runtime has {name}")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*available, name])
+    monkeypatch.setattr(ours, "has_gpu", lambda: True)
+    monkeypatch.setattr(ours, "why_not_started", ours.why_not_started.__wrapped__)
+    return target
+
+
+# ONNX Runtime's own, of a provider that it does not know.
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
+def test_a_provider_that_is_left_out(claimed: Target, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime goes on with the processor; here it is found out before, and once more as a session is opened."""
+    why = why_not(claimed)
+    assert why is not None
+    assert why.startswith("ONNX Runtime can't start CUDAExecutionProvider: ")
+    assert "pip install 'ferryman[gpu]' && pip uninstall -y onnxruntime && " in why
+    monkeypatch.setattr(ours, "why_not_started", lambda name: None)
+    assert why_not(claimed) is None
+    with pytest.raises(EngineError, match="it left out CUDAExecutionProvider, for the reason that it gave above"):
+        RUNTIMES["onnxruntime"].load(bundle.file("model.onnx"), claimed, bundle.spec)
+
+
+def test_what_a_provider_is_tried_with() -> None:
+    model = onnx.load_from_string(ours.PROBE)
+    onnx.checker.check_model(model, full_check=True)
+    assert ours.why_not_started("CPUExecutionProvider") is None
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,8 +119,6 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
     monkeypatch.setattr(ours, "has_gpu", lambda: False)
     assert why_not(target) == "CUDA finds no NVIDIA GPU; is there one, and cuda-bindings (pip install 'ferryman[gpu]')?"
-    monkeypatch.setattr(ours, "has_gpu", lambda: True)
-    assert why_not(target) is None
 
 
 def test_a_row_of_another_processor(monkeypatch: pytest.MonkeyPatch) -> None:

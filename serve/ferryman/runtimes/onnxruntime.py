@@ -6,6 +6,7 @@ import platform
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 
 # Of a graph's products by precision, written into the file where a compiled kernel hides them; JSON.
 PRODUCTS = "ferryman.products"
+
+
+# The smallest ONNX file: y = x + x, one number each.
+PROBE = (
+    b'\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Add\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
 
 
 class OnnxRuntime(Runtime):
@@ -56,7 +64,12 @@ class OnnxRuntime(Runtime):
             return f"the ONNX Runtime that is installed has no {provider.name}: {provider.install}"
         if provider.nvidia and not has_gpu():
             return "CUDA finds no NVIDIA GPU; is there one, and cuda-bindings (pip install 'ferryman[gpu]')?"
-        return None
+        why = None if provider.name == "CPUExecutionProvider" else why_not_started(provider.name)
+        return (
+            None
+            if why is None
+            else f"ONNX Runtime can't start {provider.name}: {why}; it comes with: {provider.install}"
+        )
 
     def _load(self, path: Path, target: Target, spec: ModelSpec, settings: Settings) -> Session:
         source = Source(path, PROVIDERS[target.device], target, spec, settings)
@@ -70,6 +83,21 @@ class OnnxRuntime(Runtime):
                 f"{path} has inputs and outputs {names}, expected {spec.input_names}, {spec.output_names}"
             )
         return OnnxRuntimeSession(source, session)
+
+
+@cache
+def why_not_started(name: str) -> str | None:
+    """Why a provider can't be had though it was built in: no such device, a library that is missing; else None."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(PROBE, options, providers=[name], enable_fallback=0)
+    except Exception as error:  # noqa: BLE001 - they share no other base class
+        return _one_line(error)
+    # One whose libraries are missing is left out with no more than a line on stderr.
+    return None if name in session.get_providers() else "for the reason that it gave above"
 
 
 @dataclass(frozen=True)
@@ -106,11 +134,9 @@ class Source:
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
         session = _open(self.path, options, provider.name, own)
-        # One that can't be had, such as CUDA without its libraries, is left out with no more than a line on stderr.
-        if provider.name not in session.get_providers():
+        if provider.name not in session.get_providers():  # see why_not_started; options may fail where none did
             raise EngineError(
-                f"ONNX Runtime can't load {self.path}: it can't start {provider.name}, for the reason that it gave "
-                f"above, and would go on without; it comes with: {provider.install}"
+                f"ONNX Runtime can't load {self.path}: it left out {provider.name}, for the reason that it gave above"
             )
         return session
 
