@@ -37,13 +37,34 @@ class ExportModule(nn.Module):
         self.model = model.eval()
         self.spec = spec
         self.strict = isinstance(model, TransformersDetector) and model.strict
-        # In units of pixel values, so that the graph needs one subtraction and one division.
-        self.register_buffer("mean", torch.tensor(spec.preprocess.mean) * 255)
-        self.register_buffer("std", torch.tensor(spec.preprocess.std) * 255)
+        # In units of pixel values, so that the graph needs one subtraction and one division; a whole line of the
+        # picture each, since runtimes are slow where the last dimension is of 3.
+        width = spec.preprocess.size[1]
+        self.register_buffer("mean", (torch.tensor(spec.preprocess.mean) * 255).repeat(width))
+        self.register_buffer("std", (torch.tensor(spec.preprocess.std) * 255).repeat(width))
 
-    def normalize(self, image: Tensor) -> Tensor:
-        """(batch, height, width, 3) uint8 -> (batch, 3, height, width) float32, by the spec's mean and deviation."""
-        return ((image.to(torch.float32) - self.mean) / self.std).permute(0, 3, 1, 2)
+    def normalize(self, image: Tensor, valid_size: Tensor | None = None) -> Tensor:
+        """(batch, height, width, 3) uint8 -> (batch, 3, height, width) float32, by the spec's mean and deviation.
+
+        valid_size: see `find_valid`; what lies outside is then zero, whatever the canvas holds there
+        """
+        # (batch, height, width, 3) -> (batch, height, width * 3)
+        lines = (image.flatten(2).to(torch.float32) - self.mean) / self.std
+        if valid_size is not None:
+            lines = torch.where(find_valid(valid_size, (image.shape[1], image.shape[2]), 3), lines, torch.zeros(()))
+        return lines.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
+
+
+def find_valid(valid_size: Tensor, size: tuple[int, int], channels: int = 1) -> Tensor:
+    """Which values of canvases of `size`, in pixels, are real and not padding.
+
+    valid_size: (batch, 2) int32, (height, width) of the real pixels at the top left
+    Returns (batch, height, width * channels) bool.
+    """
+    height, width = size
+    rows = torch.arange(height, dtype=torch.int32)
+    columns = torch.arange(width, dtype=torch.int32).repeat_interleave(channels)
+    return (rows[:, None] < valid_size[:, 0, None, None]) & (columns < valid_size[:, 1, None, None])
 
 
 class ClassificationExport(ExportModule):
@@ -101,18 +122,13 @@ class DetectionExport(ExportModule):
     def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
         fitted = resize_positions(model, spec.preprocess.size) if isinstance(model, DETR) else model
         super().__init__(fitted, spec)
+        for module in self.modules():
+            if isinstance(module, DETR):
+                module.auxiliary = False
 
-    def mask_padding(self, image: Tensor, valid_size: Tensor) -> tuple[Tensor, Tensor]:
-        """Sets padding to zero, as the model was trained with, whatever the canvas holds there.
-
-        image: (batch, 3, height, width) float32, normalised; valid_size: (batch, 2) int32, (height, width)
-        Returns the image and which pixels are real, (batch, height, width) bool.
-        """
-        height, width = image.shape[2], image.shape[3]
-        rows = torch.arange(height, dtype=torch.int32)[None, :, None] < valid_size[:, 0, None, None]
-        columns = torch.arange(width, dtype=torch.int32)[None, None, :] < valid_size[:, 1, None, None]
-        valid = rows & columns
-        return torch.where(valid[:, None], image, torch.zeros(())), valid
+    def prepare(self, image: Tensor, valid_size: Tensor) -> tuple[Tensor, Tensor]:
+        """What the model takes: the normalised picture, and which pixels are real, (batch, height, width) bool."""
+        return self.normalize(image, valid_size), find_valid(valid_size, (image.shape[1], image.shape[2]))
 
     def to_corners(self, boxes_cxcywh: Tensor) -> Tensor:
         """(batch, queries, 4) centre x, centre y, width, height -> x1, y1, x2, y2, clipped to [0, 1]."""
@@ -126,7 +142,7 @@ class DetectionExport(ExportModule):
         scores (batch, queries), labels (batch, queries) int64, never "no object"; and each query's attention,
         (batch, queries, rows, columns), where the spec has it.
         """
-        inputs = self.mask_padding(self.normalize(image), valid_size)
+        inputs = self.prepare(image, valid_size)
         if not (self.spec.explains and isinstance(self.model, DETR)):
             return self.answer(self.model(*inputs))
         with watch_attention(last_attention(self.model)) as watched:
@@ -157,8 +173,7 @@ class RankedDetectionExport(DetectionExport):
         Returns, best first, logits (batch, answers, classes) and boxes (batch, answers, 4) xyxy in [0, 1] of the valid
         area, both of the answer's query, scores (batch, answers), labels (batch, answers) int64.
         """
-        normalised, valid = self.mask_padding(self.normalize(image), valid_size)
-        output = self.model(normalised, valid)
+        output = self.model(*self.prepare(image, valid_size))
         logits, boxes = output.logits[-1], self.to_corners(output.boxes_cxcywh[-1])
         # (batch, queries, classes) -> (batch, queries * classes); by logits, since scores near one round together
         best, places = logits.flatten(1).topk(self.answers, dim=1)
@@ -172,7 +187,7 @@ class SegmentationExport(DetectionExport):
 
     def forward(self, image: Tensor, valid_size: Tensor) -> tuple[Tensor, ...]:
         """As DetectionExport.forward, and masks (batch, queries, rows, columns) float16, the head's own logits."""
-        output = self.model(*self.mask_padding(self.normalize(image), valid_size))
+        output = self.model(*self.prepare(image, valid_size))
         # Beyond float16's range a logit is as sure as one at its end.
         largest = torch.finfo(torch.float16).max
         return *self.answer(output), output.masks.clamp(-largest, largest).to(torch.float16)

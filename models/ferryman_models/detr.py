@@ -70,7 +70,7 @@ def dinov2_detr_config(
 
 
 class DetrOutput(NamedTuple):
-    """Answers of every decoder layer, the last layer's last.
+    """Answers of every decoder layer, the last layer's last; of that alone where the model has no `auxiliary`.
 
     logits: (layers, batch, queries, classes + 1); boxes_cxcywh: (layers, batch, queries, 4) in [0, 1] of the valid area
     memory: (batch, rows * columns, dim), the encoder's answer
@@ -163,11 +163,13 @@ class DETR(nn.Module):
     Source: Carion et al. 2020, section 3.2 and appendix A.3.
 
     norm: of the backbone; see `ResNet`.
+    auxiliary: whether every decoder layer answers, as training wants it, or the last alone
     """
 
     def __init__(self, config: DETRConfig, norm: Norm = FrozenBatchNorm2d) -> None:
         super().__init__()
         self.config = config
+        self.auxiliary = True
         dim, heads, hidden, dropout = config.dim, config.heads, config.hidden, config.dropout
         backbone = config.backbone
         self.backbone = ViT(backbone) if isinstance(backbone, ViTConfig) else ResNet(backbone, norm)
@@ -213,7 +215,7 @@ class DETR(nn.Module):
         return x, positions, valid_cells
 
     def decode(self, memory: Tensor, positions: Tensor, valid_cells: Tensor) -> Tensor:
-        """Normalised answers of every decoder layer: (layers, batch, queries, dim)."""
+        """Normalised answers of every decoder layer, or of the last: (layers, batch, queries, dim)."""
         groups = self.config.query_groups if self.training else 1
         queries = self.config.queries
         query_positions = self.query_embeddings[: groups * queries].expand(memory.shape[0], -1, -1)
@@ -227,8 +229,8 @@ class DETR(nn.Module):
         answers: list[Tensor] = []
         for layer in self.decoder:
             x = layer(x, query_positions, query_mask, memory, memory + positions, mask)
-            answers.append(self.decoder_norm(x))
-        return torch.stack(answers)
+            answers.append(x)
+        return self.decoder_norm(torch.stack(answers if self.auxiliary else answers[-1:]))
 
     def forward(self, image: Tensor, valid: Tensor) -> DetrOutput:
         """image: (batch, 3, height, width) float, normalised; valid: (batch, height, width) bool, True on pixels."""

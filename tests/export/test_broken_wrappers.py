@@ -18,14 +18,14 @@ Wrap = Callable[[nn.Module, ModelSpec], ExportModule]
 
 def wrong_mean(model: nn.Module, spec: ModelSpec) -> ExportModule:
     module = DetectionExport(model, spec)
-    module.mean = torch.tensor([0.5, 0.5, 0.5]) * 255
+    module.mean = torch.full_like(module.mean, 0.5 * 255)
     return module
 
 
 def swapped_channels(model: nn.Module, spec: ModelSpec) -> ExportModule:
     class Swapped(ClassificationExport):
-        def normalize(self, image: Tensor) -> Tensor:
-            return super().normalize(image.flip(-1))
+        def normalize(self, image: Tensor, valid_size: Tensor | None = None) -> Tensor:
+            return super().normalize(image.flip(-1), valid_size)
 
     return Swapped(model, spec)
 
@@ -49,20 +49,20 @@ class CentreBoxes(DetectionExport):
 
 
 class DroppedMask(DetectionExport):
-    def mask_padding(self, image: Tensor, valid_size: Tensor) -> tuple[Tensor, Tensor]:
-        return image, torch.ones_like(image[:, 0], dtype=torch.bool)
+    def prepare(self, image: Tensor, valid_size: Tensor) -> tuple[Tensor, Tensor]:
+        return self.normalize(image), torch.ones_like(image[..., 0], dtype=torch.bool)
 
 
 class PaddingNotZeroed(DetectionExport):
-    def mask_padding(self, image: Tensor, valid_size: Tensor) -> tuple[Tensor, Tensor]:
-        return image, super().mask_padding(image, valid_size)[1]
+    def prepare(self, image: Tensor, valid_size: Tensor) -> tuple[Tensor, Tensor]:
+        return self.normalize(image), super().prepare(image, valid_size)[1]
 
 
 class NeighboursMatter(ClassificationExport):
     """Batch norm that was left in training mode looks like this."""
 
-    def normalize(self, image: Tensor) -> Tensor:
-        normalised = super().normalize(image)
+    def normalize(self, image: Tensor, valid_size: Tensor | None = None) -> Tensor:
+        normalised = super().normalize(image, valid_size)
         return normalised - 1e-2 * (normalised.mean(dim=0, keepdim=True) - normalised)
 
 

@@ -25,7 +25,7 @@ from ferryman_models.zoo import pictures_folder
 from ferryman_models.zoo.digits import load_digits, load_photographs
 from ferryman_models.zoo.scenes import make_digit_picture
 
-pytest.importorskip("openvino")
+openvino = pytest.importorskip("openvino")
 TARGETS = ("onnxruntime-cpu-int8", "openvino-cpu-fp32", "openvino-cpu-int8")
 
 
@@ -55,6 +55,15 @@ def bundle(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundl
 def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "ferryman", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("target", ["openvino-cpu-fp32", "openvino-cpu-int8"])
+def test_openvino_reads_attention_s_keys_as_they_lie(bundle: Bundle, target: str) -> None:
+    path = bundle.path / "variants" / target / "model.xml"
+    products = [node for node in openvino.Core().read_model(path).get_ops() if node.get_type_name() == "MatMul"]
+    attention = [node for node in products if len(node.get_output_partial_shape(0)) == 4]
+    turned = sum(bool(node.get_attributes()["transpose_b"]) for node in attention)
+    assert turned == 6  # a product of queries and keys a layer
 
 
 def test_every_variant_is_what_its_name_says(bundle: Bundle) -> None:
