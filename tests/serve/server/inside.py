@@ -22,6 +22,7 @@ class Caller:
     """The stubs of a server, without any of our client."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
         self.vision: Any = vision_pb2_grpc.VisionServiceStub(channel)
         self.inference: Any = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
         self.health: Any = health_pb2_grpc.HealthStub(channel)

@@ -37,17 +37,16 @@ class Input:
     contents: _Contents
 
     def check(self, datatype: str, *shapes: tuple[int, ...]) -> None:
-        """Raises TensorError unless it is of that datatype and one of the shapes; -1 stands for any size above 0."""
+        """Raises TensorError unless it is of that datatype and one of the shapes; -1 stands for any batch."""
         if self.datatype == datatype and any(map(self._fits, shapes)):
             return
-        wanted = " or ".join(map(_text, shapes))
-        raise TensorError(
-            f"input {self.name} must be {datatype} {wanted}, got {self.datatype[:20]} {_text(self.shape)}"
-        )
+        wanted = " or ".join(_text(shape).replace("-1", "batch") for shape in shapes)
+        given = f"{self.datatype[:20] or 'no datatype'} {_text(self.shape)}"
+        raise TensorError(f"input {self.name} must be {datatype} {wanted}, got {given}")
 
     def _fits(self, shape: tuple[int, ...]) -> bool:
         return len(self.shape) == len(shape) and all(
-            size == wanted or (wanted == -1 and size > 0) for size, wanted in zip(self.shape, shape, strict=True)
+            size > 0 and wanted in {size, -1} for size, wanted in zip(self.shape, shape, strict=True)
         )
 
 
@@ -166,5 +165,4 @@ def _split(given: Input, data: bytes, count: int) -> list[bytes]:
 
 
 def _text(shape: Sequence[int]) -> str:
-    sizes = ["batch" if size == -1 and place == 0 else str(size) for place, size in enumerate(shape[:8])]
-    return f"[{', '.join(sizes)}{', ...' if len(shape) > 8 else ''}]"
+    return f"[{', '.join(map(str, shape[:8]))}{', ...' if len(shape) > 8 else ''}]"
