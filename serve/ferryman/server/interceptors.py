@@ -1,19 +1,21 @@
-"""What every vision call goes through: errors become statuses here, and calls in flight are counted."""
+"""What every call to a model goes through: errors become statuses here, and calls in flight are counted."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from ferryman.errors import FerrymanError, UnavailableError
-from ferryman.server.health import SERVICE
+from ferryman.errors import FerrymanError, UnavailableError, UsageError
+from ferryman.server.health import SERVICES
 from ferryman.status import status_from_error
 
 log = logging.getLogger(__name__)
+_PATHS = tuple(f"/{service}/" for service in SERVICES)
 UNEXPECTED = "the server met an unexpected error; its log says more"
 # grpc has no types for the handlers that go through an interceptor: requests and responses of any method.
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -56,28 +58,41 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, calls: CallsInFlight) -> None:
         self._calls = calls
+        self._handlers: dict[str, Handler] = {}  # guarded, by method
 
     async def intercept_service(
         self,
         continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
-        handler: Any = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith(f"/{SERVICE}/"):
+        known = self._handlers.get(method)
+        if known is not None:
+            return known
+        handler: Any = await continuation(handler_call_details)
+        if handler is None or not method.startswith(_PATHS):
             return handler  # health and reflection have statuses of their own
-        kind, behaviour = (
-            (grpc.stream_stream_rpc_method_handler, handler.stream_stream)
+        kind, behaviour, check = (
+            (grpc.stream_stream_rpc_method_handler, handler.stream_stream, _check_messages)
             if handler.request_streaming
-            else (grpc.unary_unary_rpc_method_handler, handler.unary_unary)
+            else (grpc.unary_unary_rpc_method_handler, handler.unary_unary, _check_message)
         )
-        return kind(self._guard(behaviour, method), handler.request_deserializer, handler.response_serializer)
 
-    def _guard(self, behaviour: Behaviour, method: str) -> Behaviour:
+        def read(data: bytes) -> Any:
+            try:
+                return handler.request_deserializer(data)
+            except DecodeError:  # grpc would answer UNKNOWN, with the error's text
+                return _UNREADABLE
+
+        guarded = kind(self._guard(behaviour, check, method), read, handler.response_serializer)
+        self._handlers[method] = guarded
+        return guarded
+
+    def _guard(self, behaviour: Behaviour, check: Callable[[Any], Any], method: str) -> Behaviour:
         async def guarded(request: Any, context: Context) -> Any:
             try:
                 self._calls.enter(context)
-                return await behaviour(request, context)
+                return await behaviour(check(request), context)
             except FerrymanError as error:
                 failure = error
             except Exception:
@@ -86,3 +101,17 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             await context.abort_with_status(rpc_status.to_status(status_from_error(failure)))
 
         return guarded
+
+
+_UNREADABLE = object()  # what stands for bytes that are no message
+
+
+def _check_message(request: Any) -> Any:
+    if request is _UNREADABLE:
+        raise UsageError("the request is no message of this method")
+    return request
+
+
+async def _check_messages(requests: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _check_message(request)
