@@ -49,7 +49,7 @@ class ExportModule(nn.Module):
         valid_size: see `find_valid`; what lies outside is then zero, whatever the canvas holds there
         """
         # (batch, height, width, 3) -> (batch, height, width * 3)
-        lines = (image.flatten(2).to(torch.float32) - self.mean) / self.std
+        lines = (image.to(torch.float32).flatten(2) - self.mean) / self.std  # TensorRT flattens no uint8
         if valid_size is not None:
             lines = torch.where(find_valid(valid_size, (image.shape[1], image.shape[2]), 3), lines, torch.zeros(()))
         return lines.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
