@@ -171,7 +171,7 @@ def test_time_is_told_by_operator(runtime: str, tmp_path: Path) -> None:
     else:
         runs, products = time_onnxruntime(path, 1, inputs), "Gemm"
     profile = make_profile(runs, 10, "fp32", 1)
-    assert all(run.keys() == runs[0].keys() for run in runs)  # of single runs, not of several
+    assert all(run[products, "fp32"] > 0 for run in runs)
     assert (products, "fp32") in {(one.kind, one.precision) for one in profile.operators}
     times = [one.ms for one in profile.operators]
     assert times == sorted(times, reverse=True)
