@@ -18,6 +18,7 @@ from ferryman.predictor import Predictor
 from ferryman.proof import read_reports
 from ferryman.specs import Target
 from ferryman_export import variants
+from ferryman_export.build_html import render_build
 from ferryman_export.pipeline import ExportRequest, export
 from ferryman_export.variants.base import Artefact, BuildReport
 from ferryman_export.variants.openvino import build_float
@@ -74,7 +75,9 @@ def test_every_variant_is_what_its_name_says(bundle: Bundle) -> None:
         assert report.attestation.share(report.target.rpartition("-")[2]) >= 0.9
         assert report.tolerance == bundle.manifest.tolerances[report.target.rpartition("-")[2]]
     folder = bundle.path / "variants" / "openvino-cpu-int8"
-    assert {"model.xml", "model.bin", "build.json", "parity.html"} <= {path.name for path in folder.iterdir()}
+    assert {path.name for path in folder.iterdir()} == {
+        *("model.xml", "model.bin", "build.json", "build.html", "parity.html")
+    }
     # The weights really are stored in a byte each.
     fp32 = (bundle.path / "variants" / "openvino-cpu-fp32" / "model.bin").stat().st_size
     assert (folder / "model.bin").stat().st_size < fp32 / 3
@@ -94,6 +97,11 @@ def test_how_it_was_calibrated_is_told(bundle: Bundle, calibration: Path) -> Non
     assert 0 < errors[0] < 0.2
     assert report.islands is not None
     assert report.islands.curve[-1].passed
+    assert report.plan in [trial.plan for trial in report.trials]
+    assert path.with_suffix(".html").read_text(encoding="utf-8") == render_build("vit-digits", report)
+    shown = run("inspect", bundle.path).stdout
+    assert f"how openvino-cpu-int8 was built is shown in {path.with_suffix('.html')}" in shown
+    assert "how openvino-cpu-fp32" not in shown  # it has no islands to show
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -9,24 +9,21 @@ import torch
 import typer
 
 from ferryman.__main__ import main
-from ferryman.bench.turns import ROUNDS, Ratio
-from ferryman.commands.console import make_table, out, print_table, show_stages
+from ferryman.bench.turns import ROUNDS
+from ferryman.commands.console import out, show_stages
 from ferryman.device import DeviceFacts, read_device
 from ferryman.errors import UsageError, propose
 from ferryman.files import replace_file, temporary_folder
 from ferryman.specs import Facts
 from ferryman_export.bench_targets.contenders import PRECISIONS
-from ferryman_export.bench_targets.measure import Conditions, Row, measure_model
+from ferryman_export.bench_targets.measure import Conditions, measure_model
 from ferryman_export.bench_targets.models import MODELS
+from ferryman_export.bench_targets.rows import Row
 from ferryman_export.bench_targets.stock import check_nncf
+from ferryman_export.bench_targets.tables import print_costs, print_profiles, print_speed
 from ferryman_export.pipeline import tool_versions
 
 NAME = "python -m ferryman_export.bench_targets"
-FAIRNESS = (
-    "One picture at a time, input tensor to output tensor, everyone in turn, the same pictures and threads: ours in "
-    "uint8, normalised in the graph, as they are served; PyTorch and stock in float32, normalised before the clock "
-    "starts."
-)
 app = typer.Typer(add_completion=False)
 
 
@@ -55,6 +52,9 @@ def bench_targets(
     search: Annotated[
         bool, typer.Option(help="Search int8 within tolerance; without, every block is in 8 bits and none proved.")
     ] = True,
+    profile: Annotated[
+        bool, typer.Option(help="Where everyone's time goes, not only of what misses a goal of its speed.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="The figures, as JSON.")] = None,
 ) -> None:
     """Measures Ferryman's variants of models with random weights against PyTorch and OpenVINO's stock recipe.
@@ -67,7 +67,7 @@ def bench_targets(
     device = read_device()
     threads = threads or device.cores
     torch.set_num_threads(threads)
-    conditions = Conditions(seconds, threads, precisions, calibration, search)
+    conditions = Conditions(seconds, threads, precisions, calibration, search, profile)
     rows: list[Row] = []
     with show_stages() as progress:
         for name in names:
@@ -100,34 +100,15 @@ def _choose(given: list[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def print_document(document: Document) -> None:
-    """The table, then under which conditions it was measured."""
-    table = make_table(
-        "model", "variant", "median ms", "times as fast as PyTorch", "as stock in its precision", "goal", "reached",
-        "note", numbers=(2, 3, 4, 5),
-    )  # fmt: skip
-    for row in document.rows:
-        table.add_row(
-            row.model,
-            row.variant,
-            f"{row.median_ms:.2f}",
-            f"{row.to_eager.value:.2f}",
-            _describe(row.to_stock),
-            f"{row.goal:.2f}" if row.goal else "",
-            row.reached or "",
-            row.note,
-        )
-    print_table(table)
+    """The tables, then under which conditions they were measured."""
+    print_speed(document.rows)
+    print_costs(document.rows)
+    print_profiles(document.rows)
     device = document.device
-    out.print()
-    out.print(FAIRNESS)
     out.print(f"{document.rounds} rounds, {document.seconds:g} s a row, {document.threads} threads.")
     out.print(f"{device.cpu}, {device.cores} cores: {', '.join(device.cpu_features)}.")
     out.print(f"Proved and calibrated with {document.calibration}; weights are random.")
     out.print(f"{', '.join(f'{name} {number}' for name, number in document.versions.items())}.")
-
-
-def _describe(ratio: Ratio | None) -> str:
-    return "" if ratio is None else f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
 if __name__ == "__main__":

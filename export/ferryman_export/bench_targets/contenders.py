@@ -9,9 +9,12 @@ from typing import Any
 
 from ferryman.runtimes import why_not
 from ferryman.specs import Target
+from ferryman_export.bench_targets.load_alone import Load
+from ferryman_export.bench_targets.profiles import Profile
 
 PRECISIONS = ("fp32", "bf16", "int8")
 EAGER, STOCK = "PyTorch eager", "stock"
+BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Contender:
     variant: what the table calls it; precision: what it is compared in
     run: answers one of `inputs`, which are the same pictures for everyone, as this contender takes them
     note: what its reader must know, such as that it is out of tolerance
+    batch: `BATCH` pictures in one input of its; load: how to load it in a process of its own; None where it is not ours
+    profile: runs it on one of `inputs` with its runtime's counters on; None where there are none
     """
 
     variant: str
@@ -28,6 +33,9 @@ class Contender:
     run: Callable[[Any], object]
     inputs: list[Any]
     note: str = ""
+    batch: Any = None
+    load: Load | None = None
+    profile: Callable[[Any], Profile] | None = None
 
 
 def stock_name(precision: str) -> str:

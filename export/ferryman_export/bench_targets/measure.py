@@ -1,27 +1,27 @@
 """One model: everyone made ready, then all measured in turn."""
 
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from ferryman.bench.turns import Blocks, Ratio, compare_speed, run_in_turn, time_runs
+from ferryman.bench.turns import run_in_turn, time_runs
 from ferryman.golden import Tensors
-from ferryman.specs import Facts, ModelSpec
-from ferryman_export.bench_targets.contenders import EAGER, STOCK, Contender, has_bf16, stock_name
+from ferryman.specs import ModelSpec
+from ferryman_export.bench_targets.contenders import Contender, has_bf16, stock_name
+from ferryman_export.bench_targets.load_alone import measure_cost
 from ferryman_export.bench_targets.models import BenchModel, random_pictures, save_checkpoint, save_pictures
 from ferryman_export.bench_targets.ours import Ours, choose_targets
+from ferryman_export.bench_targets.rows import Row, batch_name, make_cost, make_rows
 from ferryman_export.bench_targets.stock import Pixels, eager, export_stock, stock
 from ferryman_export.calibration import read_calibration
 from ferryman_export.pipeline import ExportRequest, export
 from ferryman_export.reference import normalize_reference
 from ferryman_export.steps import Progress
 
-GOALS: dict[str, float] = {"fp32": 1.05, "bf16": 1.05, "int8": 1.0}  # times as fast as the stock recipe
 _TIMED_PICTURES = 4
 _CALIBRATION_PICTURES = 60  # of noise, where no folder is named
 
@@ -31,6 +31,7 @@ class Conditions:
     """seconds: of measuring each contender; threads: of everyone
 
     calibration: a folder of real pictures, None for noise; search: see `Ours`
+    profile: everyone, not only where a goal of speed is missed
     """
 
     seconds: float
@@ -38,25 +39,7 @@ class Conditions:
     precisions: tuple[str, ...]
     calibration: Path | None
     search: bool
-
-
-class Row(Facts):
-    """One contender. runs: that were timed; the ratios tell how many times as fast it is
-
-    to_stock: as the stock recipe in the same precision, None for what is not ours; goal: of that ratio
-    reached: whether the goal lies below the interval, above it (no) or within (unclear)
-    """
-
-    model: str
-    variant: str
-    precision: str
-    median_ms: float
-    runs: int
-    to_eager: Ratio
-    to_stock: Ratio | None
-    goal: float | None
-    reached: Literal["yes", "no", "unclear"] | None
-    note: str
+    profile: bool = False
 
 
 def measure_model(name: str, model: BenchModel, work: Path, conditions: Conditions, progress: Progress) -> list[Row]:
@@ -71,8 +54,42 @@ def measure_model(name: str, model: BenchModel, work: Path, conditions: Conditio
     with ExitStack() as opened:
         contenders = prepare(name, model, work, conditions, show, opened)
         measures = {one.variant: partial(time_runs, one.run, one.inputs) for one in contenders}
-        latencies = run_in_turn(measures, conditions.seconds, advance=partial(show, "measure in turn"))
-    return make_rows(name, contenders, latencies)
+        batches = {
+            batch_name(one.variant): partial(time_runs, one.run, [one.batch], warmup=1)
+            for one in contenders
+            if one.batch is not None
+        }
+        latencies = run_in_turn(measures | batches, conditions.seconds, advance=partial(show, "measure in turn"))
+        rows = make_rows(name, contenders, latencies)
+        rows = add_profiles(rows, contenders, conditions.profile, show)
+        return add_costs(rows, contenders, model, show)
+
+
+def add_profiles(rows: list[Row], contenders: list[Contender], everyone: bool, progress: Progress) -> list[Row]:
+    """Where the time goes of what misses a goal of speed and of the stock recipe beside it, or of everyone."""
+    slow = {row.precision for row in rows if row.slow}
+    found: list[Row] = []
+    for row, one in zip(rows, contenders, strict=True):
+        wanted = everyone or row.slow or (row.variant == stock_name(row.precision) and row.precision in slow)
+        profile = None
+        if wanted and one.profile is not None:
+            progress(f"{one.variant}: profile", 0, 1)
+            profile = one.profile(one.inputs[0])
+        found.append(row.model_copy(update={"profile": profile}))
+    return found
+
+
+def add_costs(rows: list[Row], contenders: list[Contender], model: BenchModel, progress: Progress) -> list[Row]:
+    """What a session of each of ours costs, each in processes of its own."""
+    found: list[Row] = []
+    for row, one in zip(rows, contenders, strict=True):
+        cost = None
+        if one.load is not None:
+            progress(f"{one.variant}: load it alone", 0, 1)
+            goal = model.load_int8_s if one.precision == "int8" else None
+            cost = make_cost(measure_cost(one.load), model.spare_mb, goal)
+        found.append(row.model_copy(update={"cost": cost}))
+    return found
 
 
 def prepare(
@@ -117,36 +134,3 @@ def make_timed(spec: ModelSpec) -> tuple[list[Tensors], list[Pixels]]:
 def normalize_pictures(images: Any, spec: ModelSpec) -> list[Pixels]:
     """(count, height, width, 3) uint8 to batches of one."""
     return [normalize_reference(image, spec.preprocess)[None] for image in images]
-
-
-def make_rows(name: str, contenders: Sequence[Contender], latencies: Mapping[str, Blocks]) -> list[Row]:
-    """What was measured, compared. latencies: of each contender, in the same rounds"""
-    rows: list[Row] = []
-    for one in contenders:
-        mine, reference = latencies[one.variant], stock_name(one.precision)
-        is_ours = not one.variant.startswith((EAGER, STOCK))
-        to_stock = compare_speed(latencies[reference], mine) if is_ours else None
-        goal = GOALS[one.precision] if is_ours else None
-        runs = np.concatenate([np.asarray(block) for block in mine])
-        rows.append(
-            Row(
-                model=name,
-                variant=one.variant,
-                precision=one.precision,
-                median_ms=float(np.median(runs)),
-                runs=len(runs),
-                to_eager=compare_speed(latencies[EAGER], mine),
-                to_stock=to_stock,
-                goal=goal,
-                reached=None if to_stock is None or goal is None else judge(to_stock, goal),
-                note=one.note,
-            )
-        )
-    return rows
-
-
-def judge(ratio: Ratio, goal: float) -> Literal["yes", "no", "unclear"]:
-    """Whether the goal is reached beyond what the noise could do."""
-    if ratio.low >= goal:
-        return "yes"
-    return "no" if ratio.high < goal else "unclear"

@@ -22,11 +22,14 @@ class BenchModel:
     """build: the model of transformers, in eval mode; processor: what its pictures go through, by transformers' names
 
     size: (height, width) of the canvas that the processor gives
+    spare_mb: what a session may take over twice its weights; load_int8_s: how long it may load in int8, None for ever
     """
 
     build: Callable[[], Any]
     processor: dict[str, Any]
     size: tuple[int, int]
+    spare_mb: int = 150
+    load_int8_s: float | None = None
 
 
 def build_seeded(model_class: str, config: Callable[[Any], Any]) -> Any:
@@ -65,10 +68,10 @@ _SQUARE = {"height": 224, "width": 224}
 _VIT = {"image_processor_type": "ViTImageProcessor", "size": _SQUARE}
 _DINOV2 = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}, "crop_size": _SQUARE}
 MODELS = {
-    "vit-base": BenchModel(_build_vit, _VIT, (224, 224)),
+    "vit-base": BenchModel(_build_vit, _VIT, (224, 224), load_int8_s=0.6),
     "dinov2-small": BenchModel(_build_dinov2, _DINOV2, (224, 224)),
     "detr-r50-480x640": BenchModel(_build_detr, detr_processor(480, 640), (480, 640)),
-    "detr-r50-800x1066": BenchModel(_build_detr, detr_processor(800, 1066), (800, 1066)),
+    "detr-r50-800x1066": BenchModel(_build_detr, detr_processor(800, 1066), (800, 1066), spare_mb=400),
 }
 
 

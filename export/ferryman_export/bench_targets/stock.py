@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ferryman.errors import MissingExtraError
 from ferryman_export.bench_targets.contenders import EAGER, Contender, quiet_library, stock_name
+from ferryman_export.bench_targets.profiles import Profile, count_multiplications, make_profile, time_openvino
 
 Pixels = NDArray[np.float32]  # (1, 3, height, width), normalised
 
@@ -74,9 +75,14 @@ def stock(
         if precision == "fp32":
             config["INFERENCE_PRECISION_HINT"] = "f32"
         request = core.compile_model(model, "CPU", config).create_infer_request()
-    return Contender(
-        stock_name(precision), precision, lambda pixels: request.infer({0: pixels}, share_inputs=True), inputs
-    )
+
+    def run(pixels: Pixels) -> Any:
+        return request.infer({0: pixels}, share_inputs=True)
+
+    def profile(pixels: Pixels) -> Profile:
+        return make_profile(time_openvino(model, config, {0: pixels}), count_multiplications(model), precision, threads)
+
+    return Contender(stock_name(precision), precision, run, inputs, profile=profile)
 
 
 def _quantize(model: Any, calibration: Sequence[Pixels]) -> Any:

@@ -30,7 +30,8 @@ class Trial(Facts):
 class BuildReport(Facts):
     """How a variant came about.
 
-    trials: of calibration, best first; islands: None where no block could be kept out
+    trials: of calibration, best first; plan: the one that the variant has
+    islands: None where no block could be kept out
     held_out: parity on the pictures that calibration did not see, each alone; None where there were none
     """
 
@@ -38,6 +39,7 @@ class BuildReport(Facts):
     size: tuple[int, int]
     calibration: CalibrationFacts | None = None
     trials: tuple[Trial, ...] = ()
+    plan: QuantizationPlan | None = None
     islands: IslandReport | None = None
     held_out: ParityReport | None = None
     notes: tuple[str, ...] = ()

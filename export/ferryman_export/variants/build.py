@@ -17,6 +17,7 @@ from ferryman.manifest import FileFacts, Tolerance, VariantFacts, sized_name
 from ferryman.parity import ParityReport, check_parity
 from ferryman.runtimes.base import Session
 from ferryman.specs import Facts, ModelSpec, Target
+from ferryman_export.build_html import render_build
 from ferryman_export.parity_html import render_parity
 from ferryman_export.prove import prove_loaded
 from ferryman_export.steps import count_steps
@@ -120,6 +121,9 @@ def build_variant(
     page = render_parity(name, report, piece.golden, answers, piece.spec)
     (folder / sized_name("parity.html", index, piece.spec)).write_text(page, encoding="utf-8")
     (folder / sized_name("build.json", index, piece.spec)).write_text(build.model_dump_json(indent=1), encoding="utf-8")
+    if build.islands is not None:  # else there is nothing to see
+        page = render_build(name, build)
+        (folder / sized_name("build.html", index, piece.spec)).write_text(page, encoding="utf-8")
     variant = VariantFacts(
         target=target,
         size=piece.spec.preprocess.size,

@@ -67,6 +67,7 @@ def quantize_within(
         size=piece.spec.preprocess.size,
         calibration=calibration.facts,
         trials=tuple(trials),
+        plan=plan,
         islands=found,
         notes=calibration.facts.notes(),
     )

@@ -1,7 +1,7 @@
 """`ferryman inspect`: what a bundle holds."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ferryman.accuracy import read_accuracy
 from ferryman.bundle import Bundle, is_bundle
@@ -9,9 +9,9 @@ from ferryman.commands.accuracy import print_accuracy
 from ferryman.commands.console import make_table, out, print_json, print_table
 from ferryman.commands.verify import describe_products, print_report
 from ferryman.errors import BundleNotFoundError, FileAccessError
-from ferryman.manifest import ONNX_ARCHITECTURE
+from ferryman.manifest import ONNX_ARCHITECTURE, sized_name
 from ferryman.proof import read_reports
-from ferryman.specs import ModelSpec
+from ferryman.specs import ModelSpec, Target
 
 
 def run_inspect(path: Path, target: str | None, json_output: bool) -> None:
@@ -72,8 +72,19 @@ def run_inspect(path: Path, target: str | None, json_output: bool) -> None:
     out.print(f"\nAt export, against {reference} ({len(manifest.files)} files, every digest right):")
     for report in reports:
         print_report(report)
+    print_pages(bundle, shown)
     if counted is not None:
         print_accuracy(counted)
+
+
+def print_pages(bundle: Bundle, targets: Sequence[Target]) -> None:
+    """Where it is shown how each variant was built that islands were searched for."""
+    for target in targets:
+        for index, variant in enumerate(bundle.variants(str(target))):
+            name = sized_name("build.html", index, bundle.manifest.specs[index])
+            page = PurePosixPath(variant.path).with_name(name).as_posix()
+            if page in bundle.manifest.files:
+                out.print(f"how {target} was built is shown in {bundle.file(page)}")
 
 
 def describe_specs(specs: Sequence[ModelSpec]) -> Iterator[tuple[str, str]]:

@@ -69,7 +69,7 @@ class OpenVino(Runtime):
     def _load(self, path: Path, target: Target, spec: ModelSpec, settings: Settings) -> Session:
         core = self._open_core()
         device = target.device.upper()
-        config = self._choose_config(core, device, target, settings)
+        config = choose_config(core, device, target, settings)
         try:
             model = core.read_model(path)
             names = tuple(tensor.any_name for tensor in model.inputs), tuple(out.any_name for out in model.outputs)
@@ -83,21 +83,22 @@ class OpenVino(Runtime):
             raise EngineError(f"OpenVINO can't load {path}: {_one_line(error)}") from error
         return OpenVinoSession(spec, compiled)
 
-    @staticmethod
-    def _choose_config(core: "Core", device: str, target: Target, settings: Settings) -> dict[str, Any]:
-        able = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
-        # What int8 leaves in floating point: bf16 or fp16 where the device has it, as fp32 would be the slower half.
-        half = "BF16" if device == "CPU" else "FP16"
-        floating = _PRECISIONS.get(target.precision, _PRECISIONS[half.lower()] if half in able else "f32")
-        config: dict[str, Any] = {
-            "PERFORMANCE_HINT": settings.hint.upper(),
-            "INFERENCE_PRECISION_HINT": floating,  # else OpenVINO takes bf16 for fp32 where it can
-        }
-        if device == "CPU" and settings.threads is not None:
-            config["INFERENCE_NUM_THREADS"] = settings.threads
-        if settings.streams is not None:
-            config["NUM_STREAMS"] = str(settings.streams)
-        return config
+
+def choose_config(core: "Core", device: str, target: Target, settings: Settings) -> dict[str, Any]:
+    """How a target is compiled for a device."""
+    able = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    # What int8 leaves in floating point: bf16 or fp16 where the device has it, as fp32 would be the slower half.
+    half = "BF16" if device == "CPU" else "FP16"
+    floating = _PRECISIONS.get(target.precision, _PRECISIONS[half.lower()] if half in able else "f32")
+    config: dict[str, Any] = {
+        "PERFORMANCE_HINT": settings.hint.upper(),
+        "INFERENCE_PRECISION_HINT": floating,  # else OpenVINO takes bf16 for fp32 where it can
+    }
+    if device == "CPU" and settings.threads is not None:
+        config["INFERENCE_NUM_THREADS"] = settings.threads
+    if settings.streams is not None:
+        config["NUM_STREAMS"] = str(settings.streams)
+    return config
 
 
 def _one_line(error: Exception) -> str:
