@@ -12,6 +12,7 @@ from ferryman_export.products import Product
 from ferryman_export.ranges import LEAST, Statistics
 
 SMOOTHING = (0.5, 0.75)
+_FAINTEST = 0.1  # of the median: a channel is made so many times as large at most, as one like most
 # What bends values, which no constant before it can make up for; the products are the gates of SwiGLU and its like.
 # Nowhere else: after a Concat, OpenVINO 2026.4 quietly gives other answers.
 _BENDING = ("Gelu", "Relu", "Mul")
@@ -44,7 +45,8 @@ def smooth_block(graph: GraphEditor, products: list[Product], statistics: Statis
     weights = [graph.value(product.weights) for product in products]
     heaviest = np.max([np.abs(array).max(1) for array in weights], axis=0)
     strength = np.maximum(largest, LEAST) ** alpha / np.maximum(heaviest, LEAST) ** (1 - alpha)
-    strength = np.maximum(strength, 1e-5).astype(np.float32)
+    # A channel that calibration saw nothing in, behind a ReLU, must not fill the range once a picture has some.
+    strength = np.maximum(strength, _FAINTEST * np.median(strength)).astype(np.float32)
     for product, array in zip(products, weights, strict=True):
         graph.put(product.weights, array * strength[:, None])
     for name in makers:

@@ -27,9 +27,22 @@ class Trial(Facts):
     error: Error
 
 
+class Candidate(Facts):
+    """One of several ways to build a variant: the error on the held-out pictures, and the median time of one picture.
+
+    why: it was not to be had, in a line; latency_ms: None where there was nothing to compare it with
+    """
+
+    name: str
+    error: Error | None = None
+    latency_ms: float | None = None
+    why: str = ""
+
+
 class BuildReport(Facts):
     """How a variant came about.
 
+    candidates: the ways there were, the chosen one first; none where there was one. The rest tells of the chosen one
     trials: of calibration, best first; islands: None where no block could be kept out
     held_out: parity on the pictures that calibration did not see, each alone; None where there were none
     """
@@ -37,6 +50,7 @@ class BuildReport(Facts):
     target: str
     size: tuple[int, int]
     calibration: CalibrationFacts | None = None
+    candidates: tuple[Candidate, ...] = ()
     trials: tuple[Trial, ...] = ()
     islands: IslandReport | None = None
     held_out: ParityReport | None = None
