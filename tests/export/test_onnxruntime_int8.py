@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,8 +13,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ferryman.runtimes.onnxruntime import OnnxRuntimeSession
-from ferryman.specs import PreprocessSpec, classification_spec
+from ferryman.device import read_device
+from ferryman.runtimes import onnxruntime as runtime
+from ferryman.runtimes.onnxruntime import OnnxRuntime
+from ferryman.specs import PreprocessSpec, Target, classification_spec
 from ferryman_export.calibration import Pictures
 from ferryman_export.onnx import save_graph
 from ferryman_export.quantize import QuantizationPlan, Quantizer
@@ -23,6 +26,9 @@ from ferryman_export.variants.onnxruntime import Built, choose
 Array = NDArray[np.float32]
 STATIC = QuantizationPlan(method="minmax", answers="sums", form="onnxruntime")
 DYNAMIC = STATIC.model_copy(update={"method": "dynamic"})
+TARGET = Target.parse("onnxruntime-cpu-int8")
+PREPROCESS = PreprocessSpec(size=(12, 12), fit="crop", shortest_edge=12, mean=(0, 0, 0), std=(1, 1, 1))
+SPEC = classification_spec(PREPROCESS, tuple("abcde"))
 RANDOM = np.random.default_rng(12)
 
 
@@ -180,14 +186,30 @@ def test_attestation(
 ) -> None:
     """A convolution whose answer is in floating point is computed in floating point, whatever stands around it."""
     path = save_graph(quantizer.quantize(plan), tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(path)
-    spec = classification_spec(
-        PreprocessSpec(size=(12, 12), fit="crop", shortest_edge=12, mean=(0, 0, 0), std=(1, 1, 1)), tuple("abcde")
-    )
-    told = OnnxRuntimeSession(spec, session, path, "CPUExecutionProvider").attest(
-        {"image": pictures.inputs["image"][:2]}
-    )
+    with OnnxRuntime().load(path, TARGET, SPEC) as session:
+        told = session.attest({"image": pictures.inputs["image"][:2]})
     assert told.products == products
+
+
+def test_where_sums_would_be_cut_off_weights_are_uint8(
+    quantizer: Quantizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a processor with AVX2 and without VNNI; the sums are the same on one that cuts nothing off."""
+    path = save_graph(quantizer.quantize(STATIC), tmp_path / "model.onnx")
+    facts, opened = read_device(), list[str]()
+
+    def open_session(path: Path, options: Any, provider: str) -> onnxruntime.InferenceSession:
+        options.optimized_model_filepath = str(tmp_path / f"{len(opened)}.onnx")
+        opened.append(options.optimized_model_filepath)
+        return onnxruntime.InferenceSession(path, options, providers=[provider])
+
+    monkeypatch.setattr(runtime, "_open", open_session)
+    for features in (("avx2",), ("avx2", "avx_vnni"), ("avx2", "avx512f", "avx512_vnni"), ("asimd",)):
+        device = facts.model_copy(update={"cpu_features": features})
+        monkeypatch.setattr(runtime, "read_device", lambda device=device: device)
+        OnnxRuntime().load(path, TARGET, SPEC).close()
+    stored = [{one.data_type for one in onnx.load(each).graph.initializer if len(one.dims) > 1} for each in opened]
+    assert [TensorProto.INT8 in kinds for kinds in stored] == [False, True, True, True]
 
 
 def test_a_bias_without_room_in_32_bits(pictures: Pictures, tmp_path: Path) -> None:
