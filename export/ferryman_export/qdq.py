@@ -128,3 +128,13 @@ def quantize_bias(graph: GraphEditor, product: Product, bias: str) -> onnx.NodeP
     inputs = [graph.put(name, np.rint(array / steps).astype(np.int32)), graph.put(f"{name}.scale", steps)]
     output = [f"{name}.dequantized"]
     return helper.make_node("DequantizeLinear", inputs, output, name=f"{name}.dequantize", axis=0)
+
+
+def finish_with(graph: GraphEditor, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
+    """The graph of these nodes, without dequantised values that nobody takes."""
+    taken = {name for node in nodes for name in node.input} | graph.outputs
+    graph.replace_nodes([one for one in nodes if one.op_type != "DequantizeLinear" or one.output[0] in taken])
+    domains = {one.domain for one in graph.model.opset_import}
+    if OWN not in domains and any(node.domain == OWN for node in nodes):
+        graph.model.opset_import.append(helper.make_opsetid(OWN, 1))
+    return graph.finish()

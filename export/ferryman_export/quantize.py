@@ -28,8 +28,8 @@ from ferryman_export.onnx import save_graph
 from ferryman_export.passes import fold_affine
 from ferryman_export.products import Product, find_answers, find_products, gemm_to_matmul
 from ferryman_export.qdq import (
-    OWN,
     Numbers,
+    finish_with,
     measure_activation,
     multiply_whole,
     quantize_activation,
@@ -148,11 +148,12 @@ class Quantizer:
         }
 
     def quantize(self, plan: QuantizationPlan, islands: Set[str] = frozenset()) -> onnx.ModelProto:
-        """The graph with every block that `costs` names, but the islands, in 8 bits."""
+        """The graph with every block that `costs` names, but the islands, in 8 bits.
+
+        With dynamic ranges its batch is fixed at 1: a range of several pictures would make each depend on the others.
+        """
         model = onnx.ModelProto()
-        model.CopyFrom(self._model)
-        if plan.numbers == "fp8":
-            model.CopyFrom(self._raised)
+        model.CopyFrom(self._raised if plan.numbers == "fp8" else self._model)
         graph = GraphEditor(model)
         blocks = {name: self.blocks[name] for name in self.costs(plan.numbers) if name not in islands}
         chosen = [product for products in blocks.values() for product in products]
@@ -193,12 +194,10 @@ class Quantizer:
                 node.input[2] = before[-1].output[0]
         kept = {name: node for name, node in nodes.items() if name not in gone}
         order = [(*added.get(name, ()), *answers.get(name, (node,))) for name, node in kept.items()]
-        written = [one for several in order for one in several]
-        taken = {name for node in written for name in node.input} | graph.outputs
-        graph.replace_nodes([one for one in written if one.op_type != "DequantizeLinear" or one.output[0] in taken])
-        if any(node.domain == OWN for node in written) and all(one.domain != OWN for one in model.opset_import):
-            model.opset_import.append(helper.make_opsetid(OWN, 1))
-        return graph.finish()
+        if plan.method == "dynamic":
+            for value in (*model.graph.input, *model.graph.output):
+                value.type.tensor_type.shape.dim[0].dim_value = 1
+        return finish_with(graph, [one for several in order for one in several])
 
     def _smooth(
         self,
