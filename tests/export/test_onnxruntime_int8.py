@@ -18,6 +18,7 @@ from ferryman.runtimes import onnxruntime as runtime
 from ferryman.runtimes.onnxruntime import OnnxRuntime
 from ferryman.specs import PreprocessSpec, Target, classification_spec
 from ferryman_export.calibration import Pictures
+from ferryman_export.islands import CurvePoint, IslandReport
 from ferryman_export.onnx import save_graph
 from ferryman_export.quantize import QuantizationPlan, Quantizer
 from ferryman_export.variants.base import BuildReport
@@ -312,7 +313,10 @@ def test_a_channel_that_calibration_saw_nothing_in_does_not_fill_the_range(
 
 def test_the_faster_is_kept_where_it_is_clearly_faster() -> None:
     report = BuildReport(target="onnxruntime-cpu-int8", size=(12, 12))
-    found = {name: Built(onnx.ModelProto(), report, error) for name, error in {"a": 0.02, "b": 0.03, "c": 0.04}.items()}
+    found = {
+        name: Built(onnx.ModelProto(), report, IslandReport(curve=(CurvePoint(islands=0, error=error, passed=True),)))
+        for name, error in {"a": 0.02, "b": 0.03, "c": 0.04}.items()
+    }
     random = np.random.default_rng(2)
 
     def blocks(latency_ms: float) -> list[list[float]]:

@@ -43,10 +43,15 @@ PLAIN = Style()
 
 
 def quantize_within(
-    piece: Workpiece, target: Target, tolerance: Tolerance, style: Style = PLAIN
+    piece: Workpiece,
+    target: Target,
+    tolerance: Tolerance,
+    style: Style = PLAIN,
+    ranked: tuple[BlockError, ...] = (),
 ) -> tuple[onnx.ModelProto, BuildReport]:
     """The graph in 8 bits with as few blocks in floating point as the tolerance allows, and how it was found.
 
+    ranked: the blocks, where another style has ranked them; empty to do so here
     Raises UsageError without calibration pictures, ParityError when no graph holds.
     """
     calibration = piece.need_calibration(target)
@@ -64,13 +69,7 @@ def quantize_within(
     if allowed < 0:
         raise ParityError(f"{target} can't be built: {bench.runtime.name} has no 8 bits for {', '.join(unable)}")
     trials = _try_plans(piece, bench, style, unable)
-    few = piece.held_out.first(_RANKING_PICTURES)
-    advance = count_steps(piece.progress, f"{target}: quantise block by block", len(cost))
-    ranked = rank_blocks(
-        list(cost), lambda islands: bench.measure(quantizer.quantize(trials[0].plan, {*unable, *islands}), few), advance
-    )
-    # What a block's error would be gone for: it is squares that add up, and products that are counted.
-    ranked = tuple(sorted(ranked, key=lambda one: -one.error / cost[one.block] ** 0.5))
+    ranked = ranked or _rank(bench, cost, trials[0].plan, unable)
     free = (*unable, *choose_free(ranked, quantizer.work(), cost, allowed // 2))
     piece.progress(f"{target}: search what must stay in floating point", 0, 1)
     plan, verdict = _choose_plan(trials, quantizer, bench, free)
@@ -91,6 +90,19 @@ def quantize_within(
         notes=calibration.facts.notes(),
     )
     return quantizer.quantize(plan, frozenset(found.islands)), report
+
+
+def _rank(
+    bench: Bench, cost: Mapping[str, int], plan: QuantizationPlan, unable: Sequence[str]
+) -> tuple[BlockError, ...]:
+    """The blocks that `cost` names, each alone in 8 bits on a few pictures, the best to give back first."""
+    quantizer, few = bench.piece.quantizer, bench.piece.held_out.first(_RANKING_PICTURES)
+    advance = count_steps(bench.piece.progress, f"{bench.target}: quantise block by block", len(cost))
+    found = rank_blocks(
+        list(cost), lambda islands: bench.measure(quantizer.quantize(plan, {*unable, *islands}), few), advance
+    )
+    # What a block's error would be gone for: it is squares that add up, and products that are counted.
+    return tuple(sorted(found, key=lambda one: -one.error / cost[one.block] ** 0.5))
 
 
 def _find_unable(piece: Workpiece, bench: Bench, style: Style) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from ferryman.bench.turns import Blocks, compare_speed, run_in_turn, time_sessio
 from ferryman.errors import ParityError
 from ferryman.manifest import Tolerance
 from ferryman.specs import Target
+from ferryman_export.islands import BlockError, IslandReport
 from ferryman_export.onnx import count_operators, save_graph
 from ferryman_export.variants.base import Artefact, BuildReport, Candidate, Workpiece
 from ferryman_export.variants.integer import Style, quantize_within
@@ -32,11 +33,16 @@ _CLEARLY = 1.02  # times as fast, at the lower end of the 95 % interval
 
 @dataclass(frozen=True)
 class Built:
-    """A graph within tolerance, and how it was found; error: on the held-out pictures"""
+    """A graph within tolerance, how it was found, and what stayed in floating point"""
 
     model: onnx.ModelProto
     report: BuildReport
-    error: float
+    islands: IslandReport
+
+    @property
+    def error(self) -> float:
+        """On the held-out pictures."""
+        return self.islands.curve[-1].error
 
 
 def build_int8(piece: Workpiece, target: Target, tolerance: Tolerance, path: Path) -> Artefact:
@@ -46,11 +52,13 @@ def build_int8(piece: Workpiece, target: Target, tolerance: Tolerance, path: Pat
     """
     piece.need_calibration(target)
     bench, found, missed = Bench(piece, target, tolerance), dict[str, Built](), list[Candidate]()
+    ranked: tuple[BlockError, ...] = ()  # by the first, for all: a block that errs in one style errs in the others
     for name, style in STYLES.items():
         if style.answers == "convolutions" and not piece.quantizer.has_sums():
             continue
         try:
-            found[name] = _build(bench, style)
+            found[name] = _build(bench, style, ranked)
+            ranked = found[name].islands.blocks
         except ParityError as error:
             missed.append(Candidate(name=name, why=str(error)))
     if not found:
@@ -61,15 +69,15 @@ def build_int8(piece: Workpiece, target: Target, tolerance: Tolerance, path: Pat
     return Artefact(save_graph(best.model, path.with_name(f"{path.name}.onnx")), count_operators(best.model), report)
 
 
-def _build(bench: Bench, style: Style) -> Built:
-    """Raises ParityError when it is out of tolerance, or not in 8 bits."""
-    model, report = quantize_within(bench.piece, bench.target, bench.tolerance, style)
+def _build(bench: Bench, style: Style, ranked: tuple[BlockError, ...]) -> Built:
+    """Raises ParityError when it is out of tolerance, or not in 8 bits. ranked: see `quantize_within`"""
+    model, report = quantize_within(bench.piece, bench.target, bench.tolerance, style, ranked)
     with bench.load(model) as session:
         failures = session.attest(bench.piece.held_out.batch([0])).find_failures(bench.target.precision)
     if failures:
         raise ParityError(f"{bench.target}: {failures[0]}")
     assert report.islands is not None
-    return Built(model, report, report.islands.curve[-1].error)
+    return Built(model, report, report.islands)
 
 
 def _time(bench: Bench, found: Mapping[str, Built]) -> Mapping[str, Blocks]:
