@@ -130,11 +130,49 @@ def quantize_bias(graph: GraphEditor, product: Product, bias: str) -> onnx.NodeP
     return helper.make_node("DequantizeLinear", inputs, output, name=f"{name}.dequantize", axis=0)
 
 
+def fuse_gelu(graph: GraphEditor, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Makes x * (0.5 * (1 + erf(x / sqrt(2)))), PyTorch's GELU, one operator, which ONNX Runtime does not."""
+    makers = {name: node for node in nodes for name in node.output}
+    takers: dict[str, list[onnx.NodeProto]] = {}
+    for node in nodes:
+        for name in node.input:
+            takers.setdefault(name, []).append(node)
+
+    def follow(node: onnx.NodeProto, kind: str, constant: float | None = None) -> onnx.NodeProto | None:
+        """The node that alone takes this one's output, if it is of that kind and the constant is its other operand."""
+        found = takers.get(node.output[0], [])
+        if len(found) != 1 or node.output[0] in graph.outputs or found[0].op_type != kind:
+            return None
+        return found[0] if constant is None or has_constant(graph, found[0], constant) else None
+
+    gone, fused = set[str](), dict[str, onnx.NodeProto]()
+    for erf in (node for node in nodes if node.op_type == "Erf"):
+        divide = makers.get(erf.input[0])
+        if divide is None or divide.op_type != "Div" or not has_constant(graph, divide, 2**0.5):
+            continue
+        chain = [divide, follow(divide, "Erf"), follow(erf, "Add", 1.0)]
+        chain.append(follow(chain[-1], "Mul", 0.5) if chain[-1] is not None else None)
+        last = follow(chain[-1], "Mul") if chain[-1] is not None else None
+        value = divide.input[0]
+        if last is not None and value in last.input and None not in chain:
+            gone |= {node.output[0] for node in chain if node is not None}
+            fused[last.output[0]] = helper.make_node("Gelu", [value], [last.output[0]], name=last.name, domain=OWN)
+    return [fused.get(node.output[0], node) for node in nodes if node.output[0] not in gone]
+
+
+def has_constant(graph: GraphEditor, node: onnx.NodeProto, value: float) -> bool:
+    """Whether an operand is this one number."""
+    constants = [graph.value(name) for name in node.input if graph.is_constant(name)]
+    return any(array.size == 1 and abs(float(array.item()) - value) < 1e-6 for array in constants)
+
+
 def finish_with(graph: GraphEditor, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
     """The graph of these nodes, without dequantised values that nobody takes."""
+    own = any(node.domain == OWN for node in nodes)
+    nodes = fuse_gelu(graph, nodes) if own else nodes
     taken = {name for node in nodes for name in node.input} | graph.outputs
     graph.replace_nodes([one for one in nodes if one.op_type != "DequantizeLinear" or one.output[0] in taken])
     domains = {one.domain for one in graph.model.opset_import}
-    if OWN not in domains and any(node.domain == OWN for node in nodes):
+    if own and OWN not in domains:
         graph.model.opset_import.append(helper.make_opsetid(OWN, 1))
     return graph.finish()

@@ -311,6 +311,33 @@ def test_a_channel_that_calibration_saw_nothing_in_does_not_fill_the_range(
     assert np.abs(found - reference).mean() < 0.02 * np.abs(reference).mean()
 
 
+def test_gelu_is_one_operator(pictures: Pictures, tmp_path: Path) -> None:
+    """As PyTorch writes it, in the ReLU's place; where another takes a part of it, it stays as it is."""
+    model = onnx.load(make_resnet(tmp_path / "model.onnx"))
+    at = next(index for index, node in enumerate(model.graph.node) if node.output[0] == "j")
+    numbers = {"root": 2**0.5, "one": 1, "half": 0.5}
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(v, np.float32), k) for k, v in numbers.items())
+    parts = (("Div", "i", "root", "p"), ("Erf", "p", "", "q"), ("Add", "q", "one", "r"), ("Mul", "half", "r", "s"))
+    written = [helper.make_node(kind, [name for name in names if name], [out]) for kind, *names, out in parts]
+    written.append(helper.make_node("Mul", ["i", "s"], ["j"]))
+    rest = [*model.graph.node[:at], *written, *model.graph.node[at + 1 :]]
+    del model.graph.node[:]
+    model.graph.node.extend(rest)
+    for number, taken in enumerate((False, True)):
+        if taken:
+            model.graph.output.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, ["batch", 12]))
+        onnx.save(model, tmp_path / f"{number}.onnx")
+        quantizer = Quantizer(tmp_path / f"{number}.onnx")
+        quantizer.collect(pictures, lambda _: None)
+        plain, own = (quantizer.quantize(plan) for plan in (QuantizationPlan(method="minmax"), STATIC))
+        assert [node.op_type for node in own.graph.node].count("Gelu") == (0 if taken else 1)
+        assert "Gelu" not in {node.op_type for node in plain.graph.node}
+        islands = quantizer.blocks.keys() - {"up"}
+        graphs = [quantizer.quantize(STATIC, kept) for kept in (islands, quantizer.blocks.keys())]
+        (found,), (reference,) = (run(one, pictures.inputs["image"], ("j",), optimised=False) for one in graphs)
+        np.testing.assert_allclose(found, reference, atol=0.03)
+
+
 def test_the_faster_is_kept_where_it_is_clearly_faster() -> None:
     report = BuildReport(target="onnxruntime-cpu-int8", size=(12, 12))
     found = {
