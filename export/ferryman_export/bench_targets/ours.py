@@ -13,10 +13,11 @@ from ferryman.specs import Target
 from ferryman_export.bench_targets.contenders import Contender
 from ferryman_export.calibration import Calibration
 from ferryman_export.onnx import save_graph
-from ferryman_export.quantize import QuantizationPlan
 from ferryman_export.steps import Progress
+from ferryman_export.variants import onnxruntime
 from ferryman_export.variants.base import Workpiece
 from ferryman_export.variants.build import Shelf, build_variant
+from ferryman_export.variants.integer import PLAIN
 
 TARGETS = ("openvino-cpu-fp32", "openvino-cpu-bf16", "openvino-cpu-int8", "onnxruntime-cpu-int8")
 
@@ -43,7 +44,7 @@ class Ours:
     def _build(self, target: Target) -> tuple[Path, str]:
         """The variant's main file, and what is to be known of it."""
         if target.precision == "int8" and not self.search:
-            return self._quantize_all(), "not proved, as no search was asked for; every block in 8 bits"
+            return self._quantize_all(target), "not proved, as no search was asked for; every block in 8 bits"
         folder, tools = self.work / "built", self.bundle.manifest.tools
         try:
             tolerance, shelf = TOLERANCES[target.precision], Shelf(self.work / "shelf")
@@ -51,16 +52,17 @@ class Ours:
         except ParityError as error:
             why = f"out of tolerance ({error}), for its speed alone"
             if target.precision == "int8":
-                return self._quantize_all(), f"{why}, with every block in 8 bits"
+                return self._quantize_all(target), f"{why}, with every block in 8 bits"
             return self.piece.graph, why
         islands = built.build.islands
         return folder / built.variant.path, f"{len(islands.islands)} blocks in fp32" if islands else ""
 
-    def _quantize_all(self) -> Path:
-        """The proved graph with every block in 8 bits, which is what both runtimes' int8 variants are made from."""
-        path = self.work / "every-block.onnx"
+    def _quantize_all(self, target: Target) -> Path:
+        """The proved graph with every block in 8 bits, as the target's runtime wants it."""
+        style = onnxruntime.STYLES["static"] if target.runtime == "onnxruntime" else PLAIN
+        path = self.work / f"every-block-{target.runtime}.onnx"
         if not path.exists():
-            save_graph(self.piece.quantizer.quantize(QuantizationPlan(method="minmax")), path)
+            save_graph(self.piece.quantizer.quantize(style.plan("minmax")), path)
         return path
 
     def _open(self, path: Path, target: Target) -> Session:
