@@ -115,8 +115,8 @@ class Quantizer:
         """Runs the pictures and keeps statistics of every product's activation. advance: called once a picture."""
         every = [product for products in self.blocks.values() for product in products]
         answers = find_answers(self._graph, (product.output for product in every if product.convolution), sums=True)
-        channels_last = dict.fromkeys(answers.values(), False)
-        channels_last |= {product.activation: not product.convolution for product in every}
+        activations = {product.activation: not product.convolution for product in every}
+        channels_last = activations | {name: False for name in answers.values() if name not in activations}
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         known = {value.name for value in model.graph.output}
@@ -127,7 +127,7 @@ class Quantizer:
             path = save_graph(model, Path(folder) / "watched.onnx")
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         found: dict[str, list[Statistics]] = {name: [] for name in channels_last}
-        random = np.random.default_rng(0)
+        random, other = np.random.default_rng(0), np.random.default_rng(1)  # answers change no activation's sample
         for index in range(len(pictures)):
             arrays = session.run(list(channels_last), dict(pictures.one(index)))
             for (name, last), array in zip(channels_last.items(), arrays, strict=True):
@@ -135,7 +135,8 @@ class Quantizer:
                 values = values if last else np.moveaxis(values, 1, -1)
                 rows = values.reshape(-1, values.shape[-1])
                 self._rows[name] = len(rows)
-                some = rows[random.integers(len(rows), size=max(1, _SAMPLES_A_PICTURE // rows.shape[1]))]
+                draw = random if name in activations else other
+                some = rows[draw.integers(len(rows), size=max(1, _SAMPLES_A_PICTURE // rows.shape[1]))]
                 found[name].append(Statistics(rows.min(0)[None], rows.max(0)[None], some))
             advance(1)
         self._statistics = {
@@ -210,7 +211,8 @@ class Quantizer:
         statistics, smoothed = dict(self._statistics), dict[str, str]()
         for products in blocks.values() if plan.smooth is not None else ():
             activation = products[0].activation
-            found = smooth_block(graph, products, statistics[activation], plan.smooth or 0)
+            bounded = plan.form == "onnxruntime"
+            found = smooth_block(graph, products, statistics[activation], plan.smooth or 0, bounded)
             if found is not None:
                 statistics[activation] = statistics[activation].scaled(found.factors)
             if found is not None and found.node is not None:

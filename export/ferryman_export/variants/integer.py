@@ -68,9 +68,16 @@ def quantize_within(
     allowed -= sum(cost.pop(block) for block in unable)
     if allowed < 0:
         raise ParityError(f"{target} can't be built: {bench.runtime.name} has no 8 bits for {', '.join(unable)}")
-    trials = _try_plans(piece, bench, style, unable)
-    ranked = ranked or _rank(bench, cost, trials[0].plan, unable)
-    free = (*unable, *choose_free(ranked, quantizer.work(), cost, allowed // 2))
+    room = allowed // 2
+    if style.answers == "float":
+        trials = _try_plans(piece, bench, style, unable)
+        ranked = ranked or _rank(bench, cost, trials[0].plan, unable)
+        free = (*unable, *choose_free(ranked, quantizer.work(), cost, room))
+    else:  # an answer of the patches in 8 bits errs so much that it would drown what the plans differ in
+        first = style.plan(style.methods[0]).model_copy(update={"smooth": SMOOTHING[0]})
+        ranked = ranked or _rank(bench, cost, first, unable)
+        free = (*unable, *choose_free(ranked, quantizer.work(), cost, room))
+        trials = _try_plans(piece, bench, style, free)
     piece.progress(f"{target}: search what must stay in floating point", 0, 1)
     plan, verdict = _choose_plan(trials, quantizer, bench, free)
     found = search_islands(
@@ -115,10 +122,10 @@ def _find_unable(piece: Workpiece, bench: Bench, style: Style) -> tuple[str, ...
     )
 
 
-def _try_plans(piece: Workpiece, bench: Bench, style: Style, unable: Sequence[str]) -> list[Trial]:
+def _try_plans(piece: Workpiece, bench: Bench, style: Style, islands: Sequence[str]) -> list[Trial]:
     """Every way to find ranges, the two best with smoothing, the two best of all with weights rounded by data.
 
-    All blocks but the unable are in 8 bits; the best comes first.
+    All blocks but the islands are in 8 bits; the best comes first.
     """
     quantizer = piece.quantizer
     by_data = 0 if style.numbers == "fp8" else 2  # fp8 is not rounded in whole steps
@@ -126,7 +133,7 @@ def _try_plans(piece: Workpiece, bench: Bench, style: Style, unable: Sequence[st
     advance = count_steps(piece.progress, f"{bench.target}: calibrate", count)
 
     def attempt(plan: QuantizationPlan) -> Trial:
-        trial = Trial(plan=plan, error=bench.measure(quantizer.quantize(plan, frozenset(unable)), piece.held_out))
+        trial = Trial(plan=plan, error=bench.measure(quantizer.quantize(plan, frozenset(islands)), piece.held_out))
         advance(1)
         return trial
 

@@ -26,9 +26,9 @@ STYLES = {
     "dynamic": Style(methods=("dynamic",), answers="sums", form="onnxruntime"),
 }
 _PICTURES = 4  # to time, which takes as long for one as for another
-_ROUNDS = 8
-_SECONDS = 4.0  # for each candidate
-_CLEARLY = 1.02  # times as fast, at the lower end of the 95 % interval
+_ROUNDS = 12
+_SECONDS = 6.0  # for each candidate
+_CLEARLY = 1.1  # times as fast, at the lower end of the 95 % interval
 
 
 @dataclass(frozen=True)
