@@ -38,7 +38,7 @@ class GraphEditor:
 
     def put(self, name: str, value: NDArray[Any]) -> str:
         """Stores a constant, in the place of one of that name where there is one; gives the name back."""
-        tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        tensor = numpy_helper.from_array(np.asarray(value, order="C"), name)
         if name in self._constants:
             self._constants[name].CopyFrom(tensor)
         else:

@@ -1,5 +1,6 @@
 """The matrix products with constant weights that a graph holds, in the blocks that are quantised together."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx
@@ -31,6 +32,26 @@ def find_products(graph: GraphEditor) -> dict[str, list[Product]]:
             product = Product(str(node.output[0]), node.input[0], node.input[1], node.op_type == "Conv")
             blocks.setdefault(name, []).append(product)
     return blocks
+
+
+def find_answers(graph: GraphEditor, convolutions: Iterable[str], sums: bool) -> dict[str, str]:
+    """What can stay in 8 bits behind these convolutions, in the graph's order: each value, and whose range it has.
+
+    A convolution's answer, behind the ReLU that alone takes it where there is one; the largest of neighbours of such a
+    value; and, with `sums`, what two such values add up to, a residual stream. No output of the graph is among them.
+    convolutions: their outputs
+    """
+    able, found = set(convolutions), dict[str, str]()
+    for node in graph.nodes:
+        name = str(node.output[0])
+        pooled = node.op_type == "MaxPool" and node.input[0] in found
+        if name in able or pooled or (sums and node.op_type == "Add" and all(taken in found for taken in node.input)):
+            taker = graph.only_consumer(name)
+            if taker is not None and taker.op_type == "Relu":
+                name = str(taker.output[0])
+            if name not in graph.outputs:
+                found[name] = found[node.input[0]] if pooled else name
+    return found
 
 
 def gemm_to_matmul(model: onnx.ModelProto) -> onnx.ModelProto:

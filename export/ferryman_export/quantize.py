@@ -7,7 +7,7 @@ DequantizeLinear), the same for every runtime.
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -26,32 +26,46 @@ from ferryman_export.graph_edit import GraphEditor
 from ferryman_export.half import raise_opset
 from ferryman_export.onnx import save_graph
 from ferryman_export.passes import fold_affine
-from ferryman_export.products import Product, find_products, gemm_to_matmul
-from ferryman_export.ranges import LEAST, Method, Statistics, find_range
-from ferryman_export.rounding import channel_scales, round_by_data
+from ferryman_export.products import Product, find_answers, find_products, gemm_to_matmul
+from ferryman_export.qdq import (
+    Numbers,
+    finish_with,
+    measure_activation,
+    multiply_whole,
+    quantize_activation,
+    quantize_answers,
+    quantize_bias,
+    quantize_weights,
+)
+from ferryman_export.ranges import Method, Statistics, find_range
+from ferryman_export.rounding import round_by_data
 from ferryman_export.smoothing import smooth_block
 
-Numbers = Literal["uint8", "int8", "fp8"]
+Answers = Literal["float", "convolutions", "sums"]
+Form = Literal["plain", "onnxruntime"]
 _SAMPLES_A_PICTURE = 4096  # values of a tensor kept of each picture, for percentiles and entropy
 _FP8_OPSET = 19  # the first in which ONNX quantises to 8-bit floating point
-_FP8 = helper.tensor_dtype_to_np_dtype(onnx.TensorProto.FLOAT8E4M3FN)
-_FP8_LARGEST = 448.0
 
 
 class QuantizationPlan(Facts):
     """How ranges are found and what is done before.
 
     method: of an activation's range over the pictures: the extremes of all, the mean of each picture's, what 99.99 % of
-    the values lie in, or what loses the least information (entropy)
+    the values lie in, or what loses the least information (entropy); dynamic: none, but the extremes of the values at
+    hand, found as it runs, where a product is written in ONNX Runtime's form
     smooth: how much of the activations' range moves into the weights before (SmoothQuant's alpha), None for nothing
     rounding: of weights, to the nearest, or so that the products on the calibration pictures change least (GPTQ)
     numbers: of activations, uint8 with a zero point; or, as TensorRT wants them, int8 or fp8 (e4m3) around zero
+    answers: of convolutions: in floating point, or in 8 bits too, those alone or also the sums of two (`find_answers`)
+    form: of products: plain ONNX for every runtime, or ONNX Runtime's own operator, which takes the bias with it
     """
 
     method: Method
     smooth: float | None = None
     rounding: Literal["nearest", "gptq"] = "nearest"
     numbers: Numbers = "uint8"
+    answers: Answers = "float"
+    form: Form = "plain"
 
 
 class Quantizer:
@@ -82,6 +96,11 @@ class Quantizer:
         }
         return {name: len(products) for name, products in able.items()}
 
+    def has_sums(self) -> bool:
+        """Whether convolutions' answers are added up to what further ones take, as in a ResNet."""
+        convolutions = [p.output for products in self.blocks.values() for p in products if p.convolution]
+        return find_answers(self._graph, convolutions, True) != find_answers(self._graph, convolutions, False)
+
     def work(self) -> dict[str, int]:
         """Multiplications in each block, for one picture. Comes after `collect`."""
         found: dict[str, int] = {}
@@ -94,7 +113,10 @@ class Quantizer:
 
     def collect(self, pictures: Pictures, advance: Callable[[int], None]) -> None:
         """Runs the pictures and keeps statistics of every product's activation. advance: called once a picture."""
-        channels_last = {p.activation: not p.convolution for products in self.blocks.values() for p in products}
+        every = [product for products in self.blocks.values() for product in products]
+        answers = find_answers(self._graph, (product.output for product in every if product.convolution), sums=True)
+        activations = {product.activation: not product.convolution for product in every}
+        channels_last = activations | {name: False for name in answers.values() if name not in activations}
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         known = {value.name for value in model.graph.output}
@@ -105,7 +127,7 @@ class Quantizer:
             path = save_graph(model, Path(folder) / "watched.onnx")
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         found: dict[str, list[Statistics]] = {name: [] for name in channels_last}
-        random = np.random.default_rng(0)
+        random, other = np.random.default_rng(0), np.random.default_rng(1)  # answers change no activation's sample
         for index in range(len(pictures)):
             arrays = session.run(list(channels_last), dict(pictures.one(index)))
             for (name, last), array in zip(channels_last.items(), arrays, strict=True):
@@ -113,7 +135,8 @@ class Quantizer:
                 values = values if last else np.moveaxis(values, 1, -1)
                 rows = values.reshape(-1, values.shape[-1])
                 self._rows[name] = len(rows)
-                some = rows[random.integers(len(rows), size=max(1, _SAMPLES_A_PICTURE // rows.shape[1]))]
+                draw = random if name in activations else other
+                some = rows[draw.integers(len(rows), size=max(1, _SAMPLES_A_PICTURE // rows.shape[1]))]
                 found[name].append(Statistics(rows.min(0)[None], rows.max(0)[None], some))
             advance(1)
         self._statistics = {
@@ -126,45 +149,76 @@ class Quantizer:
         }
 
     def quantize(self, plan: QuantizationPlan, islands: Set[str] = frozenset()) -> onnx.ModelProto:
-        """The graph with every block that `costs` names, but the islands, in 8 bits."""
+        """The graph with every block that `costs` names, but the islands, in 8 bits.
+
+        With dynamic ranges its batch is fixed at 1: a range of several pictures would make each depend on the others.
+        """
         model = onnx.ModelProto()
-        model.CopyFrom(self._model)
-        if plan.numbers == "fp8":
-            model.CopyFrom(self._raised)
+        model.CopyFrom(self._raised if plan.numbers == "fp8" else self._model)
         graph = GraphEditor(model)
         blocks = {name: self.blocks[name] for name in self.costs(plan.numbers) if name not in islands}
         chosen = [product for products in blocks.values() for product in products]
-        statistics = dict(self._statistics)
-        added: dict[str, list[onnx.NodeProto]] = {}
-        smoothed: dict[str, str] = {}
-        if plan.smooth is not None:
-            for products in blocks.values():
-                activation = products[0].activation
-                found = smooth_block(graph, products, statistics[activation], plan.smooth)
-                if found is not None:
-                    statistics[activation] = statistics[activation].scaled(found.factors)
-                if found is not None and found.node is not None:
-                    smoothed[activation] = found.node.output[0]
-                    added[products[0].output] = [found.node]
+        added: dict[str, list[onnx.NodeProto]] = {product.output: [] for product in chosen}
+        statistics, smoothed = self._smooth(graph, blocks, plan, added)
         rounded: dict[str, NDArray[np.int8]] = {}
         if plan.rounding == "gptq":
             for name, products in blocks.items():
                 rounded |= self._round(name, products, plan.smooth, graph, statistics[products[0].activation])
         nodes = {str(node.output[0]): node for node in graph.nodes}
-        done: set[str] = set()
+        gone: set[str] = set()
+        convolutions = [product.output for product in chosen if product.convolution]
+        answers: dict[str, list[onnx.NodeProto]] = {}
+        if plan.answers != "float":
+            for name, like in find_answers(graph, convolutions, plan.answers == "sums").items():
+                answers[name] = quantize_answers(graph, name, *find_range(statistics[like], plan.method))
+        convolved = {product.activation for product in chosen if product.convolution}
+        done = set(answers)
         for product in chosen:
-            node, before = nodes[product.output], added.setdefault(product.output, [])
-            activation = product.activation
+            node, before, activation = nodes[product.output], added[product.output], product.activation
+            own = plan.form == "onnxruntime" and not product.convolution and graph.value(product.weights).ndim == 2
             if activation not in done:
-                low, high = find_range(statistics[activation], plan.method)
                 source = smoothed.get(activation, activation)
-                before += quantize_activation(graph, activation, source, low, high, plan.numbers)
+                if own and plan.method == "dynamic" and activation not in convolved:
+                    before.append(measure_activation(activation, source))
+                else:
+                    low, high = find_range(statistics[activation], plan.method)
+                    before += quantize_activation(graph, activation, source, low, high, plan.numbers)
                 done.add(activation)
-            node.input[0] = f"{activation}.dequantized"
-            before.append(quantize_weights(graph, product, plan.numbers, rounded.get(product.output)))
-            node.input[1] = before[-1].output[0]
-        graph.replace_nodes([one for node in graph.nodes for one in (*added.get(str(node.output[0]), ()), node)])
-        return graph.finish()
+            weights = quantize_weights(graph, product, plan.numbers, rounded.get(product.output))
+            if own:
+                gone |= multiply_whole(graph, node, product)
+                continue
+            before.append(weights)
+            node.input[0], node.input[1] = f"{activation}.dequantized", weights.output[0]
+            if answers and product.convolution and len(node.input) > 2:
+                before.append(quantize_bias(graph, product, node.input[2]))
+                node.input[2] = before[-1].output[0]
+        kept = {name: node for name, node in nodes.items() if name not in gone}
+        order = [(*added.get(name, ()), *answers.get(name, (node,))) for name, node in kept.items()]
+        if plan.method == "dynamic":
+            for value in (*model.graph.input, *model.graph.output):
+                value.type.tensor_type.shape.dim[0].dim_value = 1
+        return finish_with(graph, [one for several in order for one in several])
+
+    def _smooth(
+        self,
+        graph: GraphEditor,
+        blocks: Mapping[str, list[Product]],
+        plan: QuantizationPlan,
+        added: dict[str, list[onnx.NodeProto]],
+    ) -> tuple[dict[str, Statistics], dict[str, str]]:
+        """Statistics of every activation after smoothing, and what stands in its place where a node was `added`."""
+        statistics, smoothed = dict(self._statistics), dict[str, str]()
+        for products in blocks.values() if plan.smooth is not None else ():
+            activation = products[0].activation
+            bounded = plan.form == "onnxruntime"
+            found = smooth_block(graph, products, statistics[activation], plan.smooth or 0, bounded)
+            if found is not None:
+                statistics[activation] = statistics[activation].scaled(found.factors)
+            if found is not None and found.node is not None:
+                smoothed[activation] = found.node.output[0]
+                added[products[0].output].append(found.node)
+        return statistics, smoothed
 
     def _round(
         self, block: str, products: list[Product], smooth: float | None, graph: GraphEditor, statistics: Statistics
@@ -181,54 +235,6 @@ class Quantizer:
             parts = np.split(whole, np.cumsum([array.shape[1] for array in weights])[:-1], axis=1)
             self._rounded[block, smooth] = {p.output: part for p, part in zip(products, parts, strict=True)}
         return self._rounded[block, smooth]
-
-
-def quantize_activation(
-    graph: GraphEditor, name: str, source: str, low: float, high: float, numbers: Numbers
-) -> list[onnx.NodeProto]:
-    """`source` -> `name.dequantized` through 8 bits: uint8 with a zero point, or int8 or fp8 around zero."""
-    if numbers == "uint8":
-        scale = np.float32((high - low) / 255)
-        zero = np.array(np.clip(np.round(-low / scale), 0, 255), np.uint8)
-    else:
-        largest, dtype = (127, np.int8) if numbers == "int8" else (_FP8_LARGEST, _FP8)
-        scale, zero = np.float32(max(-low, high) / largest), np.array(0, dtype)
-    facts = [graph.put(f"{name}.scale", np.array(scale)), graph.put(f"{name}.zero", zero)]
-    return [
-        helper.make_node("QuantizeLinear", [source, *facts], [f"{name}.quantized"], name=f"{name}.quantize"),
-        helper.make_node(
-            "DequantizeLinear", [f"{name}.quantized", *facts], [f"{name}.dequantized"], name=f"{name}.dequantize"
-        ),
-    ]
-
-
-def quantize_weights(
-    graph: GraphEditor, product: Product, numbers: Numbers, rounded: NDArray[np.int8] | None
-) -> onnx.NodeProto:
-    """Stores a product's weights in 8 bits and gives the node that reads them. rounded: None for to the nearest.
-
-    As int8 with a scale each output channel; as fp8, whose levels are finer the nearer to zero, with one scale:
-    TensorRT 10.3 has no products in fp8 with more.
-    """
-    array = graph.value(product.weights)
-    name = f"{product.output}.weights"  # by the product: two may share a tensor
-    if numbers == "fp8":
-        scale = np.array(max(np.abs(array).max() / _FP8_LARGEST, LEAST), np.float32)
-        whole, channel = (array / scale).astype(_FP8), None
-    else:
-        channel = 0 if product.convolution else array.ndim - 1
-        others = tuple(index for index in range(array.ndim) if index != channel)
-        scale = channel_scales(array, others)
-        whole = rounded
-        if whole is None:
-            whole = np.clip(np.round(array / np.expand_dims(scale, others)), -127, 127).astype(np.int8)
-    inputs = [
-        graph.put(name, whole),
-        graph.put(f"{name}.scale", scale),
-        graph.put(f"{name}.zero", np.zeros(scale.shape, whole.dtype)),
-    ]
-    output = [f"{name}.dequantized"]
-    return helper.make_node("DequantizeLinear", inputs, output, name=f"{name}.dequantize", axis=channel)
 
 
 def distance(answers: Iterable[Tensors], references: Iterable[Tensors]) -> float:

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Method = Literal["minmax", "mean", "percentile", "entropy"]
+Method = Literal["minmax", "mean", "percentile", "entropy", "dynamic"]
 METHODS: tuple[Method, ...] = ("minmax", "mean", "percentile", "entropy")
 LEAST = 1e-8
 
@@ -25,7 +25,7 @@ class Statistics:
 
 
 def find_range(statistics: Statistics, method: Method) -> tuple[float, float]:
-    """Low and high end of what 8 bits shall cover, zero included."""
+    """Low and high end of what 8 bits shall cover, zero included; of "dynamic", which needs none, the extremes."""
     lows, highs = statistics.lows.min(1), statistics.highs.max(1)  # (pictures,)
     if method == "mean":
         low, high = float(lows.mean()), float(highs.mean())

@@ -12,6 +12,7 @@ from ferryman_export.products import Product
 from ferryman_export.ranges import LEAST, Statistics
 
 SMOOTHING = (0.5, 0.75)
+_FAINTEST = 0.1  # of the median: a channel is made so many times as large at most, as one like most
 # What bends values, which no constant before it can make up for; the products are the gates of SwiGLU and its like.
 # Nowhere else: after a Concat, OpenVINO 2026.4 quietly gives other answers.
 _BENDING = ("Gelu", "Relu", "Mul")
@@ -25,11 +26,16 @@ class Smoothed:
     node: onnx.NodeProto | None
 
 
-def smooth_block(graph: GraphEditor, products: list[Product], statistics: Statistics, alpha: float) -> Smoothed | None:
+def smooth_block(
+    graph: GraphEditor, products: list[Product], statistics: Statistics, alpha: float, bounded: bool = False
+) -> Smoothed | None:
     """Moves the activation's large channels into the weights (Xiao et al. 2023, "SmoothQuant", equation 4).
 
     Where what makes the activation is linear in some constants, these take up the division and it costs nothing; after
     GELU and its like, a node multiplies. None when the block stays as it is.
+
+    bounded: what calibration saw next to nothing of, a channel behind a ReLU, is not made so large that it fills a
+    dynamic range once a picture has something there; a static one would cut it off
     """
     activation = products[0].activation
     takers = {str(node.output[0]) for node in graph.consumers[activation]}
@@ -44,7 +50,7 @@ def smooth_block(graph: GraphEditor, products: list[Product], statistics: Statis
     weights = [graph.value(product.weights) for product in products]
     heaviest = np.max([np.abs(array).max(1) for array in weights], axis=0)
     strength = np.maximum(largest, LEAST) ** alpha / np.maximum(heaviest, LEAST) ** (1 - alpha)
-    strength = np.maximum(strength, 1e-5).astype(np.float32)
+    strength = np.maximum(strength, _FAINTEST * np.median(strength) if bounded else 1e-5).astype(np.float32)
     for product, array in zip(products, weights, strict=True):
         graph.put(product.weights, array * strength[:, None])
     for name in makers:

@@ -14,6 +14,7 @@ from ferryman.accuracy.scores import BoxScores, TopScores
 from ferryman.bundle import Bundle
 from ferryman.specs import Target
 from ferryman_export.pipeline import ExportRequest, export
+from ferryman_export.variants.base import BuildReport
 from ferryman_models.checkpoints.native import load_native
 from ferryman_models.detr import DETR
 from ferryman_models.zoo import EMBEDDED, pictures_folder
@@ -53,14 +54,22 @@ def test_digits_in_two_precisions(digits: Path, cli: Cli, tmp_path: Path) -> Non
     classes: list[np.ndarray] = []
     for variant, found in zip(bundle.manifest.variants, report.variants, strict=True):
         session = onnxruntime.InferenceSession(bundle.path / variant.path, providers=["CPUExecutionProvider"])
-        (logits,) = session.run(["logits"], {"image": images})
-        order = np.argsort(-np.asarray(logits), axis=1)
+        logits = np.concatenate([np.asarray(session.run(["logits"], {"image": image[None]})[0]) for image in images])
+        order = np.argsort(-logits, axis=1)
         classes.append(order[:, 0])
         assert isinstance(found.scores, TopScores)
         assert (found.target, found.scores.right) == (str(variant.target), int((order[:, 0] == wanted).sum()))
         assert found.scores.top5 == pytest.approx((order[:, :5] == wanted[:, None]).any(axis=1).mean())
         assert found.agreement == pytest.approx((classes[0] == order[:, 0]).mean())
         assert 0.9 < found.scores.top1 < 1
+    build = BuildReport.model_validate_json(
+        (bundle.path / "variants" / "onnxruntime-cpu-int8" / "build.json").read_bytes()
+    )
+    assert {one.name for one in build.candidates} == {"static", "dynamic"}  # there are no sums of convolutions
+    kept, other = build.candidates
+    assert None not in (kept.latency_ms, other.latency_ms, kept.error, other.error)
+    assert (kept.error or 1) < (other.error or 1) or (kept.latency_ms or 1) < (other.latency_ms or 1)
+    assert {trial.plan.method == "dynamic" for trial in build.trials} == {kept.name == "dynamic"}
     text = cli("inspect", bundle.path).stdout
     assert f"top-1 of the 150 labelled pictures of {digits.name}" in text
     assert cli("inspect", bundle.path, "--json").document["accuracy"] == document["accuracy"]

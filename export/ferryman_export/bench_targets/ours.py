@@ -26,10 +26,11 @@ from ferryman_export.bench_targets.profiles import (
 )
 from ferryman_export.calibration import Calibration
 from ferryman_export.onnx import save_graph
-from ferryman_export.quantize import QuantizationPlan
 from ferryman_export.steps import Progress
+from ferryman_export.variants import onnxruntime
 from ferryman_export.variants.base import Workpiece
 from ferryman_export.variants.build import Shelf, build_variant
+from ferryman_export.variants.integer import PLAIN
 from ferryman_export.variants.ir import save_ir
 
 TARGETS = ("openvino-cpu-fp32", "openvino-cpu-bf16", "openvino-cpu-int8", "onnxruntime-cpu-int8")
@@ -92,10 +93,11 @@ class Ours:
         return folder / built.variant.path, f"{len(islands.islands)} blocks in fp32" if islands else ""
 
     def _quantize_all(self, target: Target) -> Path:
-        """The proved graph with every block in 8 bits, which is what both runtimes' int8 variants are made from."""
-        path = self.work / "every-block.onnx"
+        """The proved graph with every block in 8 bits, as the target's runtime wants it."""
+        style = onnxruntime.STYLES["static"] if target.runtime == "onnxruntime" else PLAIN
+        path = self.work / f"every-block-{target.runtime}.onnx"
         if not path.exists():
-            save_graph(self.piece.quantizer.quantize(QuantizationPlan(method="minmax")), path)
+            save_graph(self.piece.quantizer.quantize(style.plan("minmax")), path)
         return self._as_artefact(path, target)
 
     def _as_artefact(self, graph: Path, target: Target) -> Path:

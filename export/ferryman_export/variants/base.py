@@ -21,15 +21,30 @@ CANONICAL = Target.parse("onnxruntime-cpu-fp32")  # the graph that PyTorch gave,
 
 
 class Trial(Facts):
-    """A way to calibrate that was tried with every block in 8 bits, and the error on the held-out pictures."""
+    """A way to calibrate that was tried, and the error on the held-out pictures with every block in 8 bits; for ONNX
+    Runtime, with every one but the free islands.
+    """
 
     plan: QuantizationPlan
     error: Error
 
 
+class Candidate(Facts):
+    """One of several ways to build a variant: the error on the held-out pictures, and the median time of one picture.
+
+    why: it was not to be had, in a line; latency_ms: None where there was nothing to compare it with
+    """
+
+    name: str
+    error: Error | None = None
+    latency_ms: float | None = None
+    why: str = ""
+
+
 class BuildReport(Facts):
     """How a variant came about.
 
+    candidates: the ways there were, the chosen one first; none where there was one. The rest tells of the chosen one
     trials: of calibration, best first; plan: the one that the variant has
     islands: None where no block could be kept out
     held_out: parity on the pictures that calibration did not see, each alone; None where there were none
@@ -38,6 +53,7 @@ class BuildReport(Facts):
     target: str
     size: tuple[int, int]
     calibration: CalibrationFacts | None = None
+    candidates: tuple[Candidate, ...] = ()
     trials: tuple[Trial, ...] = ()
     plan: QuantizationPlan | None = None
     islands: IslandReport | None = None

@@ -1,6 +1,7 @@
 """The way to a graph in 8 bits that all recipes of int8 and fp8 go: calibrate, judge, give the worst blocks back."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx
 
@@ -9,7 +10,8 @@ from ferryman.errors import ParityError
 from ferryman.manifest import Tolerance
 from ferryman.specs import Target
 from ferryman_export.islands import BlockError, Verdict, find_unable, rank_blocks, search_islands
-from ferryman_export.quantize import Numbers, QuantizationPlan, Quantizer
+from ferryman_export.qdq import Numbers
+from ferryman_export.quantize import Answers, Form, QuantizationPlan, Quantizer
 from ferryman_export.ranges import METHODS, Method
 from ferryman_export.smoothing import SMOOTHING
 from ferryman_export.steps import count_steps
@@ -22,15 +24,38 @@ _JUDGED_PLANS = 4
 _FREE_WORK = 0.02  # of the multiplications: in fp32 they cost less time than a benchmark can tell
 
 
+@dataclass(frozen=True)
+class Style:
+    """What a runtime wants of a graph in 8 bits: methods to find ranges by, of which the best is taken; the rest as in
+    `QuantizationPlan`.
+    """
+
+    methods: tuple[Method, ...] = METHODS
+    numbers: Numbers = "uint8"
+    answers: Answers = "float"
+    form: Form = "plain"
+
+    def plan(self, method: Method) -> QuantizationPlan:
+        return QuantizationPlan(method=method, numbers=self.numbers, answers=self.answers, form=self.form)
+
+
+PLAIN = Style()
+
+
 def quantize_within(
-    piece: Workpiece, target: Target, tolerance: Tolerance, *, numbers: Numbers = "uint8"
+    piece: Workpiece,
+    target: Target,
+    tolerance: Tolerance,
+    style: Style = PLAIN,
+    ranked: tuple[BlockError, ...] = (),
 ) -> tuple[onnx.ModelProto, BuildReport]:
     """The graph in 8 bits with as few blocks in floating point as the tolerance allows, and how it was found.
 
-    numbers: see QuantizationPlan. Raises UsageError without calibration pictures, ParityError when no graph holds.
+    ranked: the blocks, where another style has ranked them; empty to do so here
+    Raises UsageError without calibration pictures, ParityError when no graph holds.
     """
     calibration = piece.need_calibration(target)
-    quantizer = piece.quantizer
+    quantizer, numbers = piece.quantizer, style.numbers
     cost, products = quantizer.costs(numbers), sum(quantizer.costs().values())
     allowed = int((1 - MIN_SHARE) * products) - (products - sum(cost.values()))
     if allowed < 0:
@@ -39,19 +64,20 @@ def quantize_within(
             f"are convolutions, which stay in fp32, and {MIN_SHARE:.0%} must be in {target.precision}"
         )
     bench = Bench(piece, target, tolerance)
-    unable = _find_unable(piece, bench, numbers)
+    unable = _find_unable(piece, bench, style)
     allowed -= sum(cost.pop(block) for block in unable)
     if allowed < 0:
         raise ParityError(f"{target} can't be built: {bench.runtime.name} has no 8 bits for {', '.join(unable)}")
-    trials = _try_plans(piece, bench, numbers, unable)
-    few = piece.held_out.first(_RANKING_PICTURES)
-    advance = count_steps(piece.progress, f"{target}: quantise block by block", len(cost))
-    ranked = rank_blocks(
-        list(cost), lambda islands: bench.measure(quantizer.quantize(trials[0].plan, {*unable, *islands}), few), advance
-    )
-    # What a block's error would be gone for: it is squares that add up, and products that are counted.
-    ranked = tuple(sorted(ranked, key=lambda one: -one.error / cost[one.block] ** 0.5))
-    free = (*unable, *choose_free(ranked, quantizer.work(), cost, allowed // 2))
+    room = allowed // 2
+    if style.answers == "float":
+        trials = _try_plans(piece, bench, style, unable)
+        ranked = ranked or _rank(bench, cost, trials[0].plan, unable)
+        free = (*unable, *choose_free(ranked, quantizer.work(), cost, room))
+    else:  # an answer of the patches in 8 bits errs so much that it would drown what the plans differ in
+        first = style.plan(style.methods[0]).model_copy(update={"smooth": SMOOTHING[0]})
+        ranked = ranked or _rank(bench, cost, first, unable)
+        free = (*unable, *choose_free(ranked, quantizer.work(), cost, room))
+        trials = _try_plans(piece, bench, style, free)
     piece.progress(f"{target}: search what must stay in floating point", 0, 1)
     plan, verdict = _choose_plan(trials, quantizer, bench, free)
     found = search_islands(
@@ -74,39 +100,47 @@ def quantize_within(
     return quantizer.quantize(plan, frozenset(found.islands)), report
 
 
-def _find_unable(piece: Workpiece, bench: Bench, numbers: Numbers) -> tuple[str, ...]:
+def _rank(
+    bench: Bench, cost: Mapping[str, int], plan: QuantizationPlan, unable: Sequence[str]
+) -> tuple[BlockError, ...]:
+    """The blocks that `cost` names, each alone in 8 bits on a few pictures, the best to give back first."""
+    quantizer, few = bench.piece.quantizer, bench.piece.held_out.first(_RANKING_PICTURES)
+    advance = count_steps(bench.piece.progress, f"{bench.target}: quantise block by block", len(cost))
+    found = rank_blocks(
+        list(cost), lambda islands: bench.measure(quantizer.quantize(plan, {*unable, *islands}), few), advance
+    )
+    # What a block's error would be gone for: it is squares that add up, and products that are counted.
+    return tuple(sorted(found, key=lambda one: -one.error / cost[one.block] ** 0.5))
+
+
+def _find_unable(piece: Workpiece, bench: Bench, style: Style) -> tuple[str, ...]:
     """Blocks that the runtime refuses in 8 bits, such as OpenVINO 2026.4 products of more than three dimensions."""
     quantizer, one = piece.quantizer, piece.held_out.first(1)
-    plan = QuantizationPlan(method="minmax", numbers=numbers)
-    blocks = quantizer.costs(numbers)
+    plan, blocks = style.plan(style.methods[0]), quantizer.costs(style.numbers)
     advance = count_steps(piece.progress, f"{bench.target}: find what it can't run in 8 bits", len(blocks))
     return find_unable(
         list(blocks), lambda islands: bench.measure(quantizer.quantize(plan, islands), one) < float("inf"), advance
     )
 
 
-def _try_plans(piece: Workpiece, bench: Bench, numbers: Numbers, unable: Sequence[str]) -> list[Trial]:
+def _try_plans(piece: Workpiece, bench: Bench, style: Style, islands: Sequence[str]) -> list[Trial]:
     """Every way to find ranges, the two best with smoothing, the two best of all with weights rounded by data.
 
-    All blocks but the unable are in 8 bits; the best comes first.
+    All blocks but the islands are in 8 bits; the best comes first.
     """
     quantizer = piece.quantizer
-    by_data = 0 if numbers == "fp8" else 2  # fp8 is not rounded in whole steps
-    count = len(METHODS) + 2 * len(SMOOTHING) + by_data
+    by_data = 0 if style.numbers == "fp8" else 2  # fp8 is not rounded in whole steps
+    count = len(style.methods) + min(2, len(style.methods)) * len(SMOOTHING) + by_data
     advance = count_steps(piece.progress, f"{bench.target}: calibrate", count)
 
     def attempt(plan: QuantizationPlan) -> Trial:
-        trial = Trial(plan=plan, error=bench.measure(quantizer.quantize(plan, frozenset(unable)), piece.held_out))
+        trial = Trial(plan=plan, error=bench.measure(quantizer.quantize(plan, frozenset(islands)), piece.held_out))
         advance(1)
         return trial
 
-    trials = [attempt(QuantizationPlan(method=method, numbers=numbers)) for method in METHODS]
-    best: list[Method] = [trial.plan.method for trial in sorted(trials, key=lambda trial: trial.error)[:2]]
-    trials += [
-        attempt(QuantizationPlan(method=method, smooth=alpha, numbers=numbers))
-        for method in best
-        for alpha in SMOOTHING
-    ]
+    trials = [attempt(style.plan(method)) for method in style.methods]
+    best = [trial.plan for trial in sorted(trials, key=lambda trial: trial.error)[:2]]
+    trials += [attempt(plan.model_copy(update={"smooth": alpha})) for plan in best for alpha in SMOOTHING]
     for trial in sorted(trials, key=lambda trial: trial.error)[:by_data]:
         trials.append(attempt(trial.plan.model_copy(update={"rounding": "gptq"})))
     return sorted(trials, key=lambda trial: trial.error)

@@ -18,10 +18,10 @@ from ferryman_export.calibration import Pictures
 from ferryman_export.half import HalfGraph, HalfPrecision
 from ferryman_export.islands import BlockError, rank_blocks, search_islands
 from ferryman_export.onnx import count_operators, save_graph
-from ferryman_export.quantize import Numbers
+from ferryman_export.qdq import Numbers
 from ferryman_export.steps import count_steps
 from ferryman_export.variants.base import Artefact, BuildReport, Workpiece
-from ferryman_export.variants.integer import quantize_within
+from ferryman_export.variants.integer import Style, quantize_within
 from ferryman_export.variants.judge import Bench
 from ferryman_export.variants.rehearsal import attest_graph, is_rehearsed
 
@@ -61,7 +61,7 @@ def build_half(piece: Workpiece, target: Target, tolerance: Tolerance, path: Pat
 def build_eight(piece: Workpiece, target: Target, tolerance: Tolerance, path: Path) -> Artefact:
     """int8, fp8 around zero: TensorRT knows nothing else, and Arm's products are of two signed numbers."""
     numbers = cast("Numbers", target.precision)
-    model, report = quantize_within(piece, target, tolerance, numbers=numbers)
+    model, report = quantize_within(piece, target, tolerance, Style(numbers=numbers))
     return save_typed(model, path, report)
 
 
