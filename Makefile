@@ -4,7 +4,7 @@
 #   make test     every test; one of them: make test ARGS="-k wheel"
 #   make bench-targets   the variants' speed against the stock recipe's, an hour or more; fewer: ARGS="--model vit-base"
 #   make lint     style, types, protos
-#   make protos   regenerate the gRPC code in serve/ferryman/v1
+#   make protos   regenerate the gRPC code in serve/ferryman
 #   make clean    remove .venv and everything generated
 #
 # PYTHON=python3.12 picks the interpreter, TORCH_INDEX=URL another index for torch, WORKERS=4 how many processes test.

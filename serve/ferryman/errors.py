@@ -16,6 +16,7 @@
     ├── ParityError              an answer is out of tolerance
     ├── ModelNotFoundError       the server has no such model or version
     ├── TaskError                the model exists but answers another task
+    ├── UnservedError            the server does not do that, or not as it is configured
     ├── OverloadedError          too much is waiting already
     ├── DeadlineError            the time ran out
     ├── CancelledError           the caller gave up
@@ -116,6 +117,10 @@ class ModelNotFoundError(FerrymanError):
 
 class TaskError(FerrymanError):
     grpc_status = "INVALID_ARGUMENT"
+
+
+class UnservedError(FerrymanError):
+    grpc_status = "UNIMPLEMENTED"
 
 
 class OverloadedError(FerrymanError):

@@ -214,8 +214,13 @@ def preprocess_image(
 def stack_inputs(
     canvases: Sequence[NDArray[np.uint8]], geometries: Sequence[Geometry], input_names: tuple[str, ...]
 ) -> dict[str, NDArray[Any]]:
-    """The graph's inputs for a batch: `image` (batch, height, width, 3) and, if named, `valid_size` (batch, 2)."""
-    inputs: dict[str, NDArray[Any]] = {"image": np.stack(canvases)}
+    """The graph's inputs for a batch: `image` (batch, height, width, 3) and, if named, `valid_size` (batch, 2).
+
+    Takes at least one canvas.
+    """
+    # One canvas is not copied.
+    image = np.stack(canvases) if len(canvases) > 1 else np.ascontiguousarray(canvases[0])[np.newaxis]
+    inputs: dict[str, NDArray[Any]] = {"image": image}
     if "valid_size" in input_names:
         inputs["valid_size"] = np.array([geometry.valid_size for geometry in geometries], dtype=np.int32)
     return inputs

@@ -17,11 +17,15 @@ from grpc_reflection.v1alpha import reflection
 from pydantic import Field, ValidationError, model_validator
 
 from ferryman.errors import AddressError, BundleError, FerrymanError, UsageError
+from ferryman.inference import grpc_service_pb2_grpc
 from ferryman.preprocess import MAX_PIXELS
 from ferryman.runtimes import parse_target
 from ferryman.runtimes.base import MAX_PARALLEL, Hint, Settings
 from ferryman.server.engine import Engine, EngineLimits
-from ferryman.server.health import SERVICE, Health
+from ferryman.server.health import SERVICES, Health
+from ferryman.server.inference.infer import InferLimits
+from ferryman.server.inference.servicer import InferenceServicer
+from ferryman.server.inference.shared_memory import Regions
 from ferryman.server.interceptors import CallsInFlight, ErrorInterceptor
 from ferryman.server.loading import LoadedModel, load_model
 from ferryman.server.repository import ModelRepository
@@ -47,6 +51,8 @@ class ServerConfig(Facts):
     certify: prove a model that has no valid certificate for this device before it is served, instead of refusing it
     max_message_bytes: of one request; max_pixels: of one picture
     max_batch, queue_limit: see EngineLimits; max_images_per_request, stream_window: see RequestLimits
+    allow_model_control: clients of the Open Inference Protocol may load and unload models
+    shared_memory_bytes: of all regions that its local clients may register; 0 refuses them
     grace_seconds: how long requests in flight may take when the server stops
     """
 
@@ -65,6 +71,8 @@ class ServerConfig(Facts):
     max_batch: Positive = 8
     queue_limit: Positive = 256
     stream_window: Positive = 4
+    allow_model_control: bool = False
+    shared_memory_bytes: Annotated[int, Field(ge=0)] = 0
     grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
 
     @model_validator(mode="after")
@@ -140,7 +148,17 @@ class VisionServer:
         requests = RequestLimits(max_images=config.max_images_per_request, stream_window=config.stream_window)
         servicer = VisionServicer(self.models, requests, self.calls)
         vision_pb2_grpc.add_VisionServiceServicer_to_server(servicer, self._server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        self._regions = Regions(config.shared_memory_bytes)
+        inference = InferenceServicer(
+            self.models,
+            self._regions,
+            InferLimits(max_images=config.max_images_per_request, max_bytes=config.max_message_bytes),
+            self.health,
+            self.calls.stopping,
+            config.allow_model_control,
+        )
+        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, self._server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
     async def start(self) -> list[str]:
         """Listens, loads the newest version of each model, and returns the names of those that are served.
@@ -188,6 +206,7 @@ class VisionServer:
         left = self.calls.count
         await self._server.stop(None if left else _LAST_CHECKS_S)
         await self.models.close()
+        self._regions.unregister("")
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._listening:
             log.info("server stopped: address=%s in_flight=%d cancelled=%d", self.address, in_flight, left)

@@ -11,17 +11,19 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ferryman.errors import OverloadedError, TaskError, TensorError, UsageError
+from ferryman.errors import OverloadedError, TaskError, TensorError, UnavailableError, UsageError
 from ferryman.predictor import Fitted, Timings, fit_images
 from ferryman.preprocess import MAX_PIXELS, Geometry, stack_inputs
 from ferryman.results import Outputs
 from ferryman.server.batcher import Batcher, check_deadline
 from ferryman.server.loading import LoadedModel
+from ferryman.server.statistics import Stages, Statistics
 from ferryman.specs import Facts, Task
 
 T = TypeVar("T")
 MakeResult = Callable[[Outputs, int, Geometry], T]
 _Canvas = tuple[int, NDArray[np.uint8], Geometry]  # with the index of its size
+_Ran = tuple[Outputs, Stages]  # one image's outputs, and what its batch took
 
 
 class EngineLimits(Facts):
@@ -38,11 +40,15 @@ class EngineLimits(Facts):
 
 @dataclass(frozen=True)
 class Computed:
-    """outputs: for each image the graph's outputs as a batch of one; queue_ms: waiting; compute_ms: its batches."""
+    """outputs: for each image the graph's outputs as a batch of one; queue_ms: waiting; compute_ms: its batches.
+
+    stages: of all its batches
+    """
 
     outputs: tuple[Outputs, ...]
     queue_ms: float
     compute_ms: float
+    stages: Stages
 
 
 class Engine:
@@ -57,11 +63,15 @@ class Engine:
 
     def __init__(self, model: LoadedModel, limits: EngineLimits, pool: Executor) -> None:
         self.model = model
-        self._limits = limits
+        self.limits = limits
+        self.statistics = Statistics()
         self._pool = pool
         self._inside = 0
+        self._draining = False
+        self._empty = asyncio.Event()
+        self._empty.set()
         # A batch is of one size: of that of the canvas that has waited longest.
-        self._batcher = Batcher[_Canvas, Outputs](
+        self._batcher = Batcher[_Canvas, _Ran](
             self._compute, limits.max_batch, f"{model.name}-{model.version}", key=lambda canvas: canvas[0]
         )
 
@@ -91,7 +101,14 @@ class Engine:
             computed = await self._submit(fitted.sizes, fitted.canvases, fitted.geometries, deadline)
             before = time.perf_counter()
             results = await self._in_pool(_make_all, make, computed.outputs, fitted.geometries)
-        end = time.perf_counter()
+            end = time.perf_counter()
+            stages = computed.stages
+            stages = Stages(
+                stages.input_ns + int((fitted.decode_ms + fitted.resize_ms) * 1e6),
+                stages.infer_ns,
+                stages.output_ns + int((end - before) * 1e9),
+            )
+            self.statistics.add_answer(len(images), int((end - start) * 1e9), int(computed.queue_ms * 1e6), stages)
         return results, Timings(
             decode_ms=fitted.decode_ms,
             resize_ms=fitted.resize_ms,
@@ -114,8 +131,17 @@ class Engine:
                 wanted = " or ".join(map(str, shapes))
                 raise TensorError(f"a canvas must be uint8 {wanted}, got {canvas.dtype} {canvas.shape}")
         sizes = [shapes.index(canvas.shape) for canvas in canvases]
+        start = time.perf_counter()
         with self._admit(len(canvases)):
-            return await self._submit(sizes, canvases, geometries, deadline)
+            computed = await self._submit(sizes, canvases, geometries, deadline)
+            total_ns, queue_ns = int((time.perf_counter() - start) * 1e9), int(computed.queue_ms * 1e6)
+            self.statistics.add_answer(len(canvases), total_ns, queue_ns, computed.stages)
+            return computed
+
+    async def drain(self) -> None:
+        """Refuses new requests; returns when those inside are answered."""
+        self._draining = True
+        await self._empty.wait()
 
     async def close(self) -> None:
         """Refuses what waits, lets what runs end, frees the model."""
@@ -124,27 +150,37 @@ class Engine:
 
     @contextmanager
     def _admit(self, count: int) -> Generator[None]:
-        limit = self._limits.queue_limit
+        if self._draining:
+            raise UnavailableError(f"{self.model.name} version {self.model.version} is being unloaded")
+        limit = self.limits.queue_limit
         if count > limit:
             raise UsageError(f"{count} images at a time are more than the limit of {limit}; send fewer", "images")
         if self._inside + count > limit:
             # The time that what is inside takes, as far as the last batch can tell.
+            self.statistics.add_failure(0)
             wait_s = min(5.0, max(0.05, self._inside * self._batcher.last_item_s))
             raise OverloadedError(
                 f"{self.model.name} has {self._inside} images to answer already, the limit is {limit}; "
                 f"ask again in {wait_s:.2f} s",
                 wait_s,
             )
+        start = time.perf_counter()
         self._inside += count
+        self._empty.clear()
         try:
             yield
+        except BaseException:  # cancelled as well
+            self.statistics.add_failure(int((time.perf_counter() - start) * 1e9))
+            raise
         finally:
             self._inside -= count
+            if self._inside == 0:
+                self._empty.set()
 
     def _fit(self, images: Sequence[bytes], deadline: float | None) -> Fitted:
         check_deadline(deadline)  # it may have passed while all threads were busy
         specs = [spec.preprocess for spec in self.model.bundle.manifest.specs]
-        return fit_images(images, specs, self._limits.max_pixels)
+        return fit_images(images, specs, self.limits.max_pixels)
 
     async def _submit(
         self,
@@ -157,14 +193,27 @@ class Engine:
         start = time.perf_counter()
         done = await self._batcher.submit(list(zip(sizes, canvases, geometries, strict=True)), deadline)
         elapsed_ms = (time.perf_counter() - start) * 1e3
-        compute_ms = sum({one.batch: one.compute_ms for one in done}.values())
-        return Computed(tuple(one.output for one in done), max(0.0, elapsed_ms - compute_ms), compute_ms)
+        batches = {one.batch: (one.compute_ms, one.output[1]) for one in done}.values()
+        compute_ms = sum(compute_ms for compute_ms, _ in batches)
+        stages = Stages(
+            sum(stages.input_ns for _, stages in batches),
+            sum(stages.infer_ns for _, stages in batches),
+            sum(stages.output_ns for _, stages in batches),
+        )
+        return Computed(tuple(one.output[0] for one in done), max(0.0, elapsed_ms - compute_ms), compute_ms, stages)
 
-    def _compute(self, batch: list[_Canvas]) -> list[Outputs]:
+    def _compute(self, batch: list[_Canvas]) -> list[_Ran]:
+        start = time.perf_counter_ns()
         sizes, canvases, geometries = zip(*batch, strict=True)
         session = self.model.sessions[sizes[0]]
-        outputs = session.run(stack_inputs(canvases, geometries, session.spec.input_names))
-        return [{name: array[i : i + 1] for name, array in outputs.items()} for i in range(len(batch))]
+        inputs = stack_inputs(canvases, geometries, session.spec.input_names)
+        ready = time.perf_counter_ns()
+        outputs = session.run(inputs)
+        ran = time.perf_counter_ns()
+        rows = [{name: array[i : i + 1] for name, array in outputs.items()} for i in range(len(batch))]
+        stages = Stages(ready - start, ran - ready, time.perf_counter_ns() - ran)
+        self.statistics.add_batch(len(batch), stages)
+        return [(row, stages) for row in rows]
 
     async def _in_pool(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)

@@ -1,14 +1,18 @@
-"""The standard health service: "" and VisionService for the server as a whole, and one name a model."""
+"""The standard health service: "" and the services for the server as a whole, and one name a model."""
 
 from collections.abc import Iterable
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from ferryman.inference import grpc_service_pb2
 from ferryman.v1 import vision_pb2
 
-SERVICE = vision_pb2.DESCRIPTOR.services_by_name["VisionService"].full_name
-_OVERALL = ("", SERVICE)
+SERVICES = (
+    vision_pb2.DESCRIPTOR.services_by_name["VisionService"].full_name,
+    grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
+)
+_OVERALL = ("", *SERVICES)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -19,6 +23,12 @@ class Health:
     def __init__(self, server: grpc.aio.Server) -> None:
         self._servicer = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        self._ready = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether the server has loaded all it could, and does not stop."""
+        return self._ready
 
     async def register(self, models: Iterable[str]) -> None:
         """Makes the server and these models known; none of them serves yet."""
@@ -31,9 +41,11 @@ class Health:
 
     async def set_ready(self) -> None:
         """The server has loaded all it could, and takes requests."""
+        self._ready = True
         for name in _OVERALL:
             await self._servicer.set(name, _SERVING)
 
     async def stop(self) -> None:
         """Nothing serves any more; later changes are ignored."""
+        self._ready = False
         await self._servicer.enter_graceful_shutdown()

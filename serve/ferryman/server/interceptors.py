@@ -1,4 +1,4 @@
-"""What every vision call goes through: errors become statuses here, and calls in flight are counted."""
+"""What every call to a model goes through: errors become statuses here, and calls in flight are counted."""
 
 import asyncio
 import logging
@@ -10,10 +10,11 @@ import grpc.aio
 from grpc_status import rpc_status
 
 from ferryman.errors import FerrymanError, UnavailableError
-from ferryman.server.health import SERVICE
+from ferryman.server.health import SERVICES
 from ferryman.status import status_from_error
 
 log = logging.getLogger(__name__)
+_PATHS = tuple(f"/{service}/" for service in SERVICES)
 UNEXPECTED = "the server met an unexpected error; its log says more"
 # grpc has no types for the handlers that go through an interceptor: requests and responses of any method.
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -64,7 +65,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     ) -> "Handler | None":
         handler: Any = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith(f"/{SERVICE}/"):
+        if handler is None or not method.startswith(_PATHS):
             return handler  # health and reflection have statuses of their own
         kind, behaviour = (
             (grpc.stream_stream_rpc_method_handler, handler.stream_stream)

@@ -11,6 +11,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 
+from ferryman.inference import grpc_service_pb2_grpc
 from ferryman.server.app import ServerConfig, VisionServer
 from ferryman.v1 import vision_pb2_grpc
 
@@ -21,7 +22,9 @@ class Caller:
     """The stubs of a server, without any of our client."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
         self.vision: Any = vision_pb2_grpc.VisionServiceStub(channel)
+        self.inference: Any = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
         self.health: Any = health_pb2_grpc.HealthStub(channel)
         # Its stub is typed for the blocking channel alone.
         self.reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # pyright: ignore[reportArgumentType]

@@ -191,7 +191,7 @@ async def test_health_follows_loading(toy_repository: Path) -> None:
     async with calling(server.address) as caller:
         # loaded in this order, and toy-detector is not yet
         assert await caller.status_of("toy-classifier") == SERVING
-        for name in ("toy-detector", "toy-embedder", "", "ferryman.v1.VisionService"):
+        for name in ("toy-detector", "toy-embedder", "", "ferryman.v1.VisionService", "inference.GRPCInferenceService"):
             assert await caller.status_of(name) == NOT_SERVING
         assert (await details_of(caller.status_of("vit")))[0] == "NOT_FOUND"
         # what is loaded already answers; what is not yet is waited for
@@ -200,7 +200,7 @@ async def test_health_follows_loading(toy_repository: Path) -> None:
         gate.open()
         assert (await waiting).results
         assert await starting == ["toy-classifier", "toy-detector", "toy-embedder"]
-        for name in ("toy-detector", "toy-embedder", "", "ferryman.v1.VisionService"):
+        for name in ("toy-detector", "toy-embedder", "", "ferryman.v1.VisionService", "inference.GRPCInferenceService"):
             assert await caller.status_of(name) == SERVING
     await server.stop()
 
@@ -237,7 +237,7 @@ async def test_a_corrupt_bundle_beside_a_good_one(tmp_path: Path) -> None:
         file.write(b"\0")
     async with running(tmp_path) as server, calling(server.address) as caller:
         assert await caller.status_of("toy-classifier") == NOT_SERVING
-        for name in ("toy-detector", "", "ferryman.v1.VisionService"):
+        for name in ("toy-detector", "", "ferryman.v1.VisionService", "inference.GRPCInferenceService"):
             assert await caller.status_of(name) == SERVING
         code, message, details = await details_of(caller.vision.Classify(classify()))
         assert (code, details["ErrorInfo"].reason) == ("FAILED_PRECONDITION", "BundleError")
@@ -260,6 +260,7 @@ async def test_reflection_names_the_services(toy_repository: Path) -> None:
             "ferryman.v1.VisionService",
             "grpc.health.v1.Health",
             "grpc.reflection.v1alpha.ServerReflection",
+            "inference.GRPCInferenceService",
         }
 
 

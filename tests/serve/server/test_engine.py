@@ -163,6 +163,48 @@ async def test_a_runtime_failure_is_an_engine_error(engine: Engine) -> None:
     assert engine.images_inside == 0
 
 
+async def test_requests_and_batches_are_counted(engine: Engine, shut: Gate) -> None:
+    fitted = fit_images(make_pictures(5), [SPEC.preprocess])
+    first = asyncio.create_task(engine.run(fitted.canvases, fitted.geometries))
+    await shut.wait_for_batches(1)
+    second = asyncio.create_task(engine.answer(make_pictures(3), to_detections))
+    left = asyncio.create_task(engine.answer(make_pictures(4), to_detections))
+    with pytest.raises(OverloadedError):
+        await engine.answer(make_pictures(9), to_detections)
+    await asyncio.sleep(0.05)
+    left.cancel()
+    await asyncio.wait([left])
+    shut.open()
+    await asyncio.gather(first, second)
+    found = engine.statistics
+    # 4 of the first request, then its fifth with the three of the second
+    assert shut.batches == [4, 4]
+    assert {size: stages.compute_infer.count for size, stages in found.batches.items()} == {4: 2}
+    assert (found.images, found.success.count, found.fail.count, found.queue.count) == (8, 2, 2, 2)
+    assert found.last_ms == pytest.approx(time.time() * 1e3, abs=60_000)
+    requests, batches = found.requests, found.batches[4]
+    for name in ("compute_input", "compute_infer", "compute_output"):
+        assert getattr(requests, name).count == 2
+        assert getattr(batches, name).ns > 0
+    # the first request was in both batches, the second in one of them
+    assert batches.compute_infer.ns < requests.compute_infer.ns < 2 * batches.compute_infer.ns
+    assert found.queue.ns + requests.compute_infer.ns < found.success.ns
+
+
+async def test_draining_answers_what_is_inside(engine: Engine, shut: Gate) -> None:
+    inside = asyncio.create_task(engine.answer(make_pictures(9), to_detections))
+    await shut.wait_for_batches(1)
+    draining = asyncio.create_task(engine.drain())
+    await asyncio.sleep(0)
+    with pytest.raises(UnavailableError, match="toy-detector version 1 is being unloaded"):
+        await engine.answer(make_pictures(1), to_detections)
+    assert not draining.done()
+    shut.open()
+    results, _ = await inside
+    assert len(results) == 9
+    await draining
+
+
 async def test_a_closed_engine_is_unavailable(engine: Engine) -> None:
     await engine.close()
     with pytest.raises(UnavailableError):

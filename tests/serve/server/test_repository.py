@@ -29,6 +29,7 @@ from ferryman.server.loading import LoadedModel, load_model
 from ferryman.server.repository import ModelRepository
 
 from ..toy import TARGET, add_toy_bundle, change_golden, flip_a_byte, recertify, reseal
+from .gate import Gate
 
 
 class Loader:
@@ -49,7 +50,10 @@ class Holder:
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
-        self.closed = False
+        self.drained = self.closed = False
+
+    async def drain(self) -> None:
+        self.drained = True
 
     async def close(self) -> None:
         self.closed = True
@@ -237,3 +241,74 @@ async def test_closed(toy_repository: Path) -> None:
         pass
     with pytest.raises(UnavailableError):
         await repository.get("toy-detector")
+
+
+async def test_what_is_unloaded_is_refused_until_it_is_loaded(copy: Path) -> None:
+    add_toy_bundle(copy, "toy-classifier", samples=3)
+    async with opened(copy, Loader()) as repository:
+        served = await asyncio.gather(repository.get("toy-classifier"), repository.get("toy-classifier", 1))
+        await repository.get("toy-detector")
+        await repository.unload("toy-classifier")
+        assert all(one.drained and one.closed for one in served)
+        for version in (0, 1, 2):
+            with pytest.raises(BundleError, match="is unloaded"):
+                await repository.get("toy-classifier", version)
+        assert not repository.is_ready("toy-classifier")
+        assert [one.model.name for one in repository.loaded()] == ["toy-detector"]
+        states = {(one.name, one.version): (one.state, one.reason) for one in repository.index()}
+        assert states == {
+            ("toy-classifier", 1): ("UNAVAILABLE", "unloaded"),
+            ("toy-classifier", 2): ("UNAVAILABLE", "unloaded"),
+            ("toy-detector", 1): ("READY", ""),
+            ("toy-embedder", 1): ("UNAVAILABLE", "loaded when it is first asked for"),
+        }
+        await repository.load("toy-classifier")
+        assert (await repository.get("toy-classifier")).model.version == 2
+        assert repository.versions("toy-classifier") == (2,)
+        await repository.load("toy-classifier", 1)
+        assert (await repository.get("toy-classifier", 1)).model.version == 1
+
+
+async def test_a_new_version_is_the_newest_once_it_is_loaded(copy: Path) -> None:
+    async with opened(copy, Loader()) as repository:
+        old = await repository.get("toy-classifier")
+        add_toy_bundle(copy, "toy-classifier", samples=3)
+        assert await repository.get("toy-classifier") is old
+        graph = copy / "toy-classifier" / "2" / "model.onnx"
+        right = graph.read_bytes()
+        flip_a_byte(graph)
+        with pytest.raises(BundleError, match="toy-classifier version 2 can't be served"):
+            await repository.load("toy-classifier")
+        # the old one goes on, and the bad one is seen
+        assert await repository.get("toy-classifier") is old
+        [_, bad, *_] = repository.index()
+        assert (bad.version, bad.state, "model.onnx is not the file" in bad.reason) == (2, "UNAVAILABLE", True)
+        graph.write_bytes(right)
+        await repository.load("toy-classifier")
+        assert (await repository.get("toy-classifier")).model.version == 2
+        assert (await repository.get("toy-classifier", 1)) is old
+
+
+async def test_unloading_a_model_that_loads(copy: Path) -> None:
+    gate = Gate()
+    async with opened(copy, Loader(lambda folder: gate(1))) as repository:
+        waiting = asyncio.create_task(repository.get("toy-classifier"))
+        await gate.wait_for_batches(1)
+        assert repository.index()[0].state == "LOADING"
+        await repository.unload("toy-classifier")
+        with pytest.raises(UnavailableError, match="is being unloaded"):
+            await waiting
+        gate.open()
+        assert repository.index()[0].reason == "unloaded"
+
+
+@pytest.mark.parametrize(("name", "version", "error", "message"), WRONG_REQUESTS.values(), ids=WRONG_REQUESTS)
+async def test_loads_that_fit_nothing(
+    toy_repository: Path, name: str, version: int, error: type[FerrymanError], message: str
+) -> None:
+    async with opened(toy_repository, Loader()) as repository:
+        with pytest.raises(error, match=message):
+            await repository.load(name, version)
+        if version == 0:
+            with pytest.raises(error, match=message):
+                await repository.unload(name)

@@ -1,0 +1,148 @@
+"""ModelInfer: from a request to an answer, through the model's engine."""
+
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferryman.errors import TensorError, UsageError
+from ferryman.inference import grpc_service_pb2 as pb
+from ferryman.preprocess import Geometry
+from ferryman.results import Outputs
+from ferryman.server.engine import Engine
+from ferryman.server.inference.outputs import add_output, join_images, wanted_from_request
+from ferryman.server.inference.parameters import read_number
+from ferryman.server.inference.shared_memory import Regions
+from ferryman.server.inference.tensors import BYTES, DATATYPES, Input, inputs_from_request, read_array, read_elements
+from ferryman.server.repository import ModelRepository
+from ferryman.specs import Facts
+
+# Encoded pictures. No graph has an input of that name: see the contract in `specs`.
+PICTURES = "image_bytes"
+
+
+class InferLimits(Facts):
+    """max_images: of one request; max_bytes: of encoded pictures that one request has in shared memory
+
+    stream_window: requests of one stream that may be inside at a time
+    """
+
+    max_images: int = 64
+    max_bytes: int = 64 * 1024 * 1024
+    stream_window: int = 16
+
+
+class Inferer:
+    def __init__(self, models: ModelRepository[Engine], regions: Regions, limits: InferLimits) -> None:
+        self._models = models
+        self._regions = regions
+        self._limits = limits
+
+    async def infer(self, request: pb.ModelInferRequest, deadline: float | None) -> pb.ModelInferResponse:
+        """deadline: in seconds of `time.monotonic`; the request's own timeout counts as well, from now on.
+
+        Raises UsageError, TensorError and ImageError for what the request got wrong, and what the engine raises.
+        """
+        deadline = _earlier(deadline, request)
+        engine = await self._models.get(request.model_name, version_from_text(request.model_version))
+        spec = engine.model.bundle.spec
+        wanted = wanted_from_request(request, spec, self._regions)
+        inputs = inputs_from_request(request)
+        if PICTURES in inputs:
+            outputs = await self._answer_pictures(engine, inputs, deadline)
+        else:
+            outputs = await self._answer_canvases(engine, inputs, deadline)
+        response = pb.ModelInferResponse(
+            model_name=engine.model.name, model_version=str(engine.model.version), id=request.id
+        )
+        for one in wanted:
+            add_output(response, one, join_images(outputs, one.name), spec, self._regions)
+        return response
+
+    async def _answer_pictures(
+        self, engine: Engine, inputs: dict[str, Input], deadline: float | None
+    ) -> tuple[Outputs, ...]:
+        given = inputs[PICTURES]
+        others = sorted(set(inputs) - {PICTURES})
+        if others:
+            raise TensorError(f"input {PICTURES} stands alone, got {', '.join(others)[:100]} beside it")
+        given.check(BYTES, (-1,), (-1, 1))
+        self._check_images(given)
+        pictures = read_elements(given, self._regions, self._limits.max_bytes)
+        outputs, _ = await engine.answer(pictures, _keep, deadline)
+        return tuple(outputs)
+
+    async def _answer_canvases(
+        self, engine: Engine, inputs: dict[str, Input], deadline: float | None
+    ) -> tuple[Outputs, ...]:
+        specs = engine.model.bundle.manifest.specs
+        names = specs[0].input_names
+        unknown = sorted(set(inputs) - set(names))
+        if unknown or "image" not in inputs:
+            given = ", ".join(unknown)[:100] or "no image"
+            raise TensorError(f"the model takes {', '.join(names)}, or {PICTURES} alone; got {given}")
+        image = inputs["image"]
+        image.check(DATATYPES["uint8"], *((-1, *spec.preprocess.size, 3) for spec in specs))
+        self._check_images(image)
+        batch, height, width, _ = image.shape
+        valid = inputs.get("valid_size")
+        if valid is not None:
+            valid.check(DATATYPES["int32"], (batch, 2))
+        canvases = read_array(image, "uint8", self._regions)
+        if valid is None:
+            geometries = [_geometry((height, width), (height, width))] * batch
+        else:
+            sizes = read_array(valid, "int32", self._regions)
+            geometries = _geometries(sizes, (height, width))
+        return (await engine.run(list(canvases), geometries, deadline)).outputs
+
+    def _check_images(self, given: Input) -> None:
+        if given.shape[0] > self._limits.max_images:
+            raise UsageError(
+                f"the request holds {given.shape[0]} images, more than the limit of {self._limits.max_images}; send "
+                "several requests",
+                "inputs",
+            )
+
+
+def version_from_text(text: str) -> int:
+    """A version, 0 for the newest, which an empty text stands for. Raises UsageError for anything else."""
+    if not text:
+        return 0
+    if not (text.isascii() and text.isdecimal() and len(text) <= 18 and int(text) > 0):
+        raise UsageError(
+            f"version {text[:40]!r} is not a number of 1 or more; leave it empty for the newest", "version"
+        )
+    return int(text)
+
+
+def _earlier(deadline: float | None, request: pb.ModelInferRequest) -> float | None:
+    """The call's deadline, or that of the request's own timeout where that is sooner."""
+    if not request.parameters:
+        return deadline
+    read_number(request.parameters, "priority")  # all requests have the same, but it must be one
+    timeout_us = read_number(request.parameters, "timeout")
+    if not timeout_us:  # 0 is none
+        return deadline
+    own = time.monotonic() + timeout_us / 1e6
+    return own if deadline is None else min(own, deadline)
+
+
+def _geometries(sizes: NDArray[Any], canvas: tuple[int, int]) -> list[Geometry]:
+    if (sizes < 1).any() or (sizes > np.array(canvas)).any():
+        raise TensorError(
+            f"valid_size is height and width of the real pixels, from 1, 1 to {canvas[0]}, {canvas[1]}; got "
+            f"{sizes.tolist()}"
+        )
+    return [_geometry((int(height), int(width)), canvas) for height, width in sizes]
+
+
+def _geometry(valid: tuple[int, int], canvas: tuple[int, int]) -> Geometry:
+    """Of a canvas whose real pixels are the whole picture, at their own size."""
+    return Geometry(valid, valid, (0.0, 0.0, float(valid[1]), float(valid[0])), canvas)
+
+
+def _keep(outputs: Outputs, index: int, geometry: Geometry) -> Outputs:
+    del index, geometry  # the outputs of one image, as the graph gives them
+    return outputs

@@ -1,0 +1,83 @@
+"""What a model's requests and batches took, counted as Triton's statistics are."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Nanoseconds of one batch, or of all the batches of one request.
+
+    input_ns: until the graph's inputs are there, decoding included; infer_ns: in the session
+    output_ns: from the session's outputs to what the request gets
+    """
+
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+
+
+@dataclass
+class Duration:
+    """How often, and how long in all."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: int) -> None:
+        self.count += 1
+        self.ns += ns
+
+
+@dataclass
+class StageDurations:
+    compute_input: Duration = field(default_factory=Duration)
+    compute_infer: Duration = field(default_factory=Duration)
+    compute_output: Duration = field(default_factory=Duration)
+
+    def add(self, stages: Stages) -> None:
+        self.compute_input.add(stages.input_ns)
+        self.compute_infer.add(stages.infer_ns)
+        self.compute_output.add(stages.output_ns)
+
+
+@dataclass
+class Statistics:
+    """Since the model was loaded; written by several threads.
+
+    success, queue, requests: of requests that were answered; each counts the whole of the batches that it was in
+    fail: of those that were not, those included that were refused for want of a place
+    images: in requests that were answered; last_ms: when the last was, in milliseconds since 1970, 0 for never
+    batches: by their number of images
+    """
+
+    success: Duration = field(default_factory=Duration)
+    fail: Duration = field(default_factory=Duration)
+    queue: Duration = field(default_factory=Duration)
+    requests: StageDurations = field(default_factory=StageDurations)
+    images: int = 0
+    last_ms: int = 0
+    batches: dict[int, StageDurations] = field(default_factory=dict[int, StageDurations])
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add_batch(self, size: int, stages: Stages) -> None:
+        with self._lock:
+            found = self.batches.get(size)
+            if found is None:
+                # another dictionary, so that one that is being read stays as it is
+                found = StageDurations()
+                self.batches = dict(sorted((self.batches | {size: found}).items()))
+            found.add(stages)
+
+    def add_answer(self, images: int, total_ns: int, queue_ns: int, stages: Stages) -> None:
+        with self._lock:
+            self.success.add(total_ns)
+            self.queue.add(queue_ns)
+            self.requests.add(stages)
+            self.images += images
+            self.last_ms = time.time_ns() // 1_000_000
+
+    def add_failure(self, total_ns: int) -> None:
+        with self._lock:
+            self.fail.add(total_ns)

@@ -1,0 +1,191 @@
+"""Regions of shared memory: which names are taken, which bytes are reached, and what a client can't do with them."""
+
+import os
+import re
+from collections.abc import Iterator
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ferryman.errors import UnservedError, UsageError
+from ferryman.inference import grpc_service_pb2 as pb
+from ferryman.server.inference.shared_memory import Place, Regions
+
+from ...toy import SIDE, make_pictures
+from ..inside import calling, running
+from .asking import arrays_of, as_parameters, infer, infer_pictures, prefixed, status_of, tensor
+
+PAGE = 4096
+
+
+@pytest.fixture
+def memory() -> Iterator[SharedMemory]:
+    memory = SharedMemory(create=True, size=4 * PAGE)
+    yield memory
+    memory.close()
+    memory.unlink()
+
+
+@pytest.fixture
+def regions() -> Iterator[Regions]:
+    regions = Regions(8 * PAGE)
+    yield regions
+    regions.unregister("")
+
+
+def test_what_is_written_is_read(memory: SharedMemory, regions: Regions) -> None:
+    regions.register("r", memory.name, 10, 100)
+    regions.write(Place("r", 5, 20), b"abc")
+    assert bytes(bytes_of(memory)[14:19]) == b"\0abc\0"
+    assert regions.read(Place("r", 4, 5)) == b"\0abc\0"
+    bytes_of(memory)[109:111] = b"xy"
+    assert regions.read(Place("r", 99, 1)) == b"x"
+    assert regions.read(Place("r", 100, 0)) == b""
+
+
+def bytes_of(memory: SharedMemory) -> memoryview:
+    buffer = memory.buf
+    assert buffer is not None
+    return buffer
+
+
+PLACES = {
+    "another region": (Place("other", 0, 1), "there is no region 'other'"),
+    "beyond the end": (Place("r", 0, 101), "101 bytes at 0 reach beyond region 'r', which has 100"),
+    "from beyond the end": (Place("r", 101, 0), "reach beyond"),
+    "huge": (Place("r", 2**62, 2**62), "reach beyond"),
+}
+
+
+@pytest.mark.parametrize(("place", "message"), PLACES.values(), ids=PLACES)
+def test_nothing_beyond_the_region_is_reached(
+    memory: SharedMemory, regions: Regions, place: Place, message: str
+) -> None:
+    regions.register("r", memory.name, 10, 100)
+    for reach in (regions.check, regions.read, lambda place: regions.write(place, b"")):
+        with pytest.raises(UsageError, match=message):
+            reach(place)
+    with pytest.raises(UsageError, match="an output of 9 bytes does not fit the 8 of shared memory for it"):
+        regions.write(Place("r", 0, 8), b"123456789")
+
+
+KEYS = [
+    "",
+    "/",
+    "..",
+    "/..",
+    "/../etc/passwd",
+    "a/b",
+    "/a/b",
+    "//a",
+    ".hidden",
+    "a\0b",
+    "ä",
+    "x" * 300,
+    "sem.s",
+    "/sem.s",
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_keys_that_name_no_shared_memory(regions: Regions, key: str) -> None:
+    with pytest.raises(UsageError, match="a key such as /frames"):
+        regions.register("r", key, 0, 1)
+
+
+def test_what_is_no_shared_memory(memory: SharedMemory, regions: Regions, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no shared memory 'ferryman-none' that"):
+        regions.register("r", "/ferryman-none", 0, 1)
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(100))
+    place = Path(f"/dev/shm/ferryman-{os.getpid()}")
+    for make in (lambda: place.symlink_to(secret), place.mkdir, lambda: os.mkfifo(place)):
+        make()
+        try:
+            with pytest.raises(UsageError, match=r"there is no shared memory|is smaller than"):
+                regions.register("r", place.name, 0, 1)
+        finally:
+            place.rmdir() if place.is_dir() and not place.is_symlink() else place.unlink()
+    assert not regions.status("").regions
+
+
+def test_registering(memory: SharedMemory, regions: Regions) -> None:
+    with pytest.raises(UnservedError, match="shared memory is off in this server"):
+        Regions(0).register("r", memory.name, 0, 1)
+    with pytest.raises(UsageError, match=f"is smaller than {4 * PAGE + 1} bytes"):
+        regions.register("r", memory.name, 1, 4 * PAGE)
+    with pytest.raises(UsageError, match="is smaller than"):
+        regions.register("r", memory.name, 2**64 - 2, 1)
+    with pytest.raises(UsageError, match=f"{8 * PAGE + 1} bytes are not in what is left"):
+        regions.register("r", memory.name, 0, 8 * PAGE + 1)
+    with pytest.raises(UsageError, match="0 bytes are not in what is left"):
+        regions.register("r", memory.name, 0, 0)
+    with pytest.raises(UsageError, match="a region needs a name"):
+        regions.register("", memory.name, 0, 1)
+    files = len(os.listdir("/proc/self/fd"))
+    regions.register("r", memory.name, 0, 4 * PAGE)
+    with pytest.raises(UsageError, match="region 'r' is registered already"):
+        regions.register("r", memory.name, 0, 1)
+    regions.register("s", f"/{memory.name}", 0, 4 * PAGE)
+    with pytest.raises(UsageError, match=re.escape(f"1 bytes are not in what is left: 0 of {8 * PAGE} bytes")):
+        regions.register("t", memory.name, 0, 1)
+    assert sorted(regions.status("").regions) == ["r", "s"]
+    assert regions.status("s").regions["s"].key == f"/{memory.name}"
+    regions.unregister("none")
+    regions.unregister("r")
+    assert list(regions.status("").regions) == ["s"]
+    regions.unregister("")
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+async def test_a_client_that_shrinks_its_region(memory: SharedMemory, toy_repository: Path) -> None:
+    """A mapping of it would end the server with a bus error."""
+    size = SIDE * SIDE * 3
+    place: dict[str, Any] = {"shared_memory_region": "r", "shared_memory_byte_size": size}
+    async with running(toy_repository, shared_memory_bytes=2**20) as server, calling(server.address) as caller:
+        await caller.inference.SystemSharedMemoryRegister(
+            pb.SystemSharedMemoryRegisterRequest(name="r", key=memory.name, byte_size=4 * PAGE)
+        )
+        request = pb.ModelInferRequest(
+            model_name="toy-classifier", inputs=[tensor("image", "UINT8", (1, SIDE, SIDE, 3), **place)]
+        )
+        right = await caller.inference.ModelInfer(request)
+        assert arrays_of(right)["logits"].shape == (1, 4)
+        os.truncate(f"/dev/shm/{memory.name}", 100)
+        assert await status_of(caller.inference.ModelInfer(request)) == (
+            "INVALID_ARGUMENT", "region 'r' is smaller than it was when it was registered"
+        )  # fmt: skip
+        canvas = {"image": np.zeros((1, SIDE, SIDE, 3), np.uint8)}
+        output = infer("toy-classifier", canvas, ["logits"])
+        for name, value in as_parameters(place | {"shared_memory_offset": 200}).items():
+            output.outputs[0].parameters[name].CopyFrom(value)
+        assert (await status_of(caller.inference.ModelInfer(output)))[0] == "INVALID_ARGUMENT"
+        assert os.path.getsize(f"/dev/shm/{memory.name}") == 100
+        assert arrays_of(await caller.inference.ModelInfer(infer("toy-classifier", canvas)))
+
+
+async def test_pictures_in_shared_memory(memory: SharedMemory, toy_repository: Path) -> None:
+    pictures = make_pictures(2)
+    data = prefixed(pictures)
+    bytes_of(memory)[7 : 7 + len(data)] = data
+    limits: dict[str, Any] = {"shared_memory_bytes": 2**20, "max_message_bytes": 2 * PAGE + 1000}
+    assert len(data) < 4 * PAGE
+    async with running(toy_repository, **limits) as server, calling(server.address) as caller:
+        await caller.inference.SystemSharedMemoryRegister(
+            pb.SystemSharedMemoryRegisterRequest(name="r", key=memory.name, offset=7, byte_size=3 * PAGE)
+        )
+        for size, message in ((len(data), None), (len(data) - 1, "says that it has"), (3 * PAGE, "the limit is 9192")):
+            place: dict[str, Any] = {"shared_memory_region": "r", "shared_memory_byte_size": size}
+            request = pb.ModelInferRequest(
+                model_name="toy-classifier", inputs=[tensor("image_bytes", "BYTES", (2,), **place)]
+            )
+            call = caller.inference.ModelInfer(request)
+            if message is None:
+                expected = await caller.inference.ModelInfer(infer_pictures("toy-classifier", pictures))
+                assert arrays_of(await call)["logits"].tolist() == arrays_of(expected)["logits"].tolist()
+            else:
+                code, found = await status_of(call)
+                assert (code, message in found) == ("INVALID_ARGUMENT", True), found
