@@ -57,14 +57,18 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, calls: CallsInFlight) -> None:
         self._calls = calls
+        self._handlers: dict[str, Handler] = {}  # guarded, by method
 
     async def intercept_service(
         self,
         continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
-        handler: Any = await continuation(handler_call_details)
         method = handler_call_details.method
+        known = self._handlers.get(method)
+        if known is not None:
+            return known
+        handler: Any = await continuation(handler_call_details)
         if handler is None or not method.startswith(_PATHS):
             return handler  # health and reflection have statuses of their own
         kind, behaviour = (
@@ -72,7 +76,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             if handler.request_streaming
             else (grpc.unary_unary_rpc_method_handler, handler.unary_unary)
         )
-        return kind(self._guard(behaviour, method), handler.request_deserializer, handler.response_serializer)
+        guarded = kind(self._guard(behaviour, method), handler.request_deserializer, handler.response_serializer)
+        self._handlers[method] = guarded
+        return guarded
 
     def _guard(self, behaviour: Behaviour, method: str) -> Behaviour:
         async def guarded(request: Any, context: Context) -> Any:

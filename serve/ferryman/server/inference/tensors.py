@@ -133,9 +133,9 @@ def _values(given: Input, contents: pb.InferTensorContents, count: int) -> Seque
 
 
 def _array_from_values(given: Input, values: Sequence[int], kind: np.dtype[Any]) -> NDArray[Any]:
-    array = np.fromiter(values, np.int64, len(values))
+    array = np.array(values)  # as fast as a copy: protobuf lays the values side by side
     bounds = np.iinfo(kind)
-    if array.size and not (bounds.min <= array.min() and array.max() <= bounds.max):
+    if not (bounds.min <= array.min() and array.max() <= bounds.max):
         raise TensorError(f"input {given.name} has values that {given.datatype} can't hold")
     return array.astype(kind).reshape(given.shape)
 
