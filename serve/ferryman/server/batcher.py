@@ -150,10 +150,14 @@ class Batcher(Generic[Item, Output]):
         running = sum(max(0.0, end - now) for end in ends)
         return (running + wait_before(loads, caller, own) + own) / self._concurrency
 
-    async def pause(self) -> None:
-        """Nothing is launched any more; returns when what runs has ended. `resume` goes on with what waits."""
+    def hold(self) -> None:
+        """Nothing is launched any more, until `resume`; may be called in any thread."""
         with self._lock:
             self._paused = True
+
+    async def pause(self) -> None:
+        """`hold`, and returns when what runs has ended."""
+        self.hold()
         await self._idle.wait()
 
     def resume(self) -> None:

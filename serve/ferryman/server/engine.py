@@ -305,8 +305,11 @@ class Engine:
         return [(row, stages) for row in rows]
 
     def _note(self, failed: bool) -> None:
-        if self._reload is not None:
-            self._mender.note(failed)
+        if self._reload is None:
+            return
+        self._mender.note(failed)
+        if not self.ready:  # what waits is for the session that comes
+            self._batcher.hold()
 
     async def _repair(self) -> None:
         """What waits stays, and is answered by the new session, unless there is none at the first try."""
