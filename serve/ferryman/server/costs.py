@@ -1,7 +1,7 @@
 """What batches of a session take, measured when it is loaded, and which of them are worth making."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from ferryman.errors import EngineError
 from ferryman.golden import GoldenSamples
@@ -71,28 +71,37 @@ def measure_costs(
 ) -> Costs:
     """Times a warm session on batches of its golden samples, of 1, 2, 4 ... `max_batch`.
 
-    Ends with the first size that does not help, or that the session fails on, or when `_BUDGET_S` is over.
+    Each size is timed in turn with the best so far, so that what else the machine does falls on both. Ends with the
+    first size that does not help, or that the session fails on, or when `_BUDGET_S` is over.
     Raises EngineError when it fails on one image.
     """
-    measured: dict[int, float] = {}
+    limit = min(max_batch, session.largest_useful_batch or max_batch)
     end = clock() + _BUDGET_S
-    size = 1
-    while size <= max_batch:
+
+    def time_batch(size: int) -> float:
         inputs = golden.batch([index % len(golden) for index in range(size)])
-        times: list[float] = []
+        start = clock()
+        session.run(inputs)
+        return clock() - start
+
+    time_batch(1)  # the first run of a size is the slowest: memory is taken for it
+    measured = {1: min(time_batch(1) for _ in _rounds(clock, end))}
+    size = 1
+    while (costs := Costs(measured)).best == size < limit and clock() < end:
+        size = min(2 * size, limit)
         try:
-            session.run(inputs)  # the first run of a size is the slowest: memory is taken for it
-            while not times or (len(times) < _RUNS and clock() < end):
-                start = clock()
-                session.run(inputs)
-                times.append(clock() - start)
+            time_batch(size)
+            times = [(time_batch(costs.best), time_batch(size)) for _ in _rounds(clock, end)]
         except EngineError:
-            if not measured:
-                raise
             break
-        measured[size] = min(times)
-        costs = Costs(measured)
-        if costs.best < size or clock() >= end or size == max_batch:
-            break
-        size = min(2 * size, max_batch)
+        measured[costs.best] = min(measured[costs.best], *(best for best, _ in times))
+        measured[size] = min(new for _, new in times)
     return Costs(measured)
+
+
+def _rounds(clock: Callable[[], float], end: float) -> Iterator[int]:
+    """One at least, `_RUNS` at most, none begun after the end."""
+    for number in range(_RUNS):
+        if number and clock() >= end:
+            return
+        yield number

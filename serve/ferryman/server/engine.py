@@ -246,11 +246,15 @@ class Engine:
             )
 
     def _check_wait(self, sizes: Mapping[int, int], deadline: float | None, caller: Caller, encoded: bool) -> None:
-        image_s = max(costs.image_s() for costs in self.model.costs)
-        coming = {one: count * image_s for one, count in self._decoding.items()}
+        coming: dict[Caller, float] = {}
+        if self._decoding:
+            image_s = max(costs.image_s() for costs in self.model.costs)
+            coming = {one: count * image_s for one, count in self._decoding.items()}
         wait_s = self._batcher.predict(sizes, caller, coming)
         if encoded:  # while pictures are decoded the device goes on with what waits for it
             wait_s = max(wait_s, self._decoder.predict(sum(sizes.values()), caller))
+        if wait_s == 0:  # it starts at once: whether it takes too long only trying tells
+            return
         own_s = sum(self.model.costs[size].total(count) for size, count in sizes.items())
         allowed_s = self.limits.queue_seconds + own_s
         if deadline is not None:

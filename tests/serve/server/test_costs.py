@@ -22,6 +22,7 @@ class Played(Session):
         super().__init__(SPECS["toy-classifier"])
         self.now = 0.0
         self.runs: list[int] = []
+        self.useful: int | None = None
         self._seconds = seconds
 
     def clock(self) -> float:
@@ -33,7 +34,7 @@ class Played(Session):
             raise EngineError(f"no memory for a batch of {size}")
         self.runs.append(size)
         # Now and then something else had the processor.
-        self.now += self._seconds[size] * (3 if len(self.runs) % 2 else 1)
+        self.now += self._seconds[size] * (1 if len(self.runs) % 3 else 3)
         return {}
 
     def attest(self, inputs: Arrays) -> Attestation:
@@ -41,6 +42,10 @@ class Played(Session):
 
     def _close(self) -> None:
         pass
+
+    @property
+    def largest_useful_batch(self) -> int | None:
+        return self.useful
 
 
 def measure(session: Played, max_batch: int) -> Costs:
@@ -59,6 +64,9 @@ def test_a_session_that_runs_one_by_one_gets_batches_of_one() -> None:
     session = Played({1: 0.010, 2: 0.020})
     assert measure(session, 32).best == 1
     assert set(session.runs) == {1, 2}
+    session = Played({1: 0.010, 2: 0.011, 3: 0.012})
+    session.useful = 3  # as many as it runs side by side
+    assert measure(session, 32).best == 3
 
 
 def test_the_last_size_is_the_limit() -> None:
@@ -77,6 +85,8 @@ def test_a_slow_model_is_not_held_up() -> None:
     costs = measure(session, 32)
     assert session.runs == [1, 1]
     assert costs.best == 1
+    session = Played({1: 1.0, 2: 1.5, 4: 2.5})
+    assert measure(session, 32).best == 1
 
 
 def test_small_batches_pay_for_what_a_launch_takes() -> None:
