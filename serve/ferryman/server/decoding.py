@@ -1,7 +1,8 @@
 """Threads that decode pictures and fit them to canvases, shared by all models of a process."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ferryman.predictor import Fitted, fit_one, join_fitted
 from ferryman.preprocess import MAX_PIXELS
@@ -43,10 +44,15 @@ class Decoder:
     ) -> Fitted:
         """As `fit_images`, picture by picture: those of a request that was cancelled, is late or has failed are left.
 
+        Its times are shares of the time that passed, as pictures are decoded side by side.
         Raises as `fit_images` and `Batcher.submit`.
         """
         pictures = [_Picture(data, number, len(images), specs) for number, data in enumerate(images, start=1)]
-        return join_fitted([done.output for done in await self._batcher.submit(pictures, deadline, caller)])
+        start = time.perf_counter()
+        fitted = join_fitted([done.output for done in await self._batcher.submit(pictures, deadline, caller)])
+        passed_ms = (time.perf_counter() - start) * 1e3
+        share = min(1.0, passed_ms / max(fitted.decode_ms + fitted.resize_ms, 1e-9))
+        return replace(fitted, decode_ms=fitted.decode_ms * share, resize_ms=fitted.resize_ms * share)
 
     def predict(self, images: int, caller: Caller) -> float:
         """Seconds until so many pictures would be decoded, 0.0 when they start at once."""

@@ -258,7 +258,9 @@ class Engine:
         own_s = sum(self.model.costs[size].total(count) for size, count in sizes.items())
         allowed_s = self.limits.queue_seconds + own_s
         if deadline is not None:
-            allowed_s = min(allowed_s, deadline - time.monotonic())
+            # One run less than there is time: what waits may take longer than it did.
+            spare_s = max(self.model.costs[size].seconds(1) for size in sizes)
+            allowed_s = min(allowed_s, deadline - time.monotonic() - spare_s)
         if wait_s > allowed_s:
             again_s = _clip(wait_s - allowed_s)
             raise OverloadedError(
