@@ -1,7 +1,7 @@
-"""Clients of a running server, in a process of their own: `python -m ferryman.bench.load ADDRESS < ORDERS`.
+"""Clients of a running server, in a process of their own: `python -m ferryman.bench.load`.
 
-Reads a request's bytes and then one order a line, and writes what became of each as a line of JSON. Requests and
-answers stay bytes, so that clients take as little of the machine as they can.
+Reads a line `ADDRESS SIZE`, a request of so many bytes and then one order a line, and writes what became of each as a
+line of JSON. Requests and answers stay bytes, so that clients take as little of the machine as they can.
 """
 
 import asyncio
@@ -130,9 +130,12 @@ class _Clients:
         return late
 
 
-async def _main(address: str) -> None:
-    size = int(sys.stdin.buffer.readline())
-    clients = _Clients(address, sys.stdin.buffer.read(size))
+async def _main() -> None:
+    line = sys.stdin.buffer.readline()
+    if not line:  # there is no server after all
+        return
+    address, size = line.decode().split()
+    clients = _Clients(address, sys.stdin.buffer.read(int(size)))
     orders: TypeAdapter[Closed | Open] = TypeAdapter(Closed | Open)
     while line := await asyncio.to_thread(sys.stdin.buffer.readline):
         outcome = await clients.run(orders.validate_json(line))
@@ -142,4 +145,4 @@ async def _main(address: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(sys.argv[1]))
+    asyncio.run(_main())

@@ -113,12 +113,15 @@ def serving(config: ServerConfig) -> Generator[VisionServer]:
 
 
 class Load:
-    """The process of `ferryman.bench.load`."""
+    """The process of `ferryman.bench.load`; made before a server is, since gRPC and forks don't go together."""
 
-    def __init__(self, address: str, request: bytes) -> None:
-        command = [sys.executable, "-m", "ferryman.bench.load", address]
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "ferryman.bench.load"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._send(f"{len(request)}\n".encode() + request)
+
+    def connect(self, address: str, request: bytes) -> None:
+        """Once, before the first order. request: what all its clients ask"""
+        self._send(f"{address} {len(request)}\n".encode() + request)
 
     def __call__(self, order: Closed | Open) -> Outcome:
         self._send(order.model_dump_json().encode() + b"\n")
@@ -233,11 +236,12 @@ def bench_serving(
     )
     with show_stages() as show, ExitStack() as opened:
         show("load", 0, 1)
+        load = Load()
+        opened.callback(load.close)
         server = opened.enter_context(serving(config))
         engine = asyncio.run(server.models.get(server.models.names[0]))
         request, inputs = make_request(engine)
-        load = Load(server.address, request)
-        opened.callback(load.close)
+        load.connect(server.address, request)
         session = engine.model.sessions[0]
         measures: dict[str, Callable[[float], list[Block]]] = {_BARE: partial(run_bare, session, inputs)}
         for count in clients or (1, 4, 16):
