@@ -32,6 +32,7 @@ T = TypeVar("T")
 MakeResult = Callable[[Outputs, int, Geometry], T]
 _Canvas = tuple[int, NDArray[np.uint8], Geometry]  # with the index of its size
 _Ran = tuple[Outputs, Stages]  # one image's outputs, and what its batch took
+_SHARE = 0.8  # of the time until its deadline that a request may be foretold to take, but for one more run
 _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.05, 5.0  # that a client who is refused is told
 
 
@@ -258,9 +259,9 @@ class Engine:
         own_s = sum(self.model.costs[size].total(count) for size, count in sizes.items())
         allowed_s = self.limits.queue_seconds + own_s
         if deadline is not None:
-            # One run less than there is time: what waits may take longer than it did.
+            # What waits may take longer than it did, and answers must travel.
             spare_s = max(self.model.costs[size].seconds(1) for size in sizes)
-            allowed_s = min(allowed_s, deadline - time.monotonic() - spare_s)
+            allowed_s = min(allowed_s, _SHARE * (deadline - time.monotonic()) - spare_s)
         if wait_s > allowed_s:
             again_s = _clip(wait_s - allowed_s)
             raise OverloadedError(

@@ -43,22 +43,22 @@ async def retry_of(call: Any) -> float:
 
 
 async def test_who_would_be_answered_too_late_is_refused_at_once(toy_repository: Path) -> None:
-    """A picture takes 10 s as far as is known, so that of requests that have 45 s three fit and one to spare."""
+    """A picture takes 10 s as far as is known, so that of requests that have 60 s three fit, into 48 s less one."""
     gate = Gate()
     models = MarkedModels(gate, lambda: one_by_one(10.0))
     async with running(toy_repository, gate, models, queue_seconds=100.0) as server, calling(server.address) as caller:
-        inside = [ask(caller, 1, timeout=45)]
+        inside = [ask(caller, 1, timeout=60)]
         await gate.wait_for_batches(1)
-        inside += [ask(caller, mark, timeout=45) for mark in (2, 3)]
+        inside += [ask(caller, mark, timeout=60) for mark in (2, 3)]
         engine = await server.models.get("toy-classifier")
         await until(lambda: engine.images_inside == 3)
-        for call in [ask(caller, mark, timeout=45) for mark in range(4, 24)]:
+        for call in [ask(caller, mark, timeout=60) for mark in range(4, 24)]:
             assert 0 < await retry_of(call) <= 5
         # one that has the time is let in, and another client's turn comes before the second of the first's
         inside += [ask(caller, 30, timeout=240)]
         await until(lambda: engine.images_inside == 4)
         async with calling(server.address) as other:
-            inside += [ask(other, 40, timeout=45)]
+            inside += [ask(other, 40, timeout=60)]
             await until(lambda: engine.images_inside == 5)
             gate.open()
             assert len(await asyncio.gather(*inside)) == 5
