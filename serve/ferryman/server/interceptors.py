@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from ferryman.errors import FerrymanError, UnavailableError
+from ferryman.errors import FerrymanError, UnavailableError, UsageError
 from ferryman.server.health import SERVICES
 from ferryman.status import status_from_error
 
@@ -71,20 +72,27 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler: Any = await continuation(handler_call_details)
         if handler is None or not method.startswith(_PATHS):
             return handler  # health and reflection have statuses of their own
-        kind, behaviour = (
-            (grpc.stream_stream_rpc_method_handler, handler.stream_stream)
+        kind, behaviour, check = (
+            (grpc.stream_stream_rpc_method_handler, handler.stream_stream, _check_messages)
             if handler.request_streaming
-            else (grpc.unary_unary_rpc_method_handler, handler.unary_unary)
+            else (grpc.unary_unary_rpc_method_handler, handler.unary_unary, _check_message)
         )
-        guarded = kind(self._guard(behaviour, method), handler.request_deserializer, handler.response_serializer)
+
+        def read(data: bytes) -> Any:
+            try:
+                return handler.request_deserializer(data)
+            except DecodeError:  # grpc would answer UNKNOWN, with the error's text
+                return _UNREADABLE
+
+        guarded = kind(self._guard(behaviour, check, method), read, handler.response_serializer)
         self._handlers[method] = guarded
         return guarded
 
-    def _guard(self, behaviour: Behaviour, method: str) -> Behaviour:
+    def _guard(self, behaviour: Behaviour, check: Callable[[Any], Any], method: str) -> Behaviour:
         async def guarded(request: Any, context: Context) -> Any:
             try:
                 self._calls.enter(context)
-                return await behaviour(request, context)
+                return await behaviour(check(request), context)
             except FerrymanError as error:
                 failure = error
             except Exception:
@@ -93,3 +101,17 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             await context.abort_with_status(rpc_status.to_status(status_from_error(failure)))
 
         return guarded
+
+
+_UNREADABLE = object()  # what stands for bytes that are no message
+
+
+def _check_message(request: Any) -> Any:
+    if request is _UNREADABLE:
+        raise UsageError("the request is no message of this method")
+    return request
+
+
+async def _check_messages(requests: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _check_message(request)

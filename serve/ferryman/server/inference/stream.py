@@ -33,9 +33,11 @@ async def answer_stream(
 
     async def answer_one(request: pb.ModelInferRequest) -> None:
         message = await _message_of(request, answer)
-        async with writing:
-            await context.write(message)
-        places.release()
+        try:
+            async with writing:
+                await context.write(message)
+        finally:
+            places.release()
 
     async def read() -> None:
         await places.acquire()

@@ -1,7 +1,7 @@
 """Every field of a request wrong in turn: the right status, one clear line, and a server that answers on."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -222,14 +222,43 @@ async def test_other_calls_that_are_wrong_or_off(toy_repository: Path) -> None:
 
 async def test_bytes_that_are_no_message(toy_repository: Path) -> None:
     random = np.random.default_rng(3)
+    unreadable = ("INVALID_ARGUMENT", "the request is no message of this method")
     async with running(toy_repository, max_message_bytes=65536) as server, calling(server.address) as caller:
         channel: Any = caller.channel
         ask = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        for size in (1, 10, 1000, 60_000):
-            code, _ = await status_of(ask(random.bytes(size)))
-            assert code in {"UNKNOWN", "INVALID_ARGUMENT", "NOT_FOUND"}
+        stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        for size in (10, 1000, 60_000):
+            data = b"\xff" + random.bytes(size)
+            assert await status_of(ask(data)) == unreadable
+            assert await status_of(stream(iter([data])).read()) == unreadable
         assert (await status_of(ask(bytes(70_000))))[0] == "RESOURCE_EXHAUSTED"
         assert arrays_of(await caller.inference.ModelInfer(classify()))["logits"].shape == (1, 4)
+
+
+async def test_requests_with_a_few_other_bytes(toy_repository: Path) -> None:
+    """Whatever they have become, they are answered or refused, and nothing is unexpected."""
+    random = np.random.default_rng(5)
+    whole = np.array([[32, 32]], np.int32)
+    seeds = [
+        classify(id="7", parameters=as_parameters({"timeout": 10**9}), outputs=[output("logits", classification=2)]),
+        infer("toy-detector", {"image": CANVAS, "valid_size": whole}),
+        infer_pictures("toy-embedder", [PICTURE]),
+        typed(Contents(uint_contents=[1] * SIZE)),
+    ]
+    allowed = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "DEADLINE_EXCEEDED"}
+    async with running(toy_repository) as server, calling(server.address) as caller:
+        ask: Any = cast("Any", caller.channel).unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        seen: set[str] = set()
+        for number in range(800):
+            data = bytearray(seeds[number % len(seeds)].SerializeToString())
+            # Most of a request is pixels: half of the changes go to its ends, where names and shapes are.
+            for place in random.integers(0, len(data), 3) if number % 2 else random.integers(-60, 60, 3):
+                data[place] = random.integers(256)
+            call = ask(bytes(data))
+            code = (await call.code()).name
+            assert code in allowed, (code, await call.details(), data[:100])
+            seen.add(code)
+        assert {"OK", "INVALID_ARGUMENT"} <= seen
 
 
 @pytest.mark.parametrize("name", ["ServerLive", "ModelInfer"])
