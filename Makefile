@@ -3,6 +3,7 @@
 #   make demo     carry both embedded models across, serve them, ask them about pictures
 #   make test     every test; one of them: make test ARGS="-k wheel"
 #   make bench-targets   the variants' speed against the stock recipe's, an hour or more; fewer: ARGS="--model vit-base"
+#   make bench-serving   the server's speed beside a bare loop's, five minutes; a flood too: ARGS="--overload 60"
 #   make lint     style, types, protos
 #   make protos   regenerate the gRPC code in serve/ferryman
 #   make clean    remove .venv and everything generated
@@ -22,7 +23,7 @@ PROTOC := $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=serve --pyi_o
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test bench-targets lint protos clean
+.PHONY: help demo test bench-targets bench-serving lint protos clean
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -35,6 +36,9 @@ test: $(VENV)/.installed-dev
 
 bench-targets: $(VENV)/.installed-bench
 	$(BIN)/python -m ferryman_export.bench_targets $(ARGS)
+
+bench-serving: $(VENV)/.installed-bench
+	$(BIN)/python -m ferryman_export.bench_serving $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

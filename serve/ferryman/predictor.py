@@ -68,26 +68,22 @@ def fit_images(images: Sequence[bytes], specs: Sequence[PreprocessSpec], max_pix
     """
     if not images:
         raise UsageError("the request holds no image; send at least one")
-    sizes: list[int] = []
-    canvases: list[NDArray[np.uint8]] = []
-    geometries: list[Geometry] = []
-    decode_ms = resize_ms = 0.0
-    for number, data in enumerate(images, start=1):
-        try:
-            fitted = _fit_one(data, specs, max_pixels)
-        except ImageError as error:
-            if len(images) == 1:
-                raise
-            raise ImageError(f"image {number} of {len(images)}: {error}") from error
-        sizes += fitted.sizes
-        canvases += fitted.canvases
-        geometries += fitted.geometries
-        decode_ms += fitted.decode_ms
-        resize_ms += fitted.resize_ms
-    return Fitted(tuple(sizes), tuple(canvases), tuple(geometries), decode_ms, resize_ms)
+    return join_fitted([fit_one(data, specs, max_pixels, number, len(images)) for number, data in enumerate(images, 1)])
 
 
-def _fit_one(data: bytes, specs: Sequence[PreprocessSpec], max_pixels: int) -> Fitted:
+def fit_one(
+    data: bytes, specs: Sequence[PreprocessSpec], max_pixels: int = MAX_PIXELS, number: int = 1, count: int = 1
+) -> Fitted:
+    """`fit_images` for picture `number` of `count`, which an error's message names."""
+    try:
+        return _fit(data, specs, max_pixels)
+    except ImageError as error:
+        if count == 1:
+            raise
+        raise ImageError(f"image {number} of {count}: {error}") from error
+
+
+def _fit(data: bytes, specs: Sequence[PreprocessSpec], max_pixels: int) -> Fitted:
     # A picture may be a thousand times its canvas: it is gone before the next one is decoded.
     start = time.perf_counter()
     image = decode_image(data, max_pixels)
@@ -95,6 +91,19 @@ def _fit_one(data: bytes, specs: Sequence[PreprocessSpec], max_pixels: int) -> F
     size = choose_canvas((image.height, image.width), [spec.size for spec in specs])
     canvas, geometry = fit_image(image, specs[size])
     return Fitted((size,), (canvas,), (geometry,), (middle - start) * 1e3, (time.perf_counter() - middle) * 1e3)
+
+
+def join_fitted(parts: Sequence[Fitted]) -> Fitted:
+    """Pictures of one request that were fitted one by one."""
+    if len(parts) == 1:
+        return parts[0]
+    return Fitted(
+        tuple(size for part in parts for size in part.sizes),
+        tuple(canvas for part in parts for canvas in part.canvases),
+        tuple(geometry for part in parts for geometry in part.geometries),
+        sum(part.decode_ms for part in parts),
+        sum(part.resize_ms for part in parts),
+    )
 
 
 class Predictor:

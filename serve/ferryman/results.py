@@ -119,6 +119,17 @@ def check_finite(array: NDArray[Any], name: str) -> None:
         raise EngineError(f"the model's {name} for this image are NaN or infinite; run `ferryman verify` on its bundle")
 
 
+def check_outputs(outputs: Outputs) -> None:
+    """Raises EngineError as `check_finite`, for all outputs of a batch; reads each once and allocates nothing."""
+    for name, array in outputs.items():
+        if array.dtype.kind != "f":
+            continue
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = array.sum()  # of what is not finite it never is; of what is finite it may not be
+        if not np.isfinite(total):
+            check_finite(array, name)
+
+
 def check_explains(spec: ModelSpec, model: str) -> None:
     """Raises UsageError unless the model's graph answers where it looked. model: its name"""
     if not spec.explains:

@@ -79,6 +79,11 @@ class Session(ABC):
     ) -> None:
         self.close()
 
+    @property
+    def largest_useful_batch(self) -> int | None:
+        """How many images can gain from being run together, None where only measuring tells."""
+        return None
+
     @abstractmethod
     def attest(self, inputs: Arrays) -> Attestation:
         """What the loaded variant computes in which precision; `inputs`: a batch, for runtimes that tell as they run.

@@ -114,6 +114,10 @@ class OpenVinoSession(Session):
         self._streams = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._idle: SimpleQueue[InferRequest] = SimpleQueue()
 
+    @property
+    def largest_useful_batch(self) -> int | None:
+        return self._streams
+
     def attest(self, inputs: Arrays) -> Attestation:
         compiled = self._compiled
         if compiled is None:

@@ -21,6 +21,8 @@ from ferryman.inference import grpc_service_pb2_grpc
 from ferryman.preprocess import MAX_PIXELS
 from ferryman.runtimes import parse_target
 from ferryman.runtimes.base import MAX_PARALLEL, Hint, Settings
+from ferryman.server.clients import ClientLimits, Clients
+from ferryman.server.decoding import Decoder
 from ferryman.server.engine import Engine, EngineLimits
 from ferryman.server.health import SERVICES, Health
 from ferryman.server.inference.infer import InferLimits
@@ -30,7 +32,7 @@ from ferryman.server.interceptors import CallsInFlight, ErrorInterceptor
 from ferryman.server.loading import LoadedModel, load_model
 from ferryman.server.repository import ModelRepository
 from ferryman.server.servicer import RequestLimits, VisionServicer
-from ferryman.specs import Facts
+from ferryman.server.transport import TransportLimits, caller_of, grpc_options
 from ferryman.v1 import vision_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ Parallel = Annotated[int, Field(ge=1, le=MAX_PARALLEL)]
 _LAST_CHECKS_S = 0.2
 
 
-class ServerConfig(Facts):
+class ServerConfig(TransportLimits, ClientLimits, EngineLimits):
     """All that a server is told.
 
     repository: folder of NAME/VERSION bundles; models: the names to serve, all when empty
@@ -49,11 +51,13 @@ class ServerConfig(Facts):
     threads, streams, hint: of each model, see `runtimes.base.Settings`
     certificates: folder of the certificates, by default each bundle's own; for repositories that can't be written
     certify: prove a model that has no valid certificate for this device before it is served, instead of refusing it
-    max_message_bytes: of one request; max_pixels: of one picture
-    max_batch, queue_limit: see EngineLimits; max_images_per_request, stream_window: see RequestLimits
+    max_pixels: of one picture; decode_threads: pictures decoded side by side, by default one a processor
+    max_images_per_request, stream_window: see RequestLimits
     allow_model_control: clients of the Open Inference Protocol may load and unload models
     shared_memory_bytes: of all regions that its local clients may register; 0 refuses them
     grace_seconds: how long requests in flight may take when the server stops
+
+    What it inherits is said where it stands.
     """
 
     repository: Path
@@ -65,11 +69,9 @@ class ServerConfig(Facts):
     hint: Hint = "latency"
     certificates: Path | None = None
     certify: bool = False
-    max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 64 * 1024 * 1024
     max_images_per_request: Positive = 64
     max_pixels: Positive = MAX_PIXELS
-    max_batch: Positive = 8
-    queue_limit: Positive = 256
+    decode_threads: Annotated[int, Field(ge=1, le=MAX_PARALLEL)] | None = None
     stream_window: Positive = 4
     allow_model_control: bool = False
     shared_memory_bytes: Annotated[int, Field(ge=0)] = 0
@@ -120,9 +122,12 @@ class VisionServer:
         self.address = config.address  # with the port that was bound, once started
         self.calls = CallsInFlight()
         self._listening = False
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="images")
+        processors = os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(processors, thread_name_prefix="results")
+        self._decoder = Decoder(config.decode_threads or processors, config.max_pixels)
+        self._clients = Clients(config)
+        self._telling: set[asyncio.Task[None]] = set()
         settings = Settings(config.threads, config.streams, config.hint)
-        limits = EngineLimits(max_batch=config.max_batch, queue_limit=config.queue_limit, max_pixels=config.max_pixels)
         self.models = ModelRepository[Engine](
             config.repository,
             config.models,
@@ -133,20 +138,19 @@ class VisionServer:
                 settings=settings,
                 certificates=config.certificates,
                 certify=config.certify,
+                max_batch=config.max_batch,
             ),
-            lambda model: Engine(model, limits, self._pool),
+            self._open_engine,
         )
         self._server = grpc.aio.server(
             interceptors=[ErrorInterceptor(self.calls)],
-            options=[
-                ("grpc.so_reuseport", 0),  # else a second server on the port shares it, and nobody notices
-                ("grpc.max_receive_message_length", config.max_message_bytes),
-                ("grpc.max_send_message_length", -1),  # answers to what was let in go out; the client has its own limit
-            ],
+            options=grpc_options(config),
+            maximum_concurrent_rpcs=config.max_calls,
         )
         self.health = Health(self._server)
+        callers = partial(caller_of, by=config.client_by)
         requests = RequestLimits(max_images=config.max_images_per_request, stream_window=config.stream_window)
-        servicer = VisionServicer(self.models, requests, self.calls)
+        servicer = VisionServicer(self.models, requests, self.calls, callers)
         vision_pb2_grpc.add_VisionServiceServicer_to_server(servicer, self._server)
         self._regions = Regions(config.shared_memory_bytes)
         inference = InferenceServicer(
@@ -156,9 +160,21 @@ class VisionServer:
             self.health,
             self.calls.stopping,
             config.allow_model_control,
+            callers,
         )
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, self._server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    def _open_engine(self, model: LoadedModel) -> Engine:
+        version = model.name, model.version
+        reload, on_ready = partial(self.models.reload, *version), partial(self._tell_health, *version)
+        return Engine(model, self.config, self._decoder, self._clients, self._pool, reload, on_ready)
+
+    def _tell_health(self, name: str, version: int, ready: bool) -> None:
+        if self.models.versions(name)[-1:] == (version,):
+            task = asyncio.create_task(self.health.set_model(name, ready))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
 
     async def start(self) -> list[str]:
         """Listens, loads the newest version of each model, and returns the names of those that are served.
@@ -206,6 +222,7 @@ class VisionServer:
         left = self.calls.count
         await self._server.stop(None if left else _LAST_CHECKS_S)
         await self.models.close()
+        await self._decoder.close()
         self._regions.unregister("")
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._listening:

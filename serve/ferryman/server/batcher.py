@@ -1,19 +1,20 @@
 """Continuous batching: what waits while one batch runs makes up the next one."""
 
 import asyncio
-import logging
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from ferryman.errors import DeadlineError, UnavailableError
+from ferryman.errors import DeadlineError, OverloadedError, UnavailableError
+from ferryman.server.costs import Costs
+from ferryman.server.queueing import ANYONE, Caller, FairQueue, wait_before
 
-log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Output = TypeVar("Output")
+_TOO_LATE = "the request's time ran out before it was answered"
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,18 @@ class Done(Generic[Output]):
     compute_ms: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Request(Generic[Item, Output]):
-    """done: by the item's index, as far as batches have ended; future: done when all are, or the first failed."""
+    """done: by the item's index, as far as batches have ended; future: done when all are, or the first failed.
+
+    over: it wants nothing more; set with the batcher's lock held, as threads may not ask the future
+    """
 
     items: Sequence[Item]
     deadline: float | None
-    done: dict[int, Done[Output]]
     future: asyncio.Future[list[Done[Output]]]
+    done: dict[int, Done[Output]] = field(default_factory=dict[int, Done[Output]])
+    over: bool = False
 
     def add(self, index: int, done: Done[Output]) -> None:
         self.done[index] = done
@@ -44,111 +49,274 @@ class _Request(Generic[Item, Output]):
             self.future.set_exception(error)
 
 
+_Place = tuple[_Request[Item, Output], int]  # with the index of the item
+_Result = tuple[_Place[Item, Output], Done[Output] | BaseException]
+
+
 def check_deadline(deadline: float | None) -> None:
     """deadline: in seconds of `time.monotonic`, None for none. Raises DeadlineError when it has passed."""
     if deadline is not None and time.monotonic() >= deadline:
-        raise DeadlineError("the request's time ran out before it was answered")
+        raise DeadlineError(_TOO_LATE)
 
 
 class Batcher(Generic[Item, Output]):
-    """Runs items in batches, one batch at a time, in a thread of its own; used from one event loop.
+    """Runs items in batches, in threads of its own; used from one event loop.
 
-    A request that comes while nothing runs starts at once. While a batch runs items gather, and the next
-    batch takes the first `max_batch` of them, whichever requests they belong to. Items whose caller has gone
-    or whose deadline has passed are left out. The queue has no bound: `Engine` decides who may enter.
-    Items of another key than the first one's keep their places for a later batch.
+    An item that comes while a thread is idle starts at once. While all are busy items gather, whichever requests
+    they belong to, and a thread that has ended takes the next batch: whose turn it is says FairQueue, and its size
+    is the smallest of what waits, the largest that helps, and the largest that ends before the earliest deadline
+    of all that wait. Items whose caller has gone or whose deadline has passed are left out, and so are those that
+    would end too late while others wait. The queue has no bound: `Engine` decides who may enter.
 
-    run: from a batch's items to one output each, in order; called in the thread; what it raises reaches the
-        callers of all items of the batch
-    key: what all items of a batch have in common
+    When a batch of several fails, each of its items is run once more alone, and only those that fail alone fail.
+
+    run: from a batch's items to one output each, in order; called in the threads
+    costs: of batches of a key; key: what all items of a batch have in common
+    max_batch: items in one batch, however many more help
+    concurrency: batches that run side by side
     """
 
     def __init__(
         self,
         run: Callable[[list[Item]], list[Output]],
-        max_batch: int,
         name: str,
-        key: Callable[[Item], object] = lambda item: None,
+        costs: Callable[[int], Costs],
+        key: Callable[[Item], int] = lambda item: 0,
+        max_batch: int = 1,
+        concurrency: int = 1,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
-        self._key = key
         self._max_batch = max_batch
-        self._name = name
-        self._queue: deque[tuple[_Request[Item, Output], int]] = deque()  # with the index of the item
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"batcher-{name}")
-        self._worker: asyncio.Task[None] | None = None  # there while batches run
+        self._costs = costs
+        self._key = key
+        self._concurrency = concurrency
+        self._clock = clock
+        self._lock = threading.Lock()  # of all that follows
+        self._queue = FairQueue[_Place[Item, Output]]()
+        self._timed = 0  # requests with a deadline that are inside
+        self._workers = 0
+        self._ends: dict[int, float] = {}  # of the batches that run, as far as can be told
         self._batches = 0
+        self._paused = False
         self._closed = False
-        self.last_item_s = 0.0  # of the last batch: its duration divided by its items
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix=f"batcher-{name}")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
 
-    async def submit(self, items: Sequence[Item], deadline: float | None = None) -> list[Done[Output]]:
+    async def submit(
+        self, items: Sequence[Item], deadline: float | None = None, caller: Caller = ANYONE
+    ) -> list[Done[Output]]:
         """The items' outputs, in order. deadline: see `check_deadline`.
 
-        Raises DeadlineError when an item's turn comes too late, UnavailableError after `close`, and what
-        `run` raises. Cancelling the caller takes its items out of the queue; a batch that runs runs on.
+        Raises DeadlineError when an item's turn comes too late, OverloadedError when it would end too late and
+        others wait, UnavailableError after `close`, and what `run` raises. Cancelling the caller takes its items
+        out of the queue; a batch that runs runs on.
         """
         if self._closed:
             raise UnavailableError("the engine is closed")
         if not items:
             return []
-        loop = asyncio.get_running_loop()
-        request = _Request[Item, Output](items, deadline, {}, loop.create_future())
-        self._queue.extend((request, index) for index in range(len(items)))
-        if self._worker is None:
-            self._worker = loop.create_task(self._work())
-        return await request.future
+        self._loop = asyncio.get_running_loop()
+        request = _Request[Item, Output](items, deadline, self._loop.create_future())
+        with self._lock:
+            self._timed += deadline is not None
+            for index, item in enumerate(items):
+                self._queue.add((request, index), caller, self._key(item))
+        self._start(len(items))
+        try:
+            return await request.future
+        finally:
+            with self._lock:
+                self._timed -= deadline is not None
+                if not request.over and len(request.done) < len(items):  # it was cancelled
+                    self._drop(request)
 
-    async def _work(self) -> None:
-        while batch := self._take():
-            await self._launch(batch)
-        self._worker = None
+    def predict(self, items: Mapping[int, int], caller: Caller, coming: Mapping[Caller, float] | None = None) -> float:
+        """Seconds until items that come now have run, by what batches took so far; 0.0 when they start at once.
 
-    def _take(self) -> list[tuple[_Request[Item, Output], int]]:
-        batch: list[tuple[_Request[Item, Output], int]] = []
-        others: list[tuple[_Request[Item, Output], int]] = []
-        key: object = None
-        while self._queue and len(batch) < self._max_batch:
-            request, index = self._queue.popleft()
-            if request.future.done():  # its caller has left, or another of its items has failed
-                continue
-            found = self._key(request.items[index])
-            if batch and found != key:
-                others.append((request, index))
-                continue
-            try:
-                check_deadline(request.deadline)
-            except DeadlineError as error:
+        items: how many of each key; coming: work in seconds that is about to come, by who sends it
+        """
+        with self._lock:
+            if not self._queue and not coming and self._workers < self._concurrency:
+                return 0.0
+            loads = self._queue.loads(lambda key: self._costs(key).image_s())
+            ends, now = list(self._ends.values()), self._clock()
+        for one, load in (coming or {}).items():
+            level = loads[one.priority]
+            level[one.client] = level.get(one.client, 0.0) + load
+        own = sum(self._costs(key).total(count) for key, count in items.items())
+        running = sum(max(0.0, end - now) for end in ends)
+        return (running + wait_before(loads, caller, own) + own) / self._concurrency
+
+    def hold(self) -> None:
+        """Nothing is launched any more, until `resume`; may be called in any thread."""
+        with self._lock:
+            self._paused = True
+
+    async def pause(self) -> None:
+        """`hold`, and returns when what runs has ended."""
+        self.hold()
+        await self._idle.wait()
+
+    def resume(self) -> None:
+        with self._lock:
+            self._paused = False
+            waiting = len(self._queue)
+        self._start(waiting)
+
+    def refuse(self, error: Exception) -> None:
+        """All that waits raises this."""
+        with self._lock:
+            for request in {id(request): request for request, _ in self._queue}.values():
+                request.over = True
                 request.fail(error)
-            else:
-                key = found
-                batch.append((request, index))
-        self._queue.extendleft(reversed(others))
-        return batch
-
-    async def _launch(self, batch: list[tuple[_Request[Item, Output], int]]) -> None:
-        self._batches += 1
-        number = self._batches
-        items = [request.items[index] for request, index in batch]
-        start = time.perf_counter()
-        running = asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
-        await asyncio.wait([running])
-        elapsed = time.perf_counter() - start
-        self.last_item_s = elapsed / len(batch)
-        error = running.exception()
-        if error is not None:
-            log.error("batch failed: model=%s batch=%d size=%d error=%r", self._name, number, len(batch), error)
-            for request, _ in batch:
-                request.fail(error)
-            return
-        for (request, index), output in zip(batch, running.result(), strict=True):
-            request.add(index, Done(output, number, elapsed * 1e3))
+            self._queue.discard(lambda place: True)
 
     async def close(self) -> None:
-        """Everything that waits raises UnavailableError; returns when the batch that runs has ended."""
+        """Everything that waits raises UnavailableError; returns when the batches that run have ended."""
         self._closed = True
-        for request, _ in self._queue:
-            request.fail(UnavailableError("the server stopped before the request's turn came"))
-        self._queue.clear()
-        if self._worker is not None:
-            await self._worker
-        self._thread.shutdown(wait=False)
+        self.refuse(UnavailableError("the server stopped before the request's turn came"))
+        await self._idle.wait()
+        self._threads.shutdown(wait=False)
+
+    def _start(self, count: int) -> None:
+        """Threads for as many items, as far as some are idle."""
+        with self._lock:
+            free = 0 if self._paused else min(count, self._concurrency - self._workers)
+            self._workers += free
+            if free:
+                self._idle.clear()
+        for _ in range(free):
+            self._threads.submit(self._work)
+
+    def _drop(self, request: _Request[Item, Output]) -> None:
+        request.over = True
+        self._queue.discard(lambda place: place[0] is request)
+
+    # From here on in the threads.
+
+    def _work(self) -> None:
+        while (taken := self._take()) is not None:
+            number, batch = taken
+            results = self._launch(batch, number)
+            with self._lock:
+                del self._ends[number]
+                for (request, _), result in results:
+                    if isinstance(result, BaseException) and not request.over:
+                        self._drop(request)
+            self._tell(self._deliver, results)
+
+    def _take(self) -> tuple[int, list[_Place[Item, Output]]] | None:
+        """The next batch and its number; None when there is none, and the thread shall end."""
+        late: list[_Result[Item, Output]] = []
+        with self._lock:
+            taken = None if self._paused else self._take_locked(late)
+            self._workers -= taken is None
+        if late:
+            self._tell(self._deliver, late)
+        if taken is None:
+            self._tell(self._check_idle)
+        return taken
+
+    def _take_locked(self, late: list[_Result[Item, Output]]) -> tuple[int, list[_Place[Item, Output]]] | None:
+        now, earliest = self._clock(), None
+        if self._timed:
+            errors, earliest = self._drop_late(now)
+            late += errors
+        batch = self._queue.take(lambda key, count: self._choose_size(key, count, now, earliest))
+        if not batch:
+            return None
+        self._batches += 1
+        self._ends[self._batches] = now + self._costs(self._key_of(batch[0])).seconds(len(batch))
+        return self._batches, batch
+
+    def _drop_late(self, now: float) -> tuple[list[_Result[Item, Output]], float | None]:
+        """Takes out what is too late, or would be; and gives the earliest deadline of the rest.
+
+        One is kept where all would be late, though none is yet: what the costs say may be wrong, and only what runs
+        can tell.
+        """
+        alone: dict[int, float] = {}
+        places: dict[_Request[Item, Output], _Place[Item, Output]] = {}
+        for place in self._queue:
+            places.setdefault(place[0], place)
+        errors: dict[_Request[Item, Output], Exception] = {}
+        deadlines: list[tuple[float, _Request[Item, Output]]] = []
+        for request, place in places.items():
+            if request.deadline is None:
+                continue
+            key = self._key_of(place)
+            if key not in alone:
+                alone[key] = self._costs(key).seconds(1)
+            deadlines.append((request.deadline, request))
+            if now >= request.deadline:
+                errors[request] = DeadlineError(_TOO_LATE)
+            elif now + alone[key] > request.deadline:
+                errors[request] = OverloadedError("the request's turn came too late for its deadline", alone[key])
+        if len(errors) == len(places) and deadlines:
+            best, spared = max(deadlines, key=lambda one: one[0])
+            if best > now:
+                del errors[spared]
+        for request in errors:
+            request.over = True
+        if errors:
+            self._queue.discard(lambda place: place[0].over)
+        earliest = min((deadline for deadline, request in deadlines if not request.over), default=None)
+        return [(places[request], error) for request, error in errors.items()], earliest
+
+    def _choose_size(self, key: int, waiting: int, now: float, earliest: float | None) -> int:
+        costs = self._costs(key)
+        size = min(waiting, costs.best, self._max_batch)
+        while size > 1 and earliest is not None and now + costs.seconds(size) > earliest:
+            size -= 1
+        return size
+
+    def _launch(self, batch: list[_Place[Item, Output]], number: int) -> list[_Result[Item, Output]]:
+        start = time.perf_counter()
+        try:
+            outputs = self._run([request.items[index] for request, index in batch])
+            elapsed = time.perf_counter() - start
+            done = [Done(output, number, elapsed * 1e3) for output in outputs]
+            results: list[_Result[Item, Output]] = list(zip(batch, done, strict=True))
+        # Whatever it is, it is for the caller to see, and the thread goes on for the others.
+        except Exception as error:  # noqa: BLE001
+            if len(batch) == 1:
+                return [(batch[0], error)]
+            return [result for place in batch for result in self._launch_alone(place, number)]
+        self._costs(self._key_of(batch[0])).add(len(batch), elapsed)
+        return results
+
+    def _launch_alone(self, place: _Place[Item, Output], number: int) -> list[_Result[Item, Output]]:
+        request, _ = place
+        if request.over:  # its caller has gone, or another item of its has failed
+            return []
+        if request.deadline is not None and self._clock() >= request.deadline:
+            return [(place, DeadlineError(_TOO_LATE))]
+        results = self._launch([place], number)
+        if any(isinstance(result, BaseException) for _, result in results):
+            with self._lock:
+                self._drop(request)
+        return results
+
+    def _key_of(self, place: _Place[Item, Output]) -> int:
+        request, index = place
+        return self._key(request.items[index])
+
+    def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(callback, *arguments)
+
+    # And on the event loop again.
+
+    def _deliver(self, results: list[_Result[Item, Output]]) -> None:
+        for (request, index), result in results:
+            if isinstance(result, BaseException):
+                request.fail(result)
+            else:
+                request.add(index, result)
+
+    def _check_idle(self) -> None:
+        if self._workers == 0:
+            self._idle.set()

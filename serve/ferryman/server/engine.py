@@ -1,41 +1,54 @@
 """Answers for one loaded model: decoding, batching, computing, results, all off the event loop. Knows no gRPC."""
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from ferryman.errors import OverloadedError, TaskError, TensorError, UnavailableError, UsageError
-from ferryman.predictor import Fitted, Timings, fit_images
-from ferryman.preprocess import MAX_PIXELS, Geometry, stack_inputs
-from ferryman.results import Outputs
+from ferryman.predictor import Timings
+from ferryman.preprocess import Geometry, stack_inputs
+from ferryman.results import Outputs, check_outputs
 from ferryman.server.batcher import Batcher, check_deadline
+from ferryman.server.clients import Clients
+from ferryman.server.decoding import Decoder
 from ferryman.server.loading import LoadedModel
+from ferryman.server.mending import Mender
+from ferryman.server.queueing import ANYONE, Caller
 from ferryman.server.statistics import Stages, Statistics
 from ferryman.specs import Facts, Task
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 MakeResult = Callable[[Outputs, int, Geometry], T]
 _Canvas = tuple[int, NDArray[np.uint8], Geometry]  # with the index of its size
 _Ran = tuple[Outputs, Stages]  # one image's outputs, and what its batch took
+_SHARE = 0.8  # of the time until its deadline that a request may be foretold to take, but for one more run
+_SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.05, 5.0  # that a client who is refused is told
 
 
 class EngineLimits(Facts):
-    """max_batch: images in one run of the session
+    """max_batch: images in one run of the session; fewer where more don't help, see `Costs`
 
+    concurrency: runs of one model side by side; more than one pays where `streams` share a processor, or on a GPU
     queue_limit: images of one model that may be inside at a time: being decoded, waiting or running
-    max_pixels: of one encoded picture
+    queue_seconds: the longest wait for its turn, by what batches took so far, that a request is let in to, whatever
+        its deadline; a client that has waited longer has mostly gone
     """
 
-    max_batch: int = 8
-    queue_limit: int = 256
-    max_pixels: int = MAX_PIXELS
+    max_batch: Annotated[int, Field(ge=1)] = 32
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 1
+    queue_limit: Annotated[int, Field(ge=1)] = 256
+    queue_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
 
 
 @dataclass(frozen=True)
@@ -52,33 +65,62 @@ class Computed:
 
 
 class Engine:
-    """A loaded model that many callers may ask at the same time, from one event loop.
+    """A loaded model that many callers may ask at the same time, from one event loop; made in it.
 
-    Every method raises OverloadedError when more than `queue_limit` images would be inside, DeadlineError
-    when the deadline (in seconds of `time.monotonic`) passes before the work is launched, and EngineError
-    when the runtime fails. Cancelling a call frees its place at once.
+    Every method raises OverloadedError when more than `queue_limit` images would be inside, or when a request would
+    wait longer than `queue_seconds` or its deadline (in seconds of `time.monotonic`) allow, or its client exceeds
+    its own limits; DeadlineError when the deadline passes before the work is launched, EngineError when the runtime
+    fails on this request's images or answers them with NaN, and UnavailableError while the session is rebuilt.
+    Cancelling a call frees its place at once, and what it has waiting is neither decoded nor run.
 
-    pool: threads that decode and make results, shared by all engines of a process
+    decoder, clients, pool: shared by all engines of a process; pool: threads that make results
+    reload: loads the model once more, off the event loop; without it a session that fails is never rebuilt
+    on_ready: see Mender
     """
 
-    def __init__(self, model: LoadedModel, limits: EngineLimits, pool: Executor) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        limits: EngineLimits,
+        decoder: Decoder,
+        clients: Clients,
+        pool: Executor,
+        reload: Callable[[], Awaitable[LoadedModel]] | None = None,
+        on_ready: Callable[[bool], None] = lambda ready: None,
+    ) -> None:
         self.model = model
         self.limits = limits
         self.statistics = Statistics()
+        self._decoder = decoder
+        self._clients = clients
         self._pool = pool
+        self._reload = reload
         self._inside = 0
+        self._decoding = Counter[Caller]()
         self._draining = False
         self._empty = asyncio.Event()
         self._empty.set()
-        # A batch is of one size: of that of the canvas that has waited longest.
+        name = f"{model.name}-{model.version}"
+        self._mender = Mender(name, self._repair, on_ready)
+        # A batch is of one size, so that they are its keys.
         self._batcher = Batcher[_Canvas, _Ran](
-            self._compute, limits.max_batch, f"{model.name}-{model.version}", key=lambda canvas: canvas[0]
+            self._compute,
+            name,
+            lambda size: self.model.costs[size],
+            key=lambda canvas: canvas[0],
+            max_batch=limits.max_batch,
+            concurrency=limits.concurrency,
         )
 
     @property
     def images_inside(self) -> int:
         """Images that are being decoded, waiting or running now."""
         return self._inside
+
+    @property
+    def ready(self) -> bool:
+        """Whether the session can be asked; False while it is rebuilt."""
+        return self._mender.ready
 
     def check_task(self, *tasks: Task) -> None:
         """Raises TaskError unless the model's task is one of these."""
@@ -87,7 +129,7 @@ class Engine:
             raise TaskError(f"{self.model.name} is a {task} model and can't answer {tasks[0]} requests")
 
     async def answer(
-        self, images: Sequence[bytes], make: MakeResult[T], deadline: float | None = None
+        self, images: Sequence[bytes], make: MakeResult[T], deadline: float | None = None, caller: Caller = ANYONE
     ) -> tuple[list[T], Timings]:
         """A result for each encoded picture.
 
@@ -95,10 +137,20 @@ class Engine:
             spec=...)`; called in a thread
         Raises ImageError for a picture that can't be decoded, UsageError for none, and see the class.
         """
+        if not images:
+            raise UsageError("the request holds no image; send at least one", "images")
         start = time.perf_counter()
-        with self._admit(len(images)):
-            fitted = await self._in_pool(self._fit, images, deadline)
-            computed = await self._submit(fitted.sizes, fitted.canvases, fitted.geometries, deadline)
+        # The size of a picture is not known before it is decoded: the costliest stands for it.
+        costliest = max(range(len(self.model.costs)), key=lambda size: self.model.costs[size].image_s())
+        with self._admit({costliest: len(images)}, deadline, caller, encoded=True):
+            self._decoding[caller] += len(images)
+            try:
+                specs = [spec.preprocess for spec in self.model.bundle.manifest.specs]
+                fitted = await self._decoder.fit(images, specs, deadline, caller)
+            finally:
+                self._decoding[caller] -= len(images)
+                self._decoding += Counter()  # forgets those that have none
+            computed = await self._submit(fitted.sizes, fitted.canvases, fitted.geometries, deadline, caller)
             before = time.perf_counter()
             results = await self._in_pool(_make_all, make, computed.outputs, fitted.geometries)
             end = time.perf_counter()
@@ -119,7 +171,11 @@ class Engine:
         )
 
     async def run(
-        self, canvases: Sequence[NDArray[np.uint8]], geometries: Sequence[Geometry], deadline: float | None = None
+        self,
+        canvases: Sequence[NDArray[np.uint8]],
+        geometries: Sequence[Geometry],
+        deadline: float | None = None,
+        caller: Caller = ANYONE,
     ) -> Computed:
         """The graph's outputs for canvases that `fit_image` made, (height, width, 3) uint8 of one of the model's sizes.
 
@@ -132,8 +188,8 @@ class Engine:
                 raise TensorError(f"a canvas must be uint8 {wanted}, got {canvas.dtype} {canvas.shape}")
         sizes = [shapes.index(canvas.shape) for canvas in canvases]
         start = time.perf_counter()
-        with self._admit(len(canvases)):
-            computed = await self._submit(sizes, canvases, geometries, deadline)
+        with self._admit(Counter(sizes), deadline, caller):
+            computed = await self._submit(sizes, canvases, geometries, deadline, caller)
             total_ns, queue_ns = int((time.perf_counter() - start) * 1e9), int(computed.queue_ms * 1e6)
             self.statistics.add_answer(len(canvases), total_ns, queue_ns, computed.stages)
             return computed
@@ -145,42 +201,74 @@ class Engine:
 
     async def close(self) -> None:
         """Refuses what waits, lets what runs end, frees the model."""
+        await self._mender.close()
         await self._batcher.close()
         self.model.close()
 
     @contextmanager
-    def _admit(self, count: int) -> Generator[None]:
+    def _admit(
+        self, sizes: Mapping[int, int], deadline: float | None, caller: Caller, encoded: bool = False
+    ) -> Generator[None]:
+        """sizes: how many images there are of each size; encoded: they must be decoded first"""
+        count = sum(sizes.values())
+        start = time.perf_counter()
+        try:
+            self._check_place(count)
+            check_deadline(deadline)
+            self._check_wait(sizes, deadline, caller, encoded)
+            with self._clients.admit(caller.client, count):
+                self._inside += count
+                self._empty.clear()
+                try:
+                    yield
+                finally:
+                    self._inside -= count
+                    if self._inside == 0:
+                        self._empty.set()
+        except BaseException:  # cancelled as well
+            self.statistics.add_failure(int((time.perf_counter() - start) * 1e9))
+            raise
+
+    def _check_place(self, count: int) -> None:
         if self._draining:
             raise UnavailableError(f"{self.model.name} version {self.model.version} is being unloaded")
+        if not self.ready:
+            raise UnavailableError(f"{self.model.name} has failed and is being rebuilt; ask again later")
         limit = self.limits.queue_limit
         if count > limit:
             raise UsageError(f"{count} images at a time are more than the limit of {limit}; send fewer", "images")
         if self._inside + count > limit:
-            # The time that what is inside takes, as far as the last batch can tell.
-            self.statistics.add_failure(0)
-            wait_s = min(5.0, max(0.05, self._inside * self._batcher.last_item_s))
+            # About the time in which one batch makes room.
+            wait_s = _clip(max(costs.seconds(costs.best) for costs in self.model.costs))
             raise OverloadedError(
                 f"{self.model.name} has {self._inside} images to answer already, the limit is {limit}; "
                 f"ask again in {wait_s:.2f} s",
                 wait_s,
             )
-        start = time.perf_counter()
-        self._inside += count
-        self._empty.clear()
-        try:
-            yield
-        except BaseException:  # cancelled as well
-            self.statistics.add_failure(int((time.perf_counter() - start) * 1e9))
-            raise
-        finally:
-            self._inside -= count
-            if self._inside == 0:
-                self._empty.set()
 
-    def _fit(self, images: Sequence[bytes], deadline: float | None) -> Fitted:
-        check_deadline(deadline)  # it may have passed while all threads were busy
-        specs = [spec.preprocess for spec in self.model.bundle.manifest.specs]
-        return fit_images(images, specs, self.limits.max_pixels)
+    def _check_wait(self, sizes: Mapping[int, int], deadline: float | None, caller: Caller, encoded: bool) -> None:
+        coming: dict[Caller, float] = {}
+        if self._decoding:
+            image_s = max(costs.image_s() for costs in self.model.costs)
+            coming = {one: count * image_s for one, count in self._decoding.items()}
+        wait_s = self._batcher.predict(sizes, caller, coming)
+        if encoded:  # while pictures are decoded the device goes on with what waits for it
+            wait_s = max(wait_s, self._decoder.predict(sum(sizes.values()), caller))
+        if wait_s == 0:  # it starts at once: whether it takes too long only trying tells
+            return
+        own_s = sum(self.model.costs[size].total(count) for size, count in sizes.items())
+        allowed_s = self.limits.queue_seconds + own_s
+        if deadline is not None:
+            # What waits may take longer than it did, and answers must travel.
+            spare_s = max(self.model.costs[size].seconds(1) for size in sizes)
+            allowed_s = min(allowed_s, _SHARE * (deadline - time.monotonic()) - spare_s)
+        if wait_s > allowed_s:
+            again_s = _clip(wait_s - allowed_s)
+            raise OverloadedError(
+                f"{self.model.name} would take {wait_s:.2f} s to answer, and {max(0.0, allowed_s):.2f} s are allowed; "
+                f"ask again in {again_s:.2f} s",
+                again_s,
+            )
 
     async def _submit(
         self,
@@ -188,10 +276,11 @@ class Engine:
         canvases: Sequence[NDArray[np.uint8]],
         geometries: Sequence[Geometry],
         deadline: float | None,
+        caller: Caller,
     ) -> Computed:
         check_deadline(deadline)
         start = time.perf_counter()
-        done = await self._batcher.submit(list(zip(sizes, canvases, geometries, strict=True)), deadline)
+        done = await self._batcher.submit(list(zip(sizes, canvases, geometries, strict=True)), deadline, caller)
         elapsed_ms = (time.perf_counter() - start) * 1e3
         batches = {one.batch: (one.compute_ms, one.output[1]) for one in done}.values()
         compute_ms = sum(compute_ms for compute_ms, _ in batches)
@@ -208,12 +297,38 @@ class Engine:
         session = self.model.sessions[sizes[0]]
         inputs = stack_inputs(canvases, geometries, session.spec.input_names)
         ready = time.perf_counter_ns()
-        outputs = session.run(inputs)
+        try:
+            outputs = session.run(inputs)
+            check_outputs(outputs)
+        except Exception as error:
+            log.error("batch failed: model=%s size=%d error=%r", self.model.name, len(batch), error)
+            self._note(failed=True)
+            raise
+        self._note(failed=False)
         ran = time.perf_counter_ns()
         rows = [{name: array[i : i + 1] for name, array in outputs.items()} for i in range(len(batch))]
         stages = Stages(ready - start, ran - ready, time.perf_counter_ns() - ran)
         self.statistics.add_batch(len(batch), stages)
         return [(row, stages) for row in rows]
+
+    def _note(self, failed: bool) -> None:
+        if self._reload is None:
+            return
+        self._mender.note(failed)
+        if not self.ready:  # what waits is for the session that comes
+            self._batcher.hold()
+
+    async def _repair(self) -> None:
+        """What waits stays, and is answered by the new session, unless there is none at the first try."""
+        assert self._reload is not None
+        await self._batcher.pause()
+        self.model.close()  # first: a device may not have room for both
+        try:
+            self.model = await self._reload()
+        except BaseException:
+            self._batcher.refuse(UnavailableError(f"{self.model.name} has failed and can't be rebuilt now"))
+            raise
+        self._batcher.resume()
 
     async def _in_pool(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
@@ -221,3 +336,7 @@ class Engine:
 
 def _make_all(make: MakeResult[T], outputs: Sequence[Outputs], geometries: Sequence[Geometry]) -> list[T]:
     return [make(output, 0, geometry) for output, geometry in zip(outputs, geometries, strict=True)]
+
+
+def _clip(wait_s: float) -> float:
+    return min(_LONGEST_WAIT_S, max(_SHORTEST_WAIT_S, wait_s))

@@ -12,6 +12,7 @@ from ferryman.parity import ParityReport, check_parity
 from ferryman.proof import prove_sessions, read_reports
 from ferryman.runtimes import RUNTIMES, open_sessions
 from ferryman.runtimes.base import DEFAULT, Session, Settings
+from ferryman.server.costs import Costs, measure_costs
 from ferryman.specs import Target
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ class LoadedModel:
 
     name, version: of its folder in the repository; certificate: valid for this device
     measured: at export, empty when the bundle holds no report
-    sessions: one a size, in the order of the manifest's specs
+    sessions, costs: one a size, in the order of the manifest's specs
     """
 
     name: str
@@ -34,6 +35,7 @@ class LoadedModel:
     certificate: Certificate
     measured: tuple[ParityReport, ...]
     sessions: tuple[Session, ...]
+    costs: tuple[Costs, ...]
 
     @property
     def target(self) -> str:
@@ -70,11 +72,13 @@ def load_model(
     settings: Settings = DEFAULT,
     certificates: Path | None = None,
     certify: bool = False,
+    max_batch: int = 1,
 ) -> LoadedModel:
-    """Opens NAME/VERSION, loads a target's variants and warms them up with golden samples. Blocks.
+    """Opens NAME/VERSION, loads a target's variants and warms them up with golden samples, and times them. Blocks.
 
     certificates: the folder that holds them, by default each bundle's own
     certify: prove the variants first where there is no valid certificate, and write one where that is possible
+    max_batch: the largest batch that is timed
     Raises a BundleError, CertificateError for one, UsageError for a target that the bundle has not, EngineError, and
     ParityError when a variant does not answer on this device as it did when it was exported.
     """
@@ -93,11 +97,12 @@ def load_model(
             certificate = _certify(bundle, built, sessions, certificates)
         else:
             _warm_up(bundle, built, sessions)
+        costs = tuple(measure_costs(one, bundle.golden(index), max_batch) for index, one in enumerate(sessions))
     except FerrymanError:
         for session in sessions:
             session.close()
         raise
-    return LoadedModel(folder.parent.name, bundle.version, bundle, certificate, measured, sessions)
+    return LoadedModel(folder.parent.name, bundle.version, bundle, certificate, measured, sessions, costs)
 
 
 def _certify(bundle: Bundle, target: Target, sessions: tuple[Session, ...], certificates: Path | None) -> Certificate:

@@ -28,6 +28,11 @@ State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 
 
 class Closable(Protocol):
+    @property
+    def ready(self) -> bool:
+        """Whether it can be asked now; False while it mends itself."""
+        ...
+
     async def drain(self) -> None:
         """Refuses new requests; returns when those inside are answered."""
         ...
@@ -202,7 +207,9 @@ class ModelRepository(Generic[Served]):
         if not task.done():
             return "LOADING", "being loaded"
         error = UnavailableError("the server is stopping") if task.cancelled() else task.exception()
-        return ("READY", "") if error is None else ("UNAVAILABLE", _reason(error))
+        if error is not None:
+            return "UNAVAILABLE", _reason(error)
+        return ("READY", "") if task.result().ready else ("UNAVAILABLE", "its session has failed and is being rebuilt")
 
     @staticmethod
     def _find(name: str, version: int, known: Mapping[str, Sequence[int]]) -> int:
@@ -219,10 +226,9 @@ class ModelRepository(Generic[Served]):
 
     async def _open(self, name: str, version: int) -> Served:
         start = time.monotonic()
-        folder = self._folder / name / str(version)
         log.info("model loading: name=%s version=%d", name, version)
         try:
-            model = await asyncio.get_running_loop().run_in_executor(self._thread, self._load, folder)
+            model = await self.reload(name, version)
         except FerrymanError as error:
             log.error("model failed: name=%s version=%d reason=%s", name, version, error)
             raise
@@ -234,6 +240,11 @@ class ModelRepository(Generic[Served]):
             name, version, model.target, model.bundle.digest[:12], time.monotonic() - start,
         )  # fmt: skip
         return self._serve(model)
+
+    async def reload(self, name: str, version: int) -> LoadedModel:
+        """Loads a version, though it may be loaded already, for what serves it; in the thread, as all are."""
+        folder = self._folder / name / str(version)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._load, folder)
 
     async def close(self) -> None:
         """Closes everything that was loaded; what still loads is given up."""

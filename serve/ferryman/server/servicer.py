@@ -31,6 +31,7 @@ from ferryman.results import (
 from ferryman.segmenting import segmentation_from_outputs
 from ferryman.server.engine import Engine
 from ferryman.server.interceptors import UNEXPECTED, CallsInFlight, Context
+from ferryman.server.queueing import Caller
 from ferryman.server.repository import ModelRepository
 from ferryman.specs import DETECTING, SEGMENTING, Facts, ModelSpec, Task
 from ferryman.v1 import vision_pb2 as pb
@@ -49,16 +50,25 @@ class RequestLimits(Facts):
 
 
 class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
-    def __init__(self, models: ModelRepository[Engine], limits: RequestLimits, calls: CallsInFlight) -> None:
+    """callers: who a call comes from"""
+
+    def __init__(
+        self,
+        models: ModelRepository[Engine],
+        limits: RequestLimits,
+        calls: CallsInFlight,
+        callers: Callable[[Context], Caller],
+    ) -> None:
         self._models = models
+        self._callers = callers
         self._limits = limits
         self._stopping = calls.stopping
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
-        return await self._classify(request, deadline_of(context))
+        return await self._classify(request, deadline_of(context), self._callers(context))
 
     async def Detect(self, request: pb.DetectRequest, context: Context) -> pb.DetectResponse:
-        return await self._detect(request, deadline_of(context))
+        return await self._detect(request, deadline_of(context), self._callers(context))
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         def make(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> pb.Embedding:
@@ -66,7 +76,13 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
             return message_from_embedding(embedding_from_outputs(outputs, index, geometry, request.explain))
 
         results, timings, answerer = await self._answer(
-            ("embedding",), request.model, request.images, make, deadline_of(context), request.explain
+            ("embedding",),
+            request.model,
+            request.images,
+            make,
+            deadline_of(context),
+            self._callers(context),
+            request.explain,
         )
         return pb.EmbedResponse(results=results, timings=timings, answerer=answerer)
 
@@ -79,7 +95,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
             return message_from_segmentation(segmentation_from_outputs(outputs, index, geometry, spec, threshold))
 
         results, timings, answerer = await self._answer(
-            SEGMENTING, request.model, request.images, make, deadline_of(context)
+            SEGMENTING, request.model, request.images, make, deadline_of(context), self._callers(context)
         )
         return pb.SegmentResponse(results=results, timings=timings, answerer=answerer)
 
@@ -93,7 +109,9 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         engine = await self._models.get(request.model.name, request.model.version)
         return message_from_model_facts(engine.model.facts)
 
-    async def _classify(self, request: pb.ClassifyRequest, deadline: float | None) -> pb.ClassifyResponse:
+    async def _classify(
+        self, request: pb.ClassifyRequest, deadline: float | None, caller: Caller
+    ) -> pb.ClassifyResponse:
         top_k = request.top_k if request.HasField("top_k") else DEFAULT_TOP_K
         if top_k < 1:
             raise UsageError(f"top_k is {top_k}, expected 1 or more", "top_k")
@@ -103,11 +121,11 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
             return message_from_classification(answer)
 
         results, timings, answerer = await self._answer(
-            ("classification",), request.model, request.images, make, deadline, request.explain
+            ("classification",), request.model, request.images, make, deadline, caller, request.explain
         )
         return pb.ClassifyResponse(results=results, timings=timings, answerer=answerer)
 
-    async def _detect(self, request: pb.DetectRequest, deadline: float | None) -> pb.DetectResponse:
+    async def _detect(self, request: pb.DetectRequest, deadline: float | None, caller: Caller) -> pb.DetectResponse:
         threshold = request.score_threshold if request.HasField("score_threshold") else DEFAULT_SCORE_THRESHOLD
         check_threshold(threshold)
 
@@ -116,7 +134,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
             return message_from_detections(answer)
 
         results, timings, answerer = await self._answer(
-            DETECTING, request.model, request.images, make, deadline, request.explain
+            DETECTING, request.model, request.images, make, deadline, caller, request.explain
         )
         return pb.DetectResponse(results=results, timings=timings, answerer=answerer)
 
@@ -127,6 +145,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         images: Sequence[bytes],
         make: MakeMessage[T],
         deadline: float | None,
+        caller: Caller,
         explain: bool = False,
     ) -> tuple[list[T], pb.Timings, pb.Answerer]:
         if not images:
@@ -146,7 +165,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         def make_one(outputs: Outputs, index: int, geometry: Geometry) -> T:
             return make(outputs, index, geometry, model.bundle.spec)
 
-        results, timings = await engine.answer(images, make_one, deadline)
+        results, timings = await engine.answer(images, make_one, deadline, caller)
         answerer = Answerer(model.name, model.version, model.target, model.bundle.digest)
         return results, message_from_timings(timings), message_from_answerer(answerer)
 
@@ -154,7 +173,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         self,
         requests: AsyncIterable[Any],
         context: Context,
-        answer: Callable[[Any, float | None], Awaitable[Any]],
+        answer: Callable[[Any, float | None, Caller], Awaitable[Any]],
         response: Callable[..., Any],
     ) -> None:
         """Answers in the order of the requests; the next frames are decoded while one is computed.
@@ -165,13 +184,15 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
 
         requests, response: messages with a frame_id, of one of the two streams; answer: to a frame's request
         """
+        caller = self._callers(context)
         places = asyncio.Semaphore(self._limits.stream_window)
         frames = asyncio.Queue[asyncio.Task[Any] | None]()
         started: set[asyncio.Task[Any]] = set()
 
         async def answer_frame(frame: Any) -> Any:
             try:
-                return response(frame_id=frame.frame_id, response=await answer(frame.request, deadline_of(context)))
+                found = await answer(frame.request, deadline_of(context), caller)
+                return response(frame_id=frame.frame_id, response=found)
             except FerrymanError as error:
                 failure = error
             except Exception:

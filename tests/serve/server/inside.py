@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from ferryman.inference import grpc_service_pb2_grpc
 from ferryman.server.app import ServerConfig, VisionServer
+from ferryman.server.loading import LoadedModel
 from ferryman.v1 import vision_pb2_grpc
 
 from .gate import Gate, load_gated
@@ -41,9 +42,15 @@ async def calling(address: str) -> AsyncGenerator[Caller]:
 
 
 @asynccontextmanager
-async def running(repository: Path, gate: Gate | None = None, **settings: Any) -> AsyncGenerator[VisionServer]:
+async def running(
+    repository: Path,
+    gate: Gate | None = None,
+    load: Callable[[Path], LoadedModel] | None = None,
+    **settings: Any,
+) -> AsyncGenerator[VisionServer]:
+    """gate: of all sessions, unless they come from `load`; it is opened in the end"""
     config = ServerConfig(repository=repository, address="127.0.0.1:0", threads=1, **settings)
-    server = VisionServer(config, partial(load_gated, gate=gate) if gate else None)
+    server = VisionServer(config, load or (partial(load_gated, gate=gate) if gate else None))
     try:
         await server.start()
         yield server

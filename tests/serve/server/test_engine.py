@@ -22,6 +22,8 @@ from ferryman.errors import (
 )
 from ferryman.predictor import Predictor, fit_images
 from ferryman.results import Detections, detections_from_outputs
+from ferryman.server.clients import ClientLimits, Clients
+from ferryman.server.decoding import Decoder
 from ferryman.server.engine import Engine, EngineLimits
 
 from ..toy import SPECS, make_pictures
@@ -40,11 +42,13 @@ def gate() -> Gate:
 async def engine(toy_repository: Path, gate: Gate) -> AsyncIterator[Engine]:
     """A detector that takes 4 images a batch and 12 in all."""
     model = await asyncio.to_thread(load_gated, toy_repository / "toy-detector" / "1", gate)
+    decoder = Decoder(4)
     with ThreadPoolExecutor(4) as pool:
-        engine = Engine(model, EngineLimits(max_batch=4, queue_limit=12), pool)
+        engine = Engine(model, EngineLimits(max_batch=4, queue_limit=12), decoder, Clients(ClientLimits()), pool)
         yield engine
         gate.open()
         await engine.close()
+        await decoder.close()
 
 
 @pytest.fixture

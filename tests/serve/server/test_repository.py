@@ -51,6 +51,7 @@ class Holder:
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
         self.drained = self.closed = False
+        self.ready = True
 
     async def drain(self) -> None:
         self.drained = True

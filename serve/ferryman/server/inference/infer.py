@@ -1,6 +1,7 @@
 """ModelInfer: from a request to an answer, through the model's engine."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ferryman.server.inference.outputs import add_output, join_images, wanted_fr
 from ferryman.server.inference.parameters import read_number
 from ferryman.server.inference.shared_memory import Regions
 from ferryman.server.inference.tensors import BYTES, DATATYPES, Input, inputs_from_request, read_array, read_elements
+from ferryman.server.queueing import Caller
 from ferryman.server.repository import ModelRepository
 from ferryman.specs import Facts
 
@@ -39,20 +41,26 @@ class Inferer:
         self._regions = regions
         self._limits = limits
 
-    async def infer(self, request: pb.ModelInferRequest, deadline: float | None) -> pb.ModelInferResponse:
+    async def infer(
+        self, request: pb.ModelInferRequest, deadline: float | None, caller: Caller
+    ) -> pb.ModelInferResponse:
         """deadline: in seconds of `time.monotonic`; the request's own timeout counts as well, from now on.
+
+        Its own priority counts as well: 0 and 1 leave the caller's, 2 and more are low.
 
         Raises UsageError, TensorError and ImageError for what the request got wrong, and what the engine raises.
         """
         deadline = _earlier(deadline, request)
+        if request.parameters and (read_number(request.parameters, "priority") or 0) > 1:
+            caller = replace(caller, priority="low")
         engine = await self._models.get(request.model_name, version_from_text(request.model_version))
         spec = engine.model.bundle.spec
         wanted = wanted_from_request(request, spec, self._regions)
         inputs = inputs_from_request(request)
         if PICTURES in inputs:
-            outputs = await self._answer_pictures(engine, inputs, deadline)
+            outputs = await self._answer_pictures(engine, inputs, deadline, caller)
         else:
-            outputs = await self._answer_canvases(engine, inputs, deadline)
+            outputs = await self._answer_canvases(engine, inputs, deadline, caller)
         response = pb.ModelInferResponse(
             model_name=engine.model.name, model_version=str(engine.model.version), id=request.id
         )
@@ -61,7 +69,7 @@ class Inferer:
         return response
 
     async def _answer_pictures(
-        self, engine: Engine, inputs: dict[str, Input], deadline: float | None
+        self, engine: Engine, inputs: dict[str, Input], deadline: float | None, caller: Caller
     ) -> tuple[Outputs, ...]:
         given = inputs[PICTURES]
         others = sorted(set(inputs) - {PICTURES})
@@ -70,11 +78,11 @@ class Inferer:
         given.check(BYTES, (-1,), (-1, 1))
         self._check_images(given)
         pictures = read_elements(given, self._regions, self._limits.max_bytes)
-        outputs, _ = await engine.answer(pictures, _keep, deadline)
+        outputs, _ = await engine.answer(pictures, _keep, deadline, caller)
         return tuple(outputs)
 
     async def _answer_canvases(
-        self, engine: Engine, inputs: dict[str, Input], deadline: float | None
+        self, engine: Engine, inputs: dict[str, Input], deadline: float | None, caller: Caller
     ) -> tuple[Outputs, ...]:
         specs = engine.model.bundle.manifest.specs
         names = specs[0].input_names
@@ -95,7 +103,7 @@ class Inferer:
         else:
             sizes = read_array(valid, "int32", self._regions)
             geometries = _geometries(sizes, (height, width))
-        return (await engine.run(list(canvases), geometries, deadline)).outputs
+        return (await engine.run(list(canvases), geometries, deadline, caller)).outputs
 
     def _check_images(self, given: Input) -> None:
         if given.shape[0] > self._limits.max_images:
@@ -121,7 +129,6 @@ def _earlier(deadline: float | None, request: pb.ModelInferRequest) -> float | N
     """The call's deadline, or that of the request's own timeout where that is sooner."""
     if not request.parameters:
         return deadline
-    read_number(request.parameters, "priority")  # all requests have the same, but it must be one
     timeout_us = read_number(request.parameters, "timeout")
     if not timeout_us:  # 0 is none
         return deadline

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ferryman.errors import TensorError, UsageError
 from ferryman.inference import grpc_service_pb2 as pb
-from ferryman.results import Outputs, check_finite
+from ferryman.results import Outputs
 from ferryman.server.inference.parameters import read_number
 from ferryman.server.inference.shared_memory import Place, Regions, place_from_parameters
 from ferryman.server.inference.tensors import BYTES, DATATYPES
@@ -78,10 +78,8 @@ def add_output(
 ) -> None:
     """Appends an output and its contents to an answer.
 
-    Raises EngineError for values that are NaN or infinite, UsageError for an output that its place can't hold.
+    Raises UsageError for an output that its place can't hold.
     """
-    if array.dtype.kind == "f":
-        check_finite(array, wanted.name)
     if wanted.classes is None:
         datatype, shape = DATATYPES[_dtype_of(wanted.name, spec)], array.shape
         data = array.tobytes()

@@ -1,7 +1,7 @@
 """GRPCInferenceService: each call checks its request and asks who knows. Errors leave as FerrymanError."""
 
 import asyncio
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Callable
 
 from ferryman.errors import UnservedError, UsageError
 from ferryman.inference import grpc_service_pb2 as pb
@@ -13,12 +13,13 @@ from ferryman.server.inference.metadata import model_config, model_metadata, mod
 from ferryman.server.inference.shared_memory import Regions
 from ferryman.server.inference.stream import answer_stream
 from ferryman.server.interceptors import Context
+from ferryman.server.queueing import Caller
 from ferryman.server.repository import ModelRepository
 from ferryman.server.servicer import deadline_of
 
 
 class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
-    """control: whether clients may load and unload models"""
+    """control: whether clients may load and unload models; callers: who a call comes from"""
 
     def __init__(
         self,
@@ -28,6 +29,7 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         health: Health,
         stopping: asyncio.Event,
         control: bool,
+        callers: Callable[[Context], Caller],
     ) -> None:
         self._models = models
         self._regions = regions
@@ -35,6 +37,7 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         self._health = health
         self._stopping = stopping
         self._control = control
+        self._callers = callers
         self._inferer = Inferer(models, regions, limits)
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
@@ -59,11 +62,13 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         return pb.ModelConfigResponse(config=model_config(engine, self._models.versions(request.name), max_batch))
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        return await self._inferer.infer(request, deadline_of(context))
+        return await self._inferer.infer(request, deadline_of(context), self._callers(context))
 
     async def ModelStreamInfer(self, request_iterator: AsyncIterable[pb.ModelInferRequest], context: Context) -> None:
+        caller = self._callers(context)
+
         async def answer(request: pb.ModelInferRequest) -> pb.ModelInferResponse:
-            return await self._inferer.infer(request, deadline_of(context))
+            return await self._inferer.infer(request, deadline_of(context), caller)
 
         await answer_stream(request_iterator, context, answer, self._limits.stream_window, self._stopping)
 

@@ -157,7 +157,9 @@ def add_wide_size(folder: Path) -> LoadedModel:
     )
     manifest = model.bundle.manifest.model_copy(update={"specs": (spec, wide)})
     bundle = Bundle(model.bundle.path, manifest, model.bundle.digest)
-    return replace(model, bundle=bundle, sessions=(*model.sessions, ReferenceSession(wide)))
+    return replace(
+        model, bundle=bundle, sessions=(*model.sessions, ReferenceSession(wide)), costs=(*model.costs, *model.costs)
+    )
 
 
 @asynccontextmanager
@@ -209,11 +211,13 @@ async def test_a_timeout_of_the_request_s_own(toy_repository: Path) -> None:
         await gate.wait_for_batches(1)
         engine = await server.models.get("toy-classifier")
         # In microseconds; 0 is none, and the sooner of the two counts.
-        late = caller.inference.ModelInfer(ask(parameters=as_parameters({"timeout": 1000, "priority": 1})), timeout=240)
+        late = caller.inference.ModelInfer(
+            ask(parameters=as_parameters({"timeout": 200_000, "priority": 1})), timeout=240
+        )
         late = asyncio.ensure_future(late)
         patient = asyncio.ensure_future(caller.inference.ModelInfer(ask(parameters=as_parameters({"timeout": 0}))))
         await until(lambda: engine.images_inside == 3)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.25)
         gate.open()
         await first
         assert await status_of(late) == ("DEADLINE_EXCEEDED", "the request's time ran out before it was answered")
@@ -232,7 +236,5 @@ async def test_answers_of_nan_are_errors(toy_repository: Path) -> None:
         return replace(model, sessions=(NanSession(model.bundle.spec),))
 
     async with serving(toy_repository, "toy-detector", load) as caller:
-        ask = partial(infer, "toy-detector", {"image": CANVASES})
-        code, message = await status_of(caller.inference.ModelInfer(ask()))
+        code, message = await status_of(caller.inference.ModelInfer(infer("toy-detector", {"image": CANVASES})))
         assert (code, "scores for this image are NaN" in message) == ("INTERNAL", True)
-        assert (await caller.inference.ModelInfer(ask(["labels"]))).raw_output_contents

@@ -128,7 +128,7 @@ def test_descriptions(address: str) -> None:
         "scores": ("FP32", ["-1", str(QUERIES)]),
         "labels": ("INT64", ["-1", str(QUERIES)]),
     }
-    assert (config["max_batch_size"], config["backend"], config["platform"]) == (8, "onnxruntime", "onnxruntime_onnx")
+    assert (config["max_batch_size"], config["backend"], config["platform"]) == (32, "onnxruntime", "onnxruntime_onnx")
     assert "dynamic_batching" in config
     assert [(one["name"], one["data_type"], one["dims"]) for one in config["input"]] == [
         ("image", "TYPE_UINT8", [str(SIDE), str(SIDE), "3"])

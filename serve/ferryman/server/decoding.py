@@ -1,0 +1,65 @@
+"""Threads that decode pictures and fit them to canvases, shared by all models of a process."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ferryman.predictor import Fitted, fit_one, join_fitted
+from ferryman.preprocess import MAX_PIXELS
+from ferryman.server.batcher import Batcher
+from ferryman.server.costs import Costs
+from ferryman.server.queueing import ANYONE, Caller
+from ferryman.specs import PreprocessSpec
+
+_FIRST_GUESS_S = 0.005  # of a picture, until some were decoded
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """One of a request: number `number` of `count`, from 1."""
+
+    data: bytes
+    number: int
+    count: int
+    specs: Sequence[PreprocessSpec]
+
+
+class Decoder:
+    """Decodes and resizes in threads: the libraries release the interpreter's lock. Clients take turns here too.
+
+    threads: pictures decoded side by side; max_pixels: of one picture
+    """
+
+    def __init__(self, threads: int, max_pixels: int = MAX_PIXELS) -> None:
+        self._max_pixels = max_pixels
+        costs = Costs({1: _FIRST_GUESS_S})
+        self._batcher = Batcher[_Picture, Fitted](self._fit, "images", lambda key: costs, concurrency=threads)
+
+    async def fit(
+        self,
+        images: Sequence[bytes],
+        specs: Sequence[PreprocessSpec],
+        deadline: float | None = None,
+        caller: Caller = ANYONE,
+    ) -> Fitted:
+        """As `fit_images`, picture by picture: those of a request that was cancelled, is late or has failed are left.
+
+        Its times are shares of the time that passed, as pictures are decoded side by side.
+        Raises as `fit_images` and `Batcher.submit`.
+        """
+        pictures = [_Picture(data, number, len(images), specs) for number, data in enumerate(images, start=1)]
+        start = time.perf_counter()
+        fitted = join_fitted([done.output for done in await self._batcher.submit(pictures, deadline, caller)])
+        passed_ms = (time.perf_counter() - start) * 1e3
+        share = min(1.0, passed_ms / max(fitted.decode_ms + fitted.resize_ms, 1e-9))
+        return replace(fitted, decode_ms=fitted.decode_ms * share, resize_ms=fitted.resize_ms * share)
+
+    def predict(self, images: int, caller: Caller) -> float:
+        """Seconds until so many pictures would be decoded, 0.0 when they start at once."""
+        return self._batcher.predict({0: images}, caller)
+
+    async def close(self) -> None:
+        await self._batcher.close()
+
+    def _fit(self, pictures: list[_Picture]) -> list[Fitted]:
+        return [fit_one(one.data, one.specs, self._max_pixels, one.number, one.count) for one in pictures]

@@ -1,0 +1,240 @@
+"""A server that is asked for more than it can do: who is refused, when, and in whose favour. Counts, never times."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from google.rpc.error_details_pb2 import RetryInfo
+from grpc_status import rpc_status
+
+from ferryman import predictor
+from ferryman.inference import grpc_service_pb2 as pb
+from ferryman.server.costs import Costs
+from ferryman.v1 import vision_pb2 as v1
+
+from ..toy import make_pictures
+from .gate import Gate
+from .inference.asking import as_parameters, infer_pictures, status_of
+from .inside import Caller, calling, running, until
+from .marked import MarkedModels, marked
+
+
+def ask(caller: Caller, mark: int, timeout: float | None = None, **fields: Any) -> Any:
+    return asyncio.ensure_future(caller.inference.ModelInfer(marked(mark, **fields), timeout=timeout))
+
+
+def one_by_one(seconds: float = 0.001) -> Costs:
+    return Costs({1: seconds})
+
+
+async def retry_of(call: Any) -> float:
+    """Seconds after which one who is refused is to ask again."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    status = rpc_status.from_call(caught.value)  # pyright: ignore[reportArgumentType]
+    assert status is not None
+    retry = RetryInfo()
+    assert any(detail.Unpack(retry) for detail in status.details)
+    return retry.retry_delay.ToNanoseconds() / 1e9
+
+
+async def test_who_would_be_answered_too_late_is_refused_at_once(toy_repository: Path) -> None:
+    """A picture takes 10 s as far as is known, so that of requests that have 60 s three fit, into 48 s less one."""
+    gate = Gate()
+    models = MarkedModels(gate, lambda: one_by_one(10.0))
+    async with running(toy_repository, gate, models, queue_seconds=100.0) as server, calling(server.address) as caller:
+        inside = [ask(caller, 1, timeout=60)]
+        await gate.wait_for_batches(1)
+        inside += [ask(caller, mark, timeout=60) for mark in (2, 3)]
+        engine = await server.models.get("toy-classifier")
+        await until(lambda: engine.images_inside == 3)
+        for call in [ask(caller, mark, timeout=60) for mark in range(4, 24)]:
+            assert 0 < await retry_of(call) <= 5
+        # one that has the time is let in, and another client's turn comes before the second of the first's
+        inside += [ask(caller, 30, timeout=240)]
+        await until(lambda: engine.images_inside == 4)
+        async with calling(server.address) as other:
+            inside += [ask(other, 40, timeout=60)]
+            await until(lambda: engine.images_inside == 5)
+            gate.open()
+            assert len(await asyncio.gather(*inside)) == 5
+        assert [mark for run in models.sessions["toy-classifier"][0].seen for mark in run] == [1, 2, 40, 3, 30]
+        found = await caller.inference.ModelStatistics(pb.ModelStatisticsRequest(name="toy-classifier"))
+        assert (
+            found.model_stats[0].inference_stats.success.count,
+            found.model_stats[0].inference_stats.fail.count,
+        ) == (
+            5,
+            20,
+        )
+
+
+async def test_the_queue_is_bounded_by_time(toy_repository: Path) -> None:
+    gate = Gate()
+    models = MarkedModels(gate, lambda: one_by_one(10.0))
+    async with running(toy_repository, gate, models, queue_seconds=25.0) as server, calling(server.address) as caller:
+        inside = [ask(caller, 1)]
+        await gate.wait_for_batches(1)
+        inside += [ask(caller, 2)]
+        engine = await server.models.get("toy-classifier")
+        await until(lambda: engine.images_inside == 2)
+        inside += [ask(caller, 3)]
+        await until(lambda: engine.images_inside == 3)
+        assert await retry_of(ask(caller, 4)) > 0
+        gate.open()
+        assert len(await asyncio.gather(*inside)) == 3
+
+
+async def test_a_flood_is_answered_or_refused_to_the_last_request(toy_repository: Path) -> None:
+    """300 requests at once from three clients where 16 have room; then all goes on as before."""
+    models = MarkedModels(lambda size: time.sleep(0.005), one_by_one)
+    settings: dict[str, Any] = {"queue_limit": 16, "max_images_per_request": 4}
+    async with (
+        running(toy_repository, None, models, **settings) as server,
+        calling(server.address) as first,
+        calling(server.address) as second,
+        calling(server.address) as third,
+    ):
+        calls = [ask(caller, mark % 200, timeout=240) for mark in range(100) for caller in (first, second, third)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        codes = [answer.code().name if isinstance(answer, grpc.aio.AioRpcError) else "OK" for answer in answers]
+        assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
+        assert sum(map(len, models.sessions["toy-classifier"][0].seen)) == codes.count("OK")
+        await until(lambda: server.calls.count == 0)
+        engine = await server.models.get("toy-classifier")
+        assert engine.images_inside == 0
+        assert (await ask(first, 1)).outputs
+
+
+async def test_a_client_with_many_does_not_make_another_wait_for_all(toy_repository: Path) -> None:
+    gate = Gate()
+    models = MarkedModels(gate, one_by_one)
+    async with (
+        running(toy_repository, gate, models) as server,
+        calling(server.address) as greedy,
+        calling(server.address) as modest,
+    ):
+        engine = await server.models.get("toy-classifier")
+        calls = [ask(greedy, 0)]
+        await gate.wait_for_batches(1)
+        calls += [ask(greedy, mark) for mark in range(1, 101)]
+        await until(lambda: engine.images_inside == 101)
+        calls += [ask(modest, 200)]
+        await until(lambda: engine.images_inside == 102)
+        gate.open()
+        await asyncio.gather(*calls)
+        order = [mark for run in models.sessions["toy-classifier"][0].seen for mark in run]
+        assert order.index(200) == 2
+        assert sorted(order) == [*range(101), 200]
+
+
+async def test_work_marked_low_comes_after_the_rest(toy_repository: Path) -> None:
+    gate = Gate()
+    models = MarkedModels(gate, one_by_one)
+    async with running(toy_repository, gate, models) as server, calling(server.address) as caller:
+        engine = await server.models.get("toy-classifier")
+        calls = [ask(caller, 0)]
+        await gate.wait_for_batches(1)
+        metadata = (("ferryman-priority", "low"),)
+        calls += [asyncio.ensure_future(caller.inference.ModelInfer(marked(100), metadata=metadata))]
+        await until(lambda: engine.images_inside == 2)
+        calls += [ask(caller, 101, parameters=as_parameters({"priority": 2}))]
+        await until(lambda: engine.images_inside == 3)
+        for mark, priority in ((1, 0), (2, 1), (3, 0)):
+            calls += [ask(caller, mark, parameters=as_parameters({"priority": priority}))]
+            await until(lambda: engine.images_inside == 3 + mark)  # noqa: B023 - awaited before the next round
+        gate.open()
+        await asyncio.gather(*calls)
+        assert models.sessions["toy-classifier"][0].seen == [[0], [1], [2], [3], [100], [101]]
+        wrong = caller.inference.ModelInfer(marked(1), metadata=(("ferryman-priority", "urgent"),))
+        assert await status_of(wrong) == (
+            "INVALID_ARGUMENT",
+            "ferryman-priority is 'urgent', expected high or low",
+        )
+
+
+async def test_a_client_has_its_own_limit(toy_repository: Path) -> None:
+    gate = Gate()
+    models = MarkedModels(gate, one_by_one)
+    settings: dict[str, Any] = {"client_images": 2, "client_rate": 0.001, "client_burst": 4}
+    async with (
+        running(toy_repository, gate, models, **settings) as server,
+        calling(server.address) as first,
+        calling(server.address) as second,
+    ):
+        engine = await server.models.get("toy-classifier")
+        calls = [ask(first, 1), ask(first, 2)]
+        await until(lambda: engine.images_inside == 2)
+        assert "its limit is 2" in (await status_of(ask(first, 3)))[1]
+        calls += [ask(second, 4)]
+        await until(lambda: engine.images_inside == 3)
+        gate.open()
+        await asyncio.gather(*calls)
+        await asyncio.gather(ask(first, 5), ask(first, 6))
+        assert await retry_of(ask(first, 7)) > 0
+        assert (await ask(second, 8)).outputs
+
+
+class HeldDecoding:
+    """Pictures are decoded when the gate lets them; counts them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate = Gate()
+        decode = predictor.decode_image
+
+        def held(data: bytes, max_pixels: int) -> Any:
+            self.gate(1)
+            return decode(data, max_pixels)
+
+        monkeypatch.setattr(predictor, "decode_image", held)
+
+    @property
+    def count(self) -> int:
+        return len(self.gate.batches)
+
+
+async def test_pictures_of_a_cancelled_request_are_not_decoded(
+    toy_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoding = HeldDecoding(monkeypatch)
+    settings: dict[str, Any] = {"decode_threads": 2}
+    async with (
+        running(toy_repository, decoding.gate, MarkedModels(), **settings) as server,
+        calling(server.address) as caller,
+    ):
+        engine = await server.models.get("toy-classifier")
+        request = v1.ClassifyRequest(model=v1.ModelRef(name="toy-classifier"), images=make_pictures(30))
+        left = caller.vision.Classify(request)
+        late = asyncio.ensure_future(caller.vision.Classify(request, timeout=1))
+        await decoding.gate.wait_for_batches(2)
+        left.cancel()
+        assert (await status_of(late))[0] == "DEADLINE_EXCEEDED"
+        await until(lambda: engine.images_inside == 0)
+        decoding.gate.open()
+        found = await caller.inference.ModelInfer(infer_pictures("toy-classifier", make_pictures(3)))
+        assert found.outputs[0].shape[0] == 3
+        assert decoding.count == 2 + 3
+
+
+async def test_pictures_that_wait_to_be_decoded_count(toy_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as none was decoded a picture is taken to need 5 ms: of 50 the last waits a quarter of a second."""
+    decoding = HeldDecoding(monkeypatch)
+    settings: dict[str, Any] = {"decode_threads": 1, "queue_seconds": 0.2}
+    async with (
+        running(toy_repository, decoding.gate, MarkedModels(), **settings) as server,
+        calling(server.address) as caller,
+        calling(server.address) as other,
+    ):
+        engine = await server.models.get("toy-classifier")
+        first = asyncio.ensure_future(caller.inference.ModelInfer(infer_pictures("toy-classifier", make_pictures(50))))
+        await until(lambda: engine.images_inside == 50)
+        assert await retry_of(caller.inference.ModelInfer(infer_pictures("toy-classifier", make_pictures(1)))) > 0
+        # tensors need none of that: they are refused only for what waits for the device itself
+        assert (await ask(other, 1)).outputs
+        decoding.gate.open()
+        assert (await first).outputs[0].shape[0] == 50
+        assert decoding.count == 50

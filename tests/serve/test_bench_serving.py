@@ -1,0 +1,54 @@
+"""The benchmark of serving, on a toy: everything is measured and told, on the screen and in the file."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ferryman.bench.serving import Block, summarise
+
+
+def bench(repository: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-m", "ferryman.bench.serving", str(repository), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_all_is_measured(toy_repository: Path, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    options = ["--model", "toy-classifier", "--clients", "1", "--clients", "3", "--seconds", "0.4", "--rounds", "2"]
+    done = bench(toy_repository, *options, "--overload", "0.2", "--timeout", "0.2", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    document = json.loads(file.read_text(encoding="utf-8"))
+    assert (document["model"], document["target"], document["threads"]) == ("toy-classifier", "onnxruntime-cpu-fp32", 1)
+    assert [row["what"] for row in document["closed"]] == ["bare loop", "1 clients", "3 clients"]
+    loop, *served = document["closed"]
+    assert (loop["ratio"], loop["extra_cpu_ms"]) == (1, 0)
+    for row in served:
+        assert row["images_per_s"] > 0
+        assert 0 < row["p50_ms"] <= row["p99_ms"]
+        assert row["what"] in done.stdout
+    [flood] = document["overload"]
+    # all that were sent are told of, whatever became of them
+    assert sum(flood["codes"].values()) == pytest.approx(3 * loop["images_per_s"] * 0.2, rel=0.01)
+
+
+def test_a_model_that_is_not_there(toy_repository: Path) -> None:
+    done = bench(toy_repository, "--model", "vit")
+    assert done.returncode == 1
+    assert "holds no model vit" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_figures_are_those_of_the_blocks() -> None:
+    bare = [Block(images=100, seconds=1.0, cpu_s=1.0, latencies_ms=(10.0,) * 100)] * 2
+    served = [
+        Block(images=90, seconds=1.0, cpu_s=0.99, latencies_ms=(11.0,) * 90),
+        Block(images=160, seconds=2.0, cpu_s=1.76, latencies_ms=(12.5,) * 160),
+    ]
+    row = summarise("4 clients", bare, served)
+    assert row.ratio == pytest.approx((0.9 + 0.8) / 2)
+    assert row.images_per_s == pytest.approx(85)
+    assert row.extra_cpu_ms == pytest.approx(1.0)
+    assert (row.p50_ms, row.p99_ms) == (12.5, 12.5)
