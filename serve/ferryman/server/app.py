@@ -30,6 +30,7 @@ from ferryman.server.interceptors import CallsInFlight, ErrorInterceptor
 from ferryman.server.loading import LoadedModel, load_model
 from ferryman.server.repository import ModelRepository
 from ferryman.server.servicer import RequestLimits, VisionServicer
+from ferryman.server.watching import Watcher
 from ferryman.specs import Facts
 from ferryman.v1 import vision_pb2_grpc
 
@@ -38,6 +39,8 @@ Positive = Annotated[int, Field(ge=1)]
 Parallel = Annotated[int, Field(ge=1, le=MAX_PARALLEL)]
 # For health checks under way. Watches never end by themselves, and vision calls have ended before.
 _LAST_CHECKS_S = 0.2
+# Between the last call and the end, and for how long it may be waited for.
+_QUIET_S, _LONGEST_QUIET_S = 0.05, 1.0
 
 
 class ServerConfig(Facts):
@@ -53,6 +56,7 @@ class ServerConfig(Facts):
     max_batch, queue_limit: see EngineLimits; max_images_per_request, stream_window: see RequestLimits
     allow_model_control: clients of the Open Inference Protocol may load and unload models
     shared_memory_bytes: of all regions that its local clients may register; 0 refuses them
+    watch_seconds: how often the repository is looked at for what changed, 0 for never
     grace_seconds: how long requests in flight may take when the server stops
     """
 
@@ -73,6 +77,7 @@ class ServerConfig(Facts):
     stream_window: Positive = 4
     allow_model_control: bool = False
     shared_memory_bytes: Annotated[int, Field(ge=0)] = 0
+    watch_seconds: Annotated[float, Field(ge=0, le=3600)] = 2.0
     grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
 
     @model_validator(mode="after")
@@ -145,6 +150,7 @@ class VisionServer:
             ],
         )
         self.health = Health(self._server)
+        self.watcher = Watcher(self.models, self.health, config.watch_seconds)
         requests = RequestLimits(max_images=config.max_images_per_request, stream_window=config.stream_window)
         servicer = VisionServicer(self.models, requests, self.calls)
         vision_pb2_grpc.add_VisionServiceServicer_to_server(servicer, self._server)
@@ -161,19 +167,19 @@ class VisionServer:
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
     async def start(self) -> list[str]:
-        """Listens, loads the newest version of each model, and returns the names of those that are served.
+        """Listens, loads what answers for each model and alias, and returns the names of those that are served.
 
         Health answers from the first moment, and says NOT_SERVING until a model is certified, loaded and warm.
         Raises AddressError when the address can't be listened on, BundleError when no model can be served; a
         model that can't be served beside others that can is logged, and stays NOT_SERVING.
         """
-        await self.health.register(self.models.names)
+        await self.health.register([*self.models.names, *self.models.aliases])
         self.address = _bind(self._server, self.config.address)
         await self._server.start()
         self._listening = True
         failures: list[FerrymanError] = []
         served: list[str] = []
-        for name in self.models.names:
+        for name in (*self.models.names, *self.models.aliases):
             try:
                 await self.models.get(name)
             except FerrymanError as error:
@@ -184,6 +190,7 @@ class VisionServer:
         if not served:
             raise BundleError(f"nothing in {self.config.repository} can be served: {'; '.join(map(str, failures))}")
         await self.health.set_ready()
+        self.watcher.start()
         log.info("server started: address=%s models=%s", self.address, ",".join(served))
         return served
 
@@ -204,7 +211,10 @@ class VisionServer:
         drained.cancel()
         hurried.cancel()
         left = self.calls.count
+        if not left:
+            await self.calls.wait_for_quiet(_QUIET_S, _LONGEST_QUIET_S)
         await self._server.stop(None if left else _LAST_CHECKS_S)
+        await self.watcher.stop()
         await self.models.close()
         self._regions.unregister("")
         self._pool.shutdown(wait=False, cancel_futures=True)
