@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -28,10 +29,11 @@ from ferryman.server.inference.servicer import InferenceServicer
 from ferryman.server.inference.shared_memory import Regions
 from ferryman.server.interceptors import CallsInFlight, ErrorInterceptor
 from ferryman.server.loading import LoadedModel, load_model
+from ferryman.server.observing import Observer, ObservingSettings
+from ferryman.server.probes import Probes, text_page
 from ferryman.server.repository import ModelRepository
 from ferryman.server.servicer import RequestLimits, VisionServicer
 from ferryman.server.watching import Watcher
-from ferryman.specs import Facts
 from ferryman.v1 import vision_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ _LAST_CHECKS_S = 0.2
 _QUIET_S, _LONGEST_QUIET_S = 0.05, 1.0
 
 
-class ServerConfig(Facts):
+class ServerConfig(ObservingSettings):
     """All that a server is told.
 
     repository: folder of NAME/VERSION bundles; models: the names to serve, all when empty
@@ -58,6 +60,8 @@ class ServerConfig(Facts):
     shared_memory_bytes: of all regions that its local clients may register; 0 refuses them
     watch_seconds: how often the repository is looked at for what changed, 0 for never
     grace_seconds: how long requests in flight may take when the server stops
+
+    What it inherits is said where it stands.
     """
 
     repository: Path
@@ -83,6 +87,8 @@ class ServerConfig(Facts):
     @model_validator(mode="after")
     def _check(self) -> Self:
         split_address(self.address)
+        if self.metrics_address is not None:
+            split_address(self.metrics_address)
         if self.target is not None:
             parse_target(self.target)
         if self.max_images_per_request > self.queue_limit:
@@ -141,8 +147,9 @@ class VisionServer:
             ),
             lambda model: Engine(model, limits, self._pool),
         )
+        self.observer = Observer(config)
         self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(self.calls)],
+            interceptors=[self.observer, ErrorInterceptor(self.calls)],
             options=[
                 ("grpc.so_reuseport", 0),  # else a second server on the port shares it, and nobody notices
                 ("grpc.max_receive_message_length", config.max_message_bytes),
@@ -151,6 +158,8 @@ class VisionServer:
         )
         self.health = Health(self._server)
         self.watcher = Watcher(self.models, self.health, config.watch_seconds)
+        self.metrics_address = config.metrics_address  # with the port that was bound, once started
+        self._probes: Probes | None = None
         requests = RequestLimits(max_images=config.max_images_per_request, stream_window=config.stream_window)
         servicer = VisionServicer(self.models, requests, self.calls)
         vision_pb2_grpc.add_VisionServiceServicer_to_server(servicer, self._server)
@@ -175,6 +184,7 @@ class VisionServer:
         """
         await self.health.register([*self.models.names, *self.models.aliases])
         self.address = _bind(self._server, self.config.address)
+        await self._start_probes()
         await self._server.start()
         self._listening = True
         failures: list[FerrymanError] = []
@@ -193,6 +203,29 @@ class VisionServer:
         self.watcher.start()
         log.info("server started: address=%s models=%s", self.address, ",".join(served))
         return served
+
+    async def _start_probes(self) -> None:
+        """Before any model is loaded, so that an orchestrator sees that the process lives. Raises AddressError."""
+        address = self.config.metrics_address
+        if address is None:
+            return
+        from ferryman.server.metrics import Metrics, Sources
+
+        metrics = Metrics(Sources(self.models, self.observer.counts, self.calls, self.health, self.watcher))
+        self._probes = Probes(
+            {
+                "/livez": text_page(lambda: True),
+                "/readyz": text_page(lambda: self.health.ready),
+                "/metrics": lambda accept: (HTTPStatus.OK, *metrics.render(accept)),
+            }
+        )
+        host, port = split_address(address)
+        try:
+            bound = await self._probes.start(host, port)
+        except OSError as error:
+            raise AddressError(f"can't listen on {address}: {error.strerror}; choose another address") from error
+        self.metrics_address = f"{address.rpartition(':')[0]}:{bound}"
+        log.info("metrics: address=%s", self.metrics_address)
 
     async def stop(self, hurry: asyncio.Event | None = None) -> None:
         """Refuses new requests, answers those in flight within `grace_seconds`, frees everything.
@@ -218,6 +251,9 @@ class VisionServer:
         await self.models.close()
         self._regions.unregister("")
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._probes is not None:
+            self._probes.stop()
+        await asyncio.to_thread(self.observer.close)
         if self._listening:
             log.info("server stopped: address=%s in_flight=%d cancelled=%d", self.address, in_flight, left)
 

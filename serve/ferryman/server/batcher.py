@@ -81,6 +81,11 @@ class Batcher(Generic[Item, Output]):
         self._closed = False
         self.last_item_s = 0.0  # of the last batch: its duration divided by its items
 
+    @property
+    def waiting(self) -> int:
+        """Items in the queue."""
+        return len(self._queue)
+
     async def submit(self, items: Sequence[Item], deadline: float | None = None) -> list[Done[Output]]:
         """The items' outputs, in order. deadline: see `check_deadline`.
 

@@ -17,12 +17,14 @@ from ferryman.preprocess import MAX_PIXELS, Geometry, stack_inputs
 from ferryman.results import Outputs
 from ferryman.server.batcher import Batcher, check_deadline
 from ferryman.server.loading import LoadedModel
+from ferryman.server.request import current_trace
 from ferryman.server.statistics import Stages, Statistics
+from ferryman.server.tracing import RequestTrace, trace_batch
 from ferryman.specs import Facts, Task
 
 T = TypeVar("T")
 MakeResult = Callable[[Outputs, int, Geometry], T]
-_Canvas = tuple[int, NDArray[np.uint8], Geometry]  # with the index of its size
+_Canvas = tuple[int, NDArray[np.uint8], Geometry, RequestTrace | None]  # with the index of its size
 _Ran = tuple[Outputs, Stages]  # one image's outputs, and what its batch took
 
 
@@ -79,6 +81,11 @@ class Engine:
     def images_inside(self) -> int:
         """Images that are being decoded, waiting or running now."""
         return self._inside
+
+    @property
+    def images_waiting(self) -> int:
+        """Images that are decoded, and wait for their batch."""
+        return self._batcher.waiting
 
     def check_task(self, *tasks: Task) -> None:
         """Raises TaskError unless the model's task is one of these."""
@@ -191,7 +198,8 @@ class Engine:
     ) -> Computed:
         check_deadline(deadline)
         start = time.perf_counter()
-        done = await self._batcher.submit(list(zip(sizes, canvases, geometries, strict=True)), deadline)
+        traces = [current_trace()] * len(sizes)
+        done = await self._batcher.submit(list(zip(sizes, canvases, geometries, traces, strict=True)), deadline)
         elapsed_ms = (time.perf_counter() - start) * 1e3
         batches = {one.batch: (one.compute_ms, one.output[1]) for one in done}.values()
         compute_ms = sum(compute_ms for compute_ms, _ in batches)
@@ -204,7 +212,7 @@ class Engine:
 
     def _compute(self, batch: list[_Canvas]) -> list[_Ran]:
         start = time.perf_counter_ns()
-        sizes, canvases, geometries = zip(*batch, strict=True)
+        sizes, canvases, geometries, traces = zip(*batch, strict=True)
         session = self.model.sessions[sizes[0]]
         inputs = stack_inputs(canvases, geometries, session.spec.input_names)
         ready = time.perf_counter_ns()
@@ -213,6 +221,8 @@ class Engine:
         rows = [{name: array[i : i + 1] for name, array in outputs.items()} for i in range(len(batch))]
         stages = Stages(ready - start, ran - ready, time.perf_counter_ns() - ran)
         self.statistics.add_batch(len(batch), stages)
+        now = time.time_ns()
+        trace_batch(traces, len(batch), now - (time.perf_counter_ns() - start), now)
         return [(row, stages) for row in rows]
 
     async def _in_pool(self, work: Callable[..., T], *arguments: object) -> T:

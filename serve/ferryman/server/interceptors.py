@@ -67,6 +67,15 @@ class CallsInFlight:
             await asyncio.sleep(min(end, self._last + quiet_s) - now)
 
 
+async def abort(context: Context, error: FerrymanError) -> None:
+    """Ends the call with the error's status and details, beside what interceptors further out have to say; raises."""
+    status = rpc_status.to_status(status_from_error(error))
+    context.set_code(status.code)  # which aborting does not, and those interceptors ask for
+    await context.abort(
+        status.code, status.details or "", (*(context.trailing_metadata() or ()), *status.trailing_metadata)
+    )
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Maps FerrymanError to its status with details; any other exception to INTERNAL, with its traceback in the log."""
 
@@ -112,7 +121,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             except Exception:
                 log.exception("unexpected error in %s", method)
                 failure = FerrymanError(UNEXPECTED)
-            await context.abort_with_status(rpc_status.to_status(status_from_error(failure)))
+            await abort(context, failure)
 
         return guarded
 
