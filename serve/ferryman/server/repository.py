@@ -226,7 +226,7 @@ class ModelRepository(Generic[Served]):
             if (name, self._answering.get(name, 0)) in self._unloaded:  # by a client: new versions are too
                 self._unloaded |= {(name, one) for one in known[name]}
                 self._answer_with(name, version)
-            elif await self._can_serve(name, version) or name not in self._answering:
+            elif await self._can_serve(name, version) or not self._is_loaded((name, self._answering.get(name, 0))):
                 self._answer_with(name, version)
             elif self._answering[name] not in known[name]:
                 self._versions[name] = sorted({*known[name], self._answering[name]})
