@@ -40,7 +40,7 @@ class Sources:
 
 
 class Metrics:
-    """Reads its sources where they are written, on the event loop: it takes about a millisecond."""
+    """Reads its sources where they are written, on the event loop, which takes milliseconds."""
 
     def __init__(self, sources: Sources) -> None:
         self._registry = CollectorRegistry()
