@@ -15,6 +15,7 @@ from ferryman.specs import Facts
 CHOICES = "versions.toml"
 Version = tuple[str, int]  # a model's name and a number
 Mark = frozenset[tuple[str, int, int]]
+State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 _Pinned = Annotated[int, Field(ge=1)] | Literal["newest"]
 _Target = Annotated[str, Field(pattern=r"^[^/]+(/[1-9][0-9]*)?$")]
 
@@ -65,6 +66,16 @@ class Seen:
     versions: Mapping[str, Sequence[int]]
     choices: Choices
     marks: Mapping[Version, Mark]
+
+
+@dataclass(frozen=True)
+class VersionState:
+    """reason: why it is not READY, empty when it is."""
+
+    name: str
+    version: int
+    state: State
+    reason: str
 
 
 def look(folder: Path, marked: Collection[Version] = ()) -> Seen:

@@ -5,9 +5,8 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from ferryman.errors import (
     BundleError,
@@ -17,14 +16,11 @@ from ferryman.errors import (
     UnavailableError,
     UsageError,
 )
-from ferryman.server.folder import Mark, Seen, Version, look, mark_files
+from ferryman.server.folder import Mark, Seen, State, Version, VersionState, look, mark_files
 from ferryman.server.loading import LoadedModel
 
 log = logging.getLogger(__name__)
 LOADING = "load"  # what the names of the threads that load models begin with
-
-
-State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 
 
 class Closable(Protocol):
@@ -36,16 +32,6 @@ class Closable(Protocol):
 
 
 Served = TypeVar("Served", bound=Closable)
-
-
-@dataclass(frozen=True)
-class VersionState:
-    """reason: why it is not READY, empty when it is."""
-
-    name: str
-    version: int
-    state: State
-    reason: str
 
 
 class ModelRepository(Generic[Served]):
@@ -363,7 +349,7 @@ class ModelRepository(Generic[Served]):
         start = time.monotonic()
         folder = self._folder / name / str(version)
         log.info("model loading: name=%s version=%d", name, version)
-        self._marks[name, version] = await asyncio.to_thread(mark_files, folder)
+        self._marks[name, version] = await asyncio.to_thread(mark_files, self._folder / name / str(version))
         try:
             model = await asyncio.get_running_loop().run_in_executor(self._thread, self._load, folder)
         except FerrymanError as error:
