@@ -213,6 +213,18 @@ def serve(
 
 
 @app.command()
+def top(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The server's metrics_address.")],
+    interval: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds that each figure is taken over.")] = 2.0,
+    json_output: Json = False,
+) -> None:
+    """What a running server does now: a table that goes on until Ctrl-C; once with --json."""
+    from ferryman.commands.top import run_top
+
+    run_top(address, interval, json_output)
+
+
+@app.command()
 def classify(
     images: Images,
     bundle: OptionalBundle = None,

@@ -1,7 +1,6 @@
 """`ferryman serve`: the gRPC server in this process."""
 
 import asyncio
-import logging
 import os
 import sys
 import threading
@@ -12,6 +11,7 @@ from pathlib import Path
 from ferryman.commands.console import err, out, print_json
 from ferryman.errors import FileAccessError, UsageError
 from ferryman.server.app import ServerConfig, serve
+from ferryman.server.logs import configure_logs
 from ferryman.server.repository import LOADING
 
 
@@ -22,8 +22,8 @@ def run_serve(repository: Path, file: Path | None, options: Mapping[str, object]
     """
     settings = {} if file is None else read_settings(file)
     settings |= {name: value for name, value in options.items() if value is not None}
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = ServerConfig.from_settings(settings | {"repository": repository})
+    configure_logs(config.log_format)
 
     def announce(bound: str, models: list[str]) -> None:
         if json_output:

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -30,9 +31,12 @@ from ferryman.server.inference.servicer import InferenceServicer
 from ferryman.server.inference.shared_memory import Regions
 from ferryman.server.interceptors import CallsInFlight, ErrorInterceptor
 from ferryman.server.loading import LoadedModel, load_model
+from ferryman.server.observing import Observer, ObservingSettings
+from ferryman.server.probes import Probes, text_page
 from ferryman.server.repository import ModelRepository
 from ferryman.server.servicer import RequestLimits, VisionServicer
 from ferryman.server.transport import TransportLimits, caller_of, grpc_options
+from ferryman.server.watching import Watcher
 from ferryman.v1 import vision_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -40,9 +44,11 @@ Positive = Annotated[int, Field(ge=1)]
 Parallel = Annotated[int, Field(ge=1, le=MAX_PARALLEL)]
 # For health checks under way. Watches never end by themselves, and vision calls have ended before.
 _LAST_CHECKS_S = 0.2
+# Between the last call and the end, and for how long it may be waited for.
+_QUIET_S, _LONGEST_QUIET_S = 0.05, 1.0
 
 
-class ServerConfig(TransportLimits, ClientLimits, EngineLimits):
+class ServerConfig(TransportLimits, ClientLimits, EngineLimits, ObservingSettings):
     """All that a server is told.
 
     repository: folder of NAME/VERSION bundles; models: the names to serve, all when empty
@@ -55,6 +61,7 @@ class ServerConfig(TransportLimits, ClientLimits, EngineLimits):
     max_images_per_request, stream_window: see RequestLimits
     allow_model_control: clients of the Open Inference Protocol may load and unload models
     shared_memory_bytes: of all regions that its local clients may register; 0 refuses them
+    watch_seconds: how often the repository is looked at for what changed, 0 for never
     grace_seconds: how long requests in flight may take when the server stops
 
     What it inherits is said where it stands.
@@ -75,11 +82,14 @@ class ServerConfig(TransportLimits, ClientLimits, EngineLimits):
     stream_window: Positive = 4
     allow_model_control: bool = False
     shared_memory_bytes: Annotated[int, Field(ge=0)] = 0
+    watch_seconds: Annotated[float, Field(ge=0, le=3600)] = 2.0
     grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         split_address(self.address)
+        if self.metrics_address is not None:
+            split_address(self.metrics_address)
         if self.target is not None:
             parse_target(self.target)
         if self.max_images_per_request > self.queue_limit:
@@ -142,12 +152,16 @@ class VisionServer:
             ),
             self._open_engine,
         )
+        self.observer = Observer(config)
         self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(self.calls)],
+            interceptors=[self.observer, ErrorInterceptor(self.calls)],
             options=grpc_options(config),
             maximum_concurrent_rpcs=config.max_calls,
         )
         self.health = Health(self._server)
+        self.watcher = Watcher(self.models, self.health, config.watch_seconds)
+        self.metrics_address = config.metrics_address  # with the port that was bound, once started
+        self._probes: Probes | None = None
         callers = partial(caller_of, by=config.client_by)
         requests = RequestLimits(max_images=config.max_images_per_request, stream_window=config.stream_window)
         servicer = VisionServicer(self.models, requests, self.calls, callers)
@@ -171,25 +185,26 @@ class VisionServer:
         return Engine(model, self.config, self._decoder, self._clients, self._pool, reload, on_ready)
 
     def _tell_health(self, name: str, version: int, ready: bool) -> None:
-        if self.models.versions(name)[-1:] == (version,):
+        if self.models.answers(name, version):
             task = asyncio.create_task(self.health.set_model(name, ready))
             self._telling.add(task)
             task.add_done_callback(self._telling.discard)
 
     async def start(self) -> list[str]:
-        """Listens, loads the newest version of each model, and returns the names of those that are served.
+        """Listens, loads what answers for each model and alias, and returns the names of those that are served.
 
         Health answers from the first moment, and says NOT_SERVING until a model is certified, loaded and warm.
         Raises AddressError when the address can't be listened on, BundleError when no model can be served; a
         model that can't be served beside others that can is logged, and stays NOT_SERVING.
         """
-        await self.health.register(self.models.names)
+        await self.health.register([*self.models.names, *self.models.aliases])
         self.address = _bind(self._server, self.config.address)
+        await self._start_probes()
         await self._server.start()
         self._listening = True
         failures: list[FerrymanError] = []
         served: list[str] = []
-        for name in self.models.names:
+        for name in (*self.models.names, *self.models.aliases):
             try:
                 await self.models.get(name)
             except FerrymanError as error:
@@ -200,8 +215,32 @@ class VisionServer:
         if not served:
             raise BundleError(f"nothing in {self.config.repository} can be served: {'; '.join(map(str, failures))}")
         await self.health.set_ready()
+        self.watcher.start()
         log.info("server started: address=%s models=%s", self.address, ",".join(served))
         return served
+
+    async def _start_probes(self) -> None:
+        """Before any model is loaded, so that an orchestrator sees that the process lives. Raises AddressError."""
+        address = self.config.metrics_address
+        if address is None:
+            return
+        from ferryman.server.metrics import Metrics, Sources
+
+        metrics = Metrics(Sources(self.models, self.observer.counts, self.calls, self.health, self.watcher))
+        self._probes = Probes(
+            {
+                "/livez": text_page(lambda: True),
+                "/readyz": text_page(lambda: self.health.ready),
+                "/metrics": lambda accept: (HTTPStatus.OK, *metrics.render(accept)),
+            }
+        )
+        host, port = split_address(address)
+        try:
+            bound = await self._probes.start(host, port)
+        except OSError as error:
+            raise AddressError(f"can't listen on {address}: {error.strerror}; choose another address") from error
+        self.metrics_address = f"{address.rpartition(':')[0]}:{bound}"
+        log.info("metrics: address=%s", self.metrics_address)
 
     async def stop(self, hurry: asyncio.Event | None = None) -> None:
         """Refuses new requests, answers those in flight within `grace_seconds`, frees everything.
@@ -220,11 +259,17 @@ class VisionServer:
         drained.cancel()
         hurried.cancel()
         left = self.calls.count
+        if not left:
+            await self.calls.wait_for_quiet(_QUIET_S, _LONGEST_QUIET_S)
         await self._server.stop(None if left else _LAST_CHECKS_S)
+        await self.watcher.stop()
         await self.models.close()
         await self._decoder.close()
         self._regions.unregister("")
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._probes is not None:
+            self._probes.stop()
+        await asyncio.to_thread(self.observer.close)
         if self._listening:
             log.info("server stopped: address=%s in_flight=%d cancelled=%d", self.address, in_flight, left)
 

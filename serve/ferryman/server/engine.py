@@ -24,13 +24,15 @@ from ferryman.server.decoding import Decoder
 from ferryman.server.loading import LoadedModel
 from ferryman.server.mending import Mender
 from ferryman.server.queueing import ANYONE, Caller
+from ferryman.server.request import current_trace
 from ferryman.server.statistics import Stages, Statistics
+from ferryman.server.tracing import RequestTrace, trace_batch
 from ferryman.specs import Facts, Task
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 MakeResult = Callable[[Outputs, int, Geometry], T]
-_Canvas = tuple[int, NDArray[np.uint8], Geometry]  # with the index of its size
+_Canvas = tuple[int, NDArray[np.uint8], Geometry, RequestTrace | None]  # with the index of its size
 _Ran = tuple[Outputs, Stages]  # one image's outputs, and what its batch took
 _SHARE = 0.8  # of the time until its deadline that a request may be foretold to take, but for one more run
 _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.05, 5.0  # that a client who is refused is told
@@ -121,6 +123,11 @@ class Engine:
     def ready(self) -> bool:
         """Whether the session can be asked; False while it is rebuilt."""
         return self._mender.ready
+
+    @property
+    def images_waiting(self) -> int:
+        """Images that are decoded, and wait for their batch."""
+        return self._batcher.waiting
 
     def check_task(self, *tasks: Task) -> None:
         """Raises TaskError unless the model's task is one of these."""
@@ -280,7 +287,9 @@ class Engine:
     ) -> Computed:
         check_deadline(deadline)
         start = time.perf_counter()
-        done = await self._batcher.submit(list(zip(sizes, canvases, geometries, strict=True)), deadline, caller)
+        traces = [current_trace()] * len(sizes)
+        items = list(zip(sizes, canvases, geometries, traces, strict=True))
+        done = await self._batcher.submit(items, deadline, caller)
         elapsed_ms = (time.perf_counter() - start) * 1e3
         batches = {one.batch: (one.compute_ms, one.output[1]) for one in done}.values()
         compute_ms = sum(compute_ms for compute_ms, _ in batches)
@@ -293,7 +302,7 @@ class Engine:
 
     def _compute(self, batch: list[_Canvas]) -> list[_Ran]:
         start = time.perf_counter_ns()
-        sizes, canvases, geometries = zip(*batch, strict=True)
+        sizes, canvases, geometries, traces = zip(*batch, strict=True)
         session = self.model.sessions[sizes[0]]
         inputs = stack_inputs(canvases, geometries, session.spec.input_names)
         ready = time.perf_counter_ns()
@@ -309,6 +318,8 @@ class Engine:
         rows = [{name: array[i : i + 1] for name, array in outputs.items()} for i in range(len(batch))]
         stages = Stages(ready - start, ran - ready, time.perf_counter_ns() - ran)
         self.statistics.add_batch(len(batch), stages)
+        now = time.time_ns()
+        trace_batch(traces, len(batch), now - (time.perf_counter_ns() - start), now)
         return [(row, stages) for row in rows]
 
     def _note(self, failed: bool) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -31,6 +32,7 @@ class CallsInFlight:
         self._count = 0
         self._none = asyncio.Event()
         self._none.set()
+        self._last = 0.0  # when a call came or went, in seconds of `time.monotonic`
 
     @property
     def count(self) -> int:
@@ -38,6 +40,7 @@ class CallsInFlight:
 
     def enter(self, context: Context) -> None:
         """Counts this call. Raises UnavailableError when the server is stopping."""
+        self._last = time.monotonic()
         if self.stopping.is_set():
             raise UnavailableError("the server is stopping; ask another one, or again later")
         self._count += 1
@@ -46,11 +49,31 @@ class CallsInFlight:
 
     def _leave(self, _context: Context) -> None:
         self._count -= 1
+        self._last = time.monotonic()
         if self._count == 0:
             self._none.set()
 
     async def wait_for_none(self) -> None:
         await self._none.wait()
+
+    async def wait_for_quiet(self, quiet_s: float, limit_s: float) -> None:
+        """Returns once no call has come or gone for `quiet_s`, or after `limit_s`.
+
+        For whoever was answered and asks again at once: a server that is shut down at that moment breaks off calls
+        that it has not looked at yet, and so they get their refusal.
+        """
+        end = time.monotonic() + limit_s
+        while (now := time.monotonic()) < min(end, self._last + quiet_s):
+            await asyncio.sleep(min(end, self._last + quiet_s) - now)
+
+
+async def abort(context: Context, error: FerrymanError) -> None:
+    """Ends the call with the error's status and details, beside what interceptors further out have to say; raises."""
+    status = rpc_status.to_status(status_from_error(error))
+    context.set_code(status.code)  # which aborting does not, and those interceptors ask for
+    await context.abort(
+        status.code, status.details or "", (*(context.trailing_metadata() or ()), *status.trailing_metadata)
+    )
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -98,7 +121,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             except Exception:
                 log.exception("unexpected error in %s", method)
                 failure = FerrymanError(UNEXPECTED)
-            await context.abort_with_status(rpc_status.to_status(status_from_error(failure)))
+            await abort(context, failure)
 
         return guarded
 

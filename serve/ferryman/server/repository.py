@@ -5,11 +5,9 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from ferryman.bundle import find_bundles
 from ferryman.errors import (
     BundleError,
     BundleNotFoundError,
@@ -18,13 +16,11 @@ from ferryman.errors import (
     UnavailableError,
     UsageError,
 )
+from ferryman.server.folder import Mark, Seen, State, Version, VersionState, look, mark_files
 from ferryman.server.loading import LoadedModel
 
 log = logging.getLogger(__name__)
 LOADING = "load"  # what the names of the threads that load models begin with
-
-
-State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 
 
 class Closable(Protocol):
@@ -43,24 +39,19 @@ class Closable(Protocol):
 Served = TypeVar("Served", bound=Closable)
 
 
-@dataclass(frozen=True)
-class VersionState:
-    """reason: why it is not READY, empty when it is."""
-
-    name: str
-    version: int
-    state: State
-    reason: str
-
-
 class ModelRepository(Generic[Served]):
     """Which models and versions there are, and what serves each of them.
 
-    The newest version of each model is loaded when the server starts, so that a server that is ready is fast.
-    An older one is loaded when it is first asked for: a client that holds on to a version gets it, and versions
-    that nobody asks for cost no memory. Each is loaded once, one at a time, in a thread. A version that can't be
-    loaded stays refused, with its reason; a broken newest one is never silently replaced by an older one. What
-    `unload` freed is refused until it is loaded again.
+    Of each model one version answers requests that name none: the newest, or what `versions.toml` says (see Choices).
+    It is loaded when the server starts, so that a server that is ready is fast. Another one is loaded when it is
+    first asked for: a client that holds on to a version gets it, and versions that nobody asks for cost no memory.
+    Each is loaded once, one at a time, in a thread. A version that can't be loaded stays refused, with its reason; a
+    broken newest one is never silently replaced by an older one. What `unload` freed is refused until it is loaded
+    again.
+
+    `refresh` follows the folder: a version takes over once it is loaded, and not before; what it replaced answers
+    those inside, and is freed unless an alias stands for it or a client has asked for it by its number. Whoever gets
+    a version from `get` must hand it a request before awaiting anything else.
 
     load: from NAME/VERSION to a loaded model, in the thread; serve: what then serves it, on the event loop
     """
@@ -72,25 +63,31 @@ class ModelRepository(Generic[Served]):
         load: Callable[[Path], LoadedModel],
         serve: Callable[[LoadedModel], Served],
     ) -> None:
-        """only: the models to serve, all when empty. Raises BundleNotFoundError when there is nothing to serve."""
-        found = find_bundles(folder)
-        if not found:
-            raise BundleNotFoundError(
-                f"{folder} holds no bundle as NAME/VERSION; give the folder that `ferryman export -o` wrote to"
-            )
-        missing = [name for name in only if name not in found]
-        if missing:
-            raise BundleNotFoundError(f"{folder} holds no model {', '.join(missing)}; it holds {', '.join(found)}")
+        """only: the models to serve, all when empty. Raises BundleNotFoundError when there is nothing to serve, and as
+        `look` and Choices do.
+        """
         self._folder = folder
         self._only = frozenset(only)
-        self._versions = {name: versions for name, versions in found.items() if not only or name in only}
+        seen = look(folder)
+        missing = [name for name in only if name not in seen.versions]
+        if missing:
+            raise BundleNotFoundError(
+                f"{folder} holds no model {', '.join(missing)}; it holds {', '.join(seen.versions)}"
+            )
+        self._choices = seen.choices
+        self._versions = self._mine(seen)
+        self._answering = {name: self._choices.choose(name, versions) for name, versions in self._versions.items()}
+        self._choices.check_aliases(self._versions)
         self._load = load
         self._serve = serve
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=LOADING)
-        self._tasks: dict[tuple[str, int], asyncio.Task[Served]] = {}
-        self._unloading: set[tuple[str, int]] = set()
-        self._unloaded: set[tuple[str, int]] = set()
-        self._control = asyncio.Lock()  # one load or unload at a time
+        self._tasks: dict[Version, asyncio.Task[Served]] = {}
+        self._marks: dict[Version, Mark] = {}  # of the files that were loaded, or refused
+        self._seen: Seen | None = None  # by `refresh`
+        self._asked: set[Version] = set()  # by number
+        self._unloading: set[Version] = set()
+        self._unloaded: set[Version] = set()
+        self._control = asyncio.Lock()  # one load, unload or refresh at a time
         self._changes: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -98,32 +95,46 @@ class ModelRepository(Generic[Served]):
     def names(self) -> list[str]:
         return list(self._versions)
 
+    @property
+    def aliases(self) -> list[str]:
+        return list(self._choices.aliases)
+
     async def get(self, name: str, version: int = 0) -> Served:
-        """What serves a version, 0 for the newest; waits until it is loaded.
+        """What serves a version of a model or alias, 0 for the one that answers; waits until it is loaded.
 
         Raises UsageError and ModelNotFoundError for names and versions that are not there, BundleError with
         the reason for a version that can't be served, UnavailableError after `close`.
         """
-        version = self._find(name, version, self._versions)
-        if (name, version) in self._unloaded:
-            raise BundleError(f"{name} version {version} is unloaded")
-        return await self._load_once(name, version)
+        key = self._find(name, version)
+        if key in self._unloaded:
+            raise BundleError(f"{key[0]} version {key[1]} is unloaded")
+        if version:
+            self._asked.add(key)
+        return await self._load_once(*key)
 
     def versions(self, name: str) -> tuple[int, ...]:
         """The versions that can be asked for, ascending. Raises as `get` does for names."""
-        self._find(name, 0, self._versions)
+        name, _ = self._find(name, 0)
         return tuple(version for version in self._versions[name] if (name, version) not in self._unloaded)
+
+    def answers(self, name: str, version: int) -> bool:
+        """Whether this version is the one that answers requests for the model that name none."""
+        return self._answering.get(name) == version
 
     def is_ready(self, name: str, version: int = 0) -> bool:
         """Whether a version is loaded; False for names and versions that are not there."""
         try:
-            return self._state(name, self._find(name, version, self._versions))[0] == "READY"
+            return self._state(*self._find(name, version))[0] == "READY"
         except ModelNotFoundError:
             return False
 
     def loaded(self) -> list[Served]:
         """What serves now, by name and version."""
         return [self._tasks[key].result() for key in sorted(self._tasks) if self._state(*key)[0] == "READY"]
+
+    def refused(self) -> list[VersionState]:
+        """Versions that could not be loaded."""
+        return [one for one in self.index() if self._has_failed((one.name, one.version))]
 
     def index(self) -> list[VersionState]:
         """All versions that were found or loaded, by name and version."""
@@ -132,12 +143,28 @@ class ModelRepository(Generic[Served]):
         return [VersionState(*key, *self._state(*key)) for key in keys]
 
     async def load(self, name: str, version: int = 0) -> None:
-        """Loads a version, by default the newest that the folder holds now, though it was not there before.
+        """Loads a version, by default the one that should answer by what the folder holds now.
 
-        Returns when it is served; one that was already is left as it is, and one that failed is tried again. A new
-        version becomes the newest once it is served. Raises as `get`.
+        Returns when it is served; one that was already is left as it is, and one that failed is tried again. Raises as
+        `get`, and as `look` and Choices do; then all stays as it was.
         """
         await self._finish(self._load_found(name, version))
+
+    async def refresh(self) -> list[str]:
+        """Follows what changed in the folder since the last look; returns the models and aliases that it concerns.
+
+        A version that can't be loaded is logged and stays refused until its files change. One whose folder is gone is
+        freed, unless `versions.toml` names it or nothing can take its place. Raises as `look` and Choices do; then
+        all stays as it was.
+        """
+        async with self._control:
+            failed = [key for key in self._tasks if self._has_failed(key)]
+            seen = await asyncio.get_running_loop().run_in_executor(None, look, self._folder, failed)
+            if seen == self._seen:
+                return []
+            changed = await self._follow(seen)
+            self._seen = seen
+            return changed
 
     async def unload(self, name: str) -> None:
         """Frees all versions of a model once those inside are answered; refuses them from the first moment.
@@ -155,30 +182,109 @@ class ModelRepository(Generic[Served]):
 
     async def _load_found(self, name: str, version: int) -> None:
         async with self._control:
-            found = await asyncio.get_running_loop().run_in_executor(None, find_bundles, self._folder)
-            known = {key: versions for key, versions in found.items() if not self._only or key in self._only}
-            key = name, self._find(name, version, known)
-            task = self._tasks.get(key)
-            if task is not None and task.done() and task.exception() is not None:
+            seen = await asyncio.get_running_loop().run_in_executor(None, look, self._folder)
+            known = self._mine(seen)
+            self._check(name, version, known)
+            chosen = seen.choices.choose(name, known[name])
+            key = name, version or chosen
+            if self._has_failed(key):
                 del self._tasks[key]
             await self._load_once(*key)
             self._unloaded.discard(key)
             self._versions[name] = sorted({*self._versions.get(name, ()), key[1]})
+            if key[1] == chosen:
+                self._answer_with(*key)
+            else:
+                self._asked.add(key)
+            self._retire_unused()
+
+    async def _follow(self, seen: Seen) -> list[str]:
+        before = self._summary()
+        choices, known = seen.choices, self._mine(seen)
+        named = [(name, choices.pinned(name) or 0) for name in self._answering] + list(
+            map(choices.target, choices.aliases)
+        )
+        for name, version in named:  # what is loaded and must answer stays, though its folder is gone
+            if version not in known.get(name, ()) and self._is_loaded((name, version)):
+                known[name] = sorted({*known.get(name, ()), version})
+        chosen = {name: choices.choose(name, versions) for name, versions in known.items()}
+        choices.check_aliases(known)
+        for key, mark in seen.marks.items():
+            if mark != self._marks.get(key) and self._has_failed(key):
+                del self._tasks[key]
+        for name, version in chosen.items():
+            self._versions[name] = known[name]
+            if (name, self._answering.get(name, 0)) in self._unloaded:  # by a client: new versions are too
+                self._unloaded |= {(name, one) for one in known[name]}
+                self._answer_with(name, version)
+            elif await self._can_serve(name, version) or not self._is_loaded((name, self._answering.get(name, 0))):
+                self._answer_with(name, version)
+            elif self._answering[name] not in known[name]:
+                self._versions[name] = sorted({*known[name], self._answering[name]})
+        for name in self._answering.keys() - known.keys():
+            del self._versions[name], self._answering[name]
+            self._unloaded = {key for key in self._unloaded if key[0] != name}
+        for name, version in map(choices.target, choices.aliases):
+            if version:
+                await self._can_serve(name, version)
+        self._choices = choices
+        self._retire_unused()
+        after = self._summary()
+        return [name for name in {**before, **after} if before.get(name) != after.get(name)]
+
+    def _summary(self) -> dict[str, object]:
+        """What answers for each model and alias, and whether it can."""
+        keys = {name: self._find(name, 0) for name in (*self._versions, *self._choices.aliases)}
+        return {name: (key, self._state(*key)) for name, key in keys.items()}
+
+    async def _can_serve(self, name: str, version: int) -> bool:
+        """Loads it where it is not, and fails without an error: what failed is logged, and told by `index`."""
+        try:
+            await self._load_once(name, version)
+        except BundleError:
+            return False
+        return True
+
+    def _answer_with(self, name: str, version: int) -> None:
+        before = self._answering.get(name)
+        if before != version:
+            self._answering[name] = version
+            log.info("model answers: name=%s version=%d instead=%s", name, version, before)
+
+    def _retire_unused(self) -> None:
+        used = set(self._answering.items()) | self._asked | set(map(self._choices.target, self._choices.aliases))
+        for key in list(self._tasks):
+            name, version = key
+            there = version in self._versions.get(name, ())
+            if not there:
+                self._asked.discard(key)
+            if not there or (key not in used and self._is_loaded(key)):
+                self._retire(key)
+
+    def _retire(self, key: Version) -> asyncio.Task[None]:
+        """Takes a version out of service now; it is freed when the task ends."""
+        self._unloading.add(key)
+        freeing = asyncio.create_task(self._free(key, self._tasks.pop(key)))
+        self._changes.add(freeing)
+        freeing.add_done_callback(self._changes.discard)
+        return freeing
+
+    async def _free(self, key: Version, task: asyncio.Task[Served]) -> None:
+        task.cancel()  # one that is loading still
+        [served] = await asyncio.gather(task, return_exceptions=True)
+        if not isinstance(served, BaseException):
+            await served.drain()
+            await served.close()
+            log.info("model freed: name=%s version=%d", *key)
+        self._unloading.discard(key)
 
     async def _unload(self, name: str) -> None:
         async with self._control:
-            self._find(name, 0, self._versions)
+            self._check(name, 0, self._versions)
             self._unloaded |= {(name, version) for version in self._versions[name]}
-            keys = {key for key in self._tasks if key[0] == name}
-            tasks = [self._tasks.pop(key) for key in keys]
-            self._unloading = keys
-            for task in tasks:
-                task.cancel()  # one that is loading still
-            for served in await asyncio.gather(*tasks, return_exceptions=True):
-                if not isinstance(served, BaseException):
-                    await served.drain()
-                    await served.close()
-            self._unloading = set()
+            self._asked = {key for key in self._asked if key[0] != name}
+            keys = [key for key in self._tasks if key[0] == name]
+            await asyncio.gather(*map(self._retire, keys))
             log.info("model unloaded: name=%s versions=%d", name, len(keys))
 
     async def _load_once(self, name: str, version: int) -> Served:
@@ -199,10 +305,10 @@ class ModelRepository(Generic[Served]):
 
     def _state(self, name: str, version: int) -> tuple[State, str]:
         key = name, version
-        if key in self._unloading:
-            return "UNLOADING", "being unloaded"
         task = self._tasks.get(key)
         if task is None:
+            if key in self._unloading:
+                return "UNLOADING", "being unloaded"
             return "UNAVAILABLE", "unloaded" if key in self._unloaded else "loaded when it is first asked for"
         if not task.done():
             return "LOADING", "being loaded"
@@ -211,22 +317,45 @@ class ModelRepository(Generic[Served]):
             return "UNAVAILABLE", _reason(error)
         return ("READY", "") if task.result().ready else ("UNAVAILABLE", "its session has failed and is being rebuilt")
 
+    def _is_loaded(self, key: Version) -> bool:
+        task = self._tasks.get(key)
+        return task is not None and task.done() and not task.cancelled() and task.exception() is None
+
+    def _has_failed(self, key: Version) -> bool:
+        task = self._tasks.get(key)
+        return task is not None and task.done() and not task.cancelled() and task.exception() is not None
+
+    def _mine(self, seen: Seen) -> dict[str, Sequence[int]]:
+        return {name: found for name, found in seen.versions.items() if not self._only or name in self._only}
+
+    def _find(self, name: str, version: int) -> Version:
+        """The model and version that a name, which may be an alias, and a version, 0 for any, stand for."""
+        if name not in self._versions and name in self._choices.aliases:
+            model, fixed = self._choices.target(name)
+            if version and version != fixed:
+                raise ModelNotFoundError(
+                    f"{name} is an alias of {self._choices.aliases[name]}: ask for no other version"
+                )
+            name, version = model, fixed
+        self._check(name, version, self._versions)
+        return name, version or self._answering[name]
+
     @staticmethod
-    def _find(name: str, version: int, known: Mapping[str, Sequence[int]]) -> int:
+    def _check(name: str, version: int, known: Mapping[str, Sequence[int]]) -> None:
         if not name:
             raise UsageError(f"the request names no model; this server has {', '.join(known)}", "model.name")
         versions = known.get(name)
         if versions is None:
             raise ModelNotFoundError(f"there is no model {name[:100]!r}; this server has {', '.join(known)}")
         if version < 0:
-            raise UsageError(f"version {version} is below 0; 0 is the newest", "model.version")
+            raise UsageError(f"version {version} is below 0; 0 is the one that answers", "model.version")
         if version and version not in versions:
             raise ModelNotFoundError(f"{name} has no version {version}; it has {', '.join(map(str, versions))}")
-        return version or versions[-1]
 
     async def _open(self, name: str, version: int) -> Served:
         start = time.monotonic()
         log.info("model loading: name=%s version=%d", name, version)
+        self._marks[name, version] = await asyncio.to_thread(mark_files, self._folder / name / str(version))
         try:
             model = await self.reload(name, version)
         except FerrymanError as error:

@@ -31,8 +31,10 @@ from ferryman.results import (
 from ferryman.segmenting import segmentation_from_outputs
 from ferryman.server.engine import Engine
 from ferryman.server.interceptors import UNEXPECTED, CallsInFlight, Context
+from ferryman.server.observing import observed
 from ferryman.server.queueing import Caller
 from ferryman.server.repository import ModelRepository
+from ferryman.server.request import note_model
 from ferryman.specs import DETECTING, SEGMENTING, Facts, ModelSpec, Task
 from ferryman.v1 import vision_pb2 as pb
 from ferryman.v1 import vision_pb2_grpc
@@ -138,6 +140,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         )
         return pb.DetectResponse(results=results, timings=timings, answerer=answerer)
 
+    @observed
     async def _answer(
         self,
         tasks: tuple[Task, ...],
@@ -157,6 +160,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
                 "images",
             )
         engine = await self._models.get(ref.name, ref.version)
+        note_model(engine.model)
         engine.check_task(*tasks)
         model = engine.model
         if explain:

@@ -1,8 +1,14 @@
-"""What a model's requests and batches took, counted as Triton's statistics are."""
+"""What a model's requests and batches took: counted as Triton's statistics are, and as histograms."""
 
 import threading
 import time
+from bisect import bisect_left
 from dataclasses import dataclass, field
+
+from ferryman.server.request import REQUEST
+
+# Nanoseconds: from a small model's share of a batch to what no client waits for.
+BOUNDS_NS = tuple(int(ms * 1e6) for ms in (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000))
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,29 @@ class Duration:
     def add(self, ns: int) -> None:
         self.count += 1
         self.ns += ns
+
+
+@dataclass
+class Histogram:
+    """counts: of durations up to each of BOUNDS_NS that the one before has not, and of those above all; ns: in all"""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_NS) + 1))
+    ns: int = 0
+
+    def add(self, ns: int) -> None:
+        self.counts[bisect_left(BOUNDS_NS, ns)] += 1
+        self.ns += ns
+
+
+@dataclass
+class Histograms:
+    """Of requests that were answered; each counts the whole of the batches that it was in."""
+
+    total: Histogram = field(default_factory=Histogram)
+    queue: Histogram = field(default_factory=Histogram)
+    decode: Histogram = field(default_factory=Histogram)
+    compute: Histogram = field(default_factory=Histogram)
+    encode: Histogram = field(default_factory=Histogram)
 
 
 @dataclass
@@ -59,6 +88,7 @@ class Statistics:
     images: int = 0
     last_ms: int = 0
     batches: dict[int, StageDurations] = field(default_factory=dict[int, StageDurations])
+    histograms: Histograms = field(default_factory=Histograms)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add_batch(self, size: int, stages: Stages) -> None:
@@ -77,6 +107,15 @@ class Statistics:
             self.requests.add(stages)
             self.images += images
             self.last_ms = time.time_ns() // 1_000_000
+            histograms = self.histograms
+            histograms.total.add(total_ns)
+            histograms.queue.add(queue_ns)
+            histograms.decode.add(stages.input_ns)
+            histograms.compute.add(stages.infer_ns)
+            histograms.encode.add(stages.output_ns)
+        request = REQUEST.get()
+        if request is not None:
+            request.images, request.total_ns, request.queue_ns, request.stages = images, total_ns, queue_ns, stages
 
     def add_failure(self, total_ns: int) -> None:
         with self._lock:

@@ -30,6 +30,7 @@ from ferryman.server.repository import ModelRepository
 
 from ..toy import TARGET, add_toy_bundle, change_golden, flip_a_byte, recertify, reseal
 from .gate import Gate
+from .inside import until
 
 
 class Loader:
@@ -135,7 +136,7 @@ WRONG_REQUESTS = {
     "unknown": ("vit", 0, ModelNotFoundError, "there is no model 'vit'; this server has toy-classifier, "),
     "a path": ("../secret", 0, ModelNotFoundError, "there is no model '../secret'"),
     "version 7": ("toy-detector", 7, ModelNotFoundError, "toy-detector has no version 7; it has 1"),
-    "version -1": ("toy-detector", -1, UsageError, "version -1 is below 0; 0 is the newest"),
+    "version -1": ("toy-detector", -1, UsageError, "version -1 is below 0; 0 is the one that answers"),
 }
 
 
@@ -281,13 +282,15 @@ async def test_a_new_version_is_the_newest_once_it_is_loaded(copy: Path) -> None
         with pytest.raises(BundleError, match="toy-classifier version 2 can't be served"):
             await repository.load("toy-classifier")
         # the old one goes on, and the bad one is seen
+        assert not old.drained
         assert await repository.get("toy-classifier") is old
         [_, bad, *_] = repository.index()
         assert (bad.version, bad.state, "model.onnx is not the file" in bad.reason) == (2, "UNAVAILABLE", True)
         graph.write_bytes(right)
         await repository.load("toy-classifier")
         assert (await repository.get("toy-classifier")).model.version == 2
-        assert (await repository.get("toy-classifier", 1)) is old
+        await until(lambda: old.drained and old.closed)
+        assert (await repository.get("toy-classifier", 1)).model.version == 1  # loaded again for who holds on to it
 
 
 async def test_unloading_a_model_that_loads(copy: Path) -> None:

@@ -16,8 +16,10 @@ from ferryman.server.inference.outputs import add_output, join_images, wanted_fr
 from ferryman.server.inference.parameters import read_number
 from ferryman.server.inference.shared_memory import Regions
 from ferryman.server.inference.tensors import BYTES, DATATYPES, Input, inputs_from_request, read_array, read_elements
+from ferryman.server.observing import observed
 from ferryman.server.queueing import Caller
 from ferryman.server.repository import ModelRepository
+from ferryman.server.request import note_model
 from ferryman.specs import Facts
 
 # Encoded pictures. No graph has an input of that name: see the contract in `specs`.
@@ -41,6 +43,7 @@ class Inferer:
         self._regions = regions
         self._limits = limits
 
+    @observed
     async def infer(
         self, request: pb.ModelInferRequest, deadline: float | None, caller: Caller
     ) -> pb.ModelInferResponse:
@@ -54,6 +57,7 @@ class Inferer:
         if request.parameters and (read_number(request.parameters, "priority") or 0) > 1:
             caller = replace(caller, priority="low")
         engine = await self._models.get(request.model_name, version_from_text(request.model_version))
+        note_model(engine.model)
         spec = engine.model.bundle.spec
         wanted = wanted_from_request(request, spec, self._regions)
         inputs = inputs_from_request(request)

@@ -158,7 +158,8 @@ async def test_loading_a_new_version(toy_repository: Path, tmp_path: Path) -> No
         assert await caller.status_of("toy-classifier") == SERVING
         index = await caller.inference.RepositoryIndex(pb.RepositoryIndexRequest())
         states = {one.version: (one.state, one.reason) for one in index.models if one.name == "toy-classifier"}
-        assert [states[version][0] for version in "123"] == ["READY", "READY", "UNAVAILABLE"]
+        assert [states[version][0] for version in "123"] == ["UNAVAILABLE", "READY", "UNAVAILABLE"]
+        assert states["1"][1] == "loaded when it is first asked for"
         assert "model.onnx is not the file that was exported" in states["3"][1]
         load.parameters["config"].string_param = "{}"
         assert (await status_of(caller.inference.RepositoryModelLoad(load)))[0] == "INVALID_ARGUMENT"
