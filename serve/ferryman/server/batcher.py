@@ -179,6 +179,20 @@ class Batcher(Generic[Item, Output]):
                 request.fail(error)
             self._queue.discard(lambda place: True)
 
+    def evict(self, client: str, count: int, error: Exception) -> bool:
+        """The client's newest requests that wait raise this, until so many of its items are gone.
+
+        Returns False, and leaves all as it is, when it has not so many waiting.
+        """
+        with self._lock:
+            waiting = self._queue.newest(client)
+            if len(waiting) < count:
+                return False
+            for request in dict.fromkeys(request for request, _ in waiting[:count]):
+                request.fail(error)
+                self._drop(request)
+            return True
+
     async def close(self) -> None:
         """Everything that waits raises UnavailableError; returns when the batches that run have ended."""
         self._closed = True

@@ -8,7 +8,7 @@ from ferryman.golden import GoldenSamples
 from ferryman.runtimes.base import Session
 
 _RUNS = 5  # of each size; the shortest counts, since whatever else the machine does only adds
-_BUDGET_S = 4.0  # for all sizes of one session, so that a slow model is not held up at its start
+_BUDGET_S = 2.0  # for all sizes of one session, so that a slow model is not held up at its start
 # What a batch costs beside its session: to be taken from the queue, put together, taken apart, and told.
 _LAUNCH_S = 0.0002
 # A batch twice as large must give so many times the answers a second: less is noise, and bought with latency.

@@ -98,6 +98,7 @@ class Engine:
         self._pool = pool
         self._reload = reload
         self._inside = 0
+        self._of_clients = Counter[str]()
         self._decoding = Counter[Caller]()
         self._draining = False
         self._empty = asyncio.Event()
@@ -156,7 +157,8 @@ class Engine:
                 fitted = await self._decoder.fit(images, specs, deadline, caller)
             finally:
                 self._decoding[caller] -= len(images)
-                self._decoding += Counter()  # forgets those that have none
+                if not self._decoding[caller]:
+                    del self._decoding[caller]
             computed = await self._submit(fitted.sizes, fitted.canvases, fitted.geometries, deadline, caller)
             before = time.perf_counter()
             results = await self._in_pool(_make_all, make, computed.outputs, fitted.geometries)
@@ -220,23 +222,28 @@ class Engine:
         count = sum(sizes.values())
         start = time.perf_counter()
         try:
-            self._check_place(count)
+            self._check_open(count)
             check_deadline(deadline)
             self._check_wait(sizes, deadline, caller, encoded)
             with self._clients.admit(caller.client, count):
+                self._make_room(count, caller)  # last: nobody gives way to who is refused
                 self._inside += count
+                self._of_clients[caller.client] += count
                 self._empty.clear()
                 try:
                     yield
                 finally:
                     self._inside -= count
+                    self._of_clients[caller.client] -= count
+                    if not self._of_clients[caller.client]:
+                        del self._of_clients[caller.client]
                     if self._inside == 0:
                         self._empty.set()
         except BaseException:  # cancelled as well
             self.statistics.add_failure(int((time.perf_counter() - start) * 1e9))
             raise
 
-    def _check_place(self, count: int) -> None:
+    def _check_open(self, count: int) -> None:
         if self._draining:
             raise UnavailableError(f"{self.model.name} version {self.model.version} is being unloaded")
         if not self.ready:
@@ -244,14 +251,23 @@ class Engine:
         limit = self.limits.queue_limit
         if count > limit:
             raise UsageError(f"{count} images at a time are more than the limit of {limit}; send fewer", "images")
-        if self._inside + count > limit:
-            # About the time in which one batch makes room.
-            wait_s = _clip(max(costs.seconds(costs.best) for costs in self.model.costs))
-            raise OverloadedError(
-                f"{self.model.name} has {self._inside} images to answer already, the limit is {limit}; "
-                f"ask again in {wait_s:.2f} s",
-                wait_s,
-            )
+
+    def _make_room(self, count: int, caller: Caller) -> None:
+        limit = self.limits.queue_limit
+        if self._inside + count <= limit:
+            return
+        # About the time in which one batch makes room.
+        wait_s = _clip(max(costs.seconds(costs.best) for costs in self.model.costs))
+        error = OverloadedError(
+            f"{self.model.name} has {self._inside} images to answer already, the limit is {limit}; "
+            f"ask again in {wait_s:.2f} s",
+            wait_s,
+        )
+        # Who has most inside gives way to who still has fewer with this request.
+        [(greediest, most)] = self._of_clients.most_common(1)
+        fewer = self._of_clients[caller.client] + count <= most - count
+        if not (fewer and caller.priority == "high" and self._batcher.evict(greediest, count, error)):
+            raise error
 
     def _check_wait(self, sizes: Mapping[int, int], deadline: float | None, caller: Caller, encoded: bool) -> None:
         coming: dict[Caller, float] = {}

@@ -81,6 +81,15 @@ class FairQueue(Generic[T]):
         self._count -= len(batch)
         return batch
 
+    def newest(self, client: str) -> list[T]:
+        """What waits of a client: low before high, and then the newest first."""
+        found: list[T] = []
+        for level in ("low", "high"):
+            queues = self._rings[level].get(client, {}).values()
+            entries = sorted((entry for queue in queues for entry in queue), key=lambda entry: entry[0], reverse=True)
+            found += [value for _, value in entries]
+        return found
+
     def loads(self, weight: Callable[[int], float]) -> dict[Priority, dict[str, float]]:
         """The sum of the weights of what waits, by priority and client. weight: of one item of a key"""
         return {

@@ -132,6 +132,33 @@ async def test_a_client_with_many_does_not_make_another_wait_for_all(toy_reposit
         assert sorted(order) == [*range(101), 200]
 
 
+async def test_a_full_queue_has_room_for_who_has_fewer_inside(toy_repository: Path) -> None:
+    """8 places, all taken by one client: its newest give way, until both have as many."""
+    gate = Gate()
+    models = MarkedModels(gate, one_by_one)
+    settings: dict[str, Any] = {"queue_limit": 8, "max_images_per_request": 8}
+    async with (
+        running(toy_repository, gate, models, **settings) as server,
+        calling(server.address) as greedy,
+        calling(server.address) as modest,
+    ):
+        engine = await server.models.get("toy-classifier")
+        calls: dict[int, Any] = {}
+        for mark in range(8):
+            calls[mark] = ask(greedy, mark)
+            await until(lambda: engine.images_inside == len(calls))
+        assert await retry_of(ask(greedy, 8)) > 0
+        for mark in range(100, 104):
+            calls[mark] = ask(modest, mark)
+            assert await retry_of(calls.pop(107 - mark)) > 0  # 7, 6, 5, 4
+            await until(lambda: engine.images_inside == 8)
+        assert await retry_of(ask(modest, 104)) > 0
+        gate.open()
+        await asyncio.gather(*calls.values())
+        order = [mark for run in models.sessions["toy-classifier"][0].seen for mark in run]
+        assert order == [0, 1, 100, 2, 101, 3, 102, 103]
+
+
 async def test_work_marked_low_comes_after_the_rest(toy_repository: Path) -> None:
     gate = Gate()
     models = MarkedModels(gate, one_by_one)

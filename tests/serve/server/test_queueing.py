@@ -80,6 +80,12 @@ def test_what_is_discarded_is_gone_and_all_else_keeps_its_place() -> None:
     assert drain(queue, 8) == [["a1", "a5"], ["a2", "a4"]]
 
 
+def test_the_newest_of_a_client() -> None:
+    queue = queue_of(("a0", "a", 0), ("a1", "a", 1), ("A2", "A", 0), ("b0", "b", 0), ("a3", "a", 0))
+    assert queue.newest("a") == ["A2", "a3", "a1", "a0"]
+    assert queue.newest("c") == []
+
+
 def test_nothing_is_lost_and_each_client_keeps_its_order() -> None:
     chosen = random.Random(5)
     queue, added, taken = FairQueue[tuple[Caller, int, int]](), 0, list[tuple[Caller, int, int]]()
