@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -63,3 +64,10 @@ class ServerProcess:
 def open_gate(folder: Path) -> None:
     """Lets all batches pass from now on."""
     os.mknod(folder / "open")
+
+
+def free_address() -> str:
+    """Where nobody listens just now."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{place.getsockname()[1]}"

@@ -86,6 +86,25 @@ async def test_a_model_that_is_broken_from_the_start_is_known(copy: Path) -> Non
         assert (await repository.get(MODEL)).model.version == 3
 
 
+async def test_a_version_waits_for_its_certificate(copy: Path) -> None:
+    loader = Loader()
+    async with opened(copy, loader) as repository:
+        old = await repository.get(MODEL)
+        new = add_toy_bundle(copy, MODEL, samples=3).path
+        certificates = new / "certificates"
+        certificates.rename(copy / ".certificates")
+        await repository.refresh()
+        [refused] = repository.refused()
+        assert (refused.version, refused.state) == (2, "UNAVAILABLE")
+        assert "certificate" in refused.reason
+        assert await repository.get(MODEL) is old
+        (copy / ".certificates").rename(certificates)  # as `ferryman verify` leaves them
+        assert await repository.refresh() == [MODEL]
+        assert (await repository.get(MODEL)).model.version == 2
+        assert repository.refused() == []
+    assert loader.loaded.count(f"{MODEL}/2") == 2
+
+
 CHOICES: dict[str, tuple[str, type[FerrymanError], str]] = {
     "no TOML": ("[serve", UsageError, "is not TOML"),
     "a version that is not there": (f"[serve]\n{MODEL} = 7", BundleNotFoundError, "no version 7 to serve; it has 1"),

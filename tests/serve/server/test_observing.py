@@ -34,7 +34,7 @@ from .gate import Gate
 from .inference.asking import infer, infer_pictures, status_of
 from .inside import calling, running, until
 from .loading import LoadProcess
-from .process import ServerProcess
+from .process import ServerProcess, free_address
 
 CANVAS = np.full((1, SIDE, SIDE, 3), 9, np.uint8)
 NAMES = {"model": "toy-classifier", "version": "1", "variant": "onnxruntime-cpu-fp32"}
@@ -330,12 +330,6 @@ def read_spans(text: str) -> list[dict[str, Any]]:
 def test_no_such_exporter(toy_repository: Path) -> None:
     with pytest.raises(UsageError, match=r"trace_exporter: zipkin is not installed; there is .*console"):
         VisionServer(ServerConfig(repository=toy_repository, trace_exporter="zipkin"))
-
-
-def free_address() -> str:
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{place.getsockname()[1]}"
 
 
 def top(*arguments: str) -> subprocess.CompletedProcess[str]:

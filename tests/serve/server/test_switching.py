@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,8 @@ from ferryman.inference import grpc_service_pb2_grpc
 
 from ..toy import add_toy_bundle, flip_a_byte, make_picture
 from .loading import LoadProcess, Report
-from .process import ServerProcess
+from .process import ServerProcess, free_address
+from .test_observing import get
 from .test_process import wait_until
 
 MODEL = "toy-classifier"
@@ -158,7 +158,11 @@ def test_versions_are_chosen_by_a_file(copy: Path) -> None:
 
 def test_what_is_taken_away(copy: Path) -> None:
     add_toy_bundle(copy, MODEL, samples=3)
-    with watched(copy) as seen, LoadProcess(seen.server.address, [MODEL]) as load:
+    metrics_address = free_address()
+    with (
+        watched(copy, metrics_address=metrics_address) as seen,
+        LoadProcess(seen.server.address, [MODEL]) as load,
+    ):
         shutil.rmtree(copy / MODEL / "2")  # the next newest takes over
         seen.wait_for({1: "READY"})
         assert seen.answers(MODEL) == 1
@@ -173,7 +177,7 @@ def test_what_is_taken_away(copy: Path) -> None:
         copy.rename(away)  # as a disk that is not mounted: nothing is taken out of service
         copy.mkdir()
         (copy / "lost+found").mkdir()
-        time.sleep(0.5)
+        wait_until(lambda: "ferryman_repository_followed 0.0" in get(metrics_address, "/metrics")[1])
         assert seen.answers(MODEL) == 1
         report = load.stop()
         assert nothing_lost(report), report
