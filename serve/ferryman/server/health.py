@@ -20,10 +20,13 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 class Health:
     """What is ready. A model is known, and not serving, from the start until its newest version is warm."""
 
-    def __init__(self, server: grpc.aio.Server) -> None:
+    def __init__(self) -> None:
         self._servicer = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
         self._ready = False
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Answers at its addresses too."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     @property
     def ready(self) -> bool:
