@@ -9,10 +9,10 @@ from ferryman.errors import FerrymanError
 
 if TYPE_CHECKING:
     from ferryman.bundle import Bundle
-    from ferryman.client import AsyncClient, Client
+    from ferryman.client import AsyncClient, Client, Security
     from ferryman.predictor import Predictor
 
-__all__ = ["AsyncClient", "Bundle", "Client", "FerrymanError", "Predictor"]
+__all__ = ["AsyncClient", "Bundle", "Client", "FerrymanError", "Predictor", "Security"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -20,6 +20,7 @@ _HOMES = {
     "Bundle": "ferryman.bundle",
     "Client": "ferryman.client",
     "Predictor": "ferryman.predictor",
+    "Security": "ferryman.client",
 }
 
 

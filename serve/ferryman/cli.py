@@ -7,23 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ferryman.cli_asking import bench, classify, detect, embed, segment
 from ferryman.errors import MissingExtraError, UsageError
 from ferryman.options import (
     AccuracyPlace,
     Adapter,
-    Address,
     Arch,
     BundlePath,
     Certificates,
-    Draw,
-    Explain,
     Head,
     HintName,
-    Images,
     Json,
     Labels,
-    Model,
-    OptionalBundle,
     Revision,
     SourceName,
     Spec,
@@ -187,7 +182,9 @@ def inspect(
 
 @app.command()
 def serve(
-    repository: Annotated[Path, typer.Argument(help="Folder of NAME/VERSION bundles.")],
+    repository: Annotated[
+        Path | None, typer.Argument(metavar="REPOSITORY", help="Folder of NAME/VERSION bundles.")
+    ] = None,
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="By default 127.0.0.1:8001; port 0 takes a free one.")
     ] = None,
@@ -199,17 +196,37 @@ def serve(
         bool | None, typer.Option("--certify", help="Prove at start what has no certificate for this device.")
     ] = None,
     certificates: Certificates = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="TOML file with settings of ServerConfig; options win over it.")
+    tls_certificate: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM; needs --tls-key.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM, without a password.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Clients must show a certificate of these authorities.")
     ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Callers must send one of these; see `ferryman token`.")
+    ] = None,
+    admin_address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Of this machine alone: everything is allowed there.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="TOML file with settings; FERRYMAN_SERVE_<SETTING> and options win over it."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Look at settings, certificates, tokens and bundles; serve nothing.")
+    ] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the TOML file.")] = False,
     json_output: Json = False,
 ) -> None:
     """Serve a model repository over gRPC until SIGTERM or Ctrl-C."""
-    from ferryman.commands.serve import run_serve
+    from ferryman.commands.serve import run_schema, run_serve
 
-    options = {"address": address, "target": target, "threads": threads, "streams": streams, "hint": hint}
-    options |= {"certify": certify, "certificates": certificates}
-    run_serve(repository, config, options, json_output)
+    if schema:
+        run_schema()
+        return
+    options = {"repository": repository, "address": address, "target": target, "threads": threads, "streams": streams}
+    options |= {"hint": hint, "certify": certify, "certificates": certificates, "tls_certificate": tls_certificate}
+    options |= {"tls_key": tls_key, "tls_client_ca": tls_client_ca, "tokens": tokens, "admin_address": admin_address}
+    run_serve(config, options, check, json_output)
 
 
 @app.command()
@@ -225,100 +242,25 @@ def top(
 
 
 @app.command()
-def classify(
-    images: Images,
-    bundle: OptionalBundle = None,
-    address: Address = None,
-    model: Model = None,
-    target: TargetName = None,
-    top_k: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
-    draw: Draw = None,
-    explain: Explain = None,
+def token(
+    name: Annotated[str, typer.Argument(help="Of the bearer, in the server's log.")],
+    model: Annotated[list[str] | None, typer.Option(help="May ask this one alone; may be repeated.")] = None,
+    in_flight: Annotated[int | None, typer.Option(min=1, help="Calls at a time.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests a second.")] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="May load, unload and list models.")] = False,
     json_output: Json = False,
 ) -> None:
-    """Name what pictures show."""
-    from ferryman.commands.predict import Asker, run_classify
+    """Make a bearer token, and its line for the file that `ferryman serve --tokens` reads."""
+    from ferryman.commands.serve import run_token
 
-    run_classify(Asker(bundle, address, model, target), images, top_k, draw, explain, json_output)
-
-
-@app.command()
-def detect(
-    images: Images,
-    bundle: OptionalBundle = None,
-    address: Address = None,
-    model: Model = None,
-    target: TargetName = None,
-    score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score to show.")] = 0.5,
-    draw: Draw = None,
-    explain: Explain = None,
-    json_output: Json = False,
-) -> None:
-    """Find objects in pictures; boxes in the picture's own pixels."""
-    from ferryman.commands.predict import Asker, run_detect
-
-    run_detect(Asker(bundle, address, model, target), images, score, draw, explain, json_output)
+    run_token(name, {"models": model or (), "in_flight": in_flight, "rate": rate, "admin": admin}, json_output)
 
 
-@app.command()
-def embed(
-    images: Images,
-    bundle: OptionalBundle = None,
-    address: Address = None,
-    model: Model = None,
-    target: TargetName = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE.npz", help="Write class tokens and patches there.")
-    ] = None,
-    draw: Draw = None,
-    explain: Explain = None,
-    json_output: Json = False,
-) -> None:
-    """Turn pictures into vectors: one for the whole, one for each patch."""
-    from ferryman.commands.predict import Asker, run_embed
-
-    run_embed(Asker(bundle, address, model, target), images, output, draw, explain, json_output)
-
-
-@app.command()
-def segment(
-    images: Images,
-    bundle: OptionalBundle = None,
-    address: Address = None,
-    model: Model = None,
-    target: TargetName = None,
-    score: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Lowest score to show; by default the task's own.")
-    ] = None,
-    draw: Draw = None,
-    json_output: Json = False,
-) -> None:
-    """Divide pictures into objects and stuff; with --json the masks too, as COCO's run lengths."""
-    from ferryman.commands.predict import Asker, run_segment
-
-    run_segment(Asker(bundle, address, model, target), images, score, draw, json_output)
-
-
-@app.command()
-def bench(
-    bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Measure this bundle here.")] = None,
-    address: Address = None,
-    model: Model = None,
-    target: TargetNames = None,
-    image: Annotated[list[Path] | None, typer.Option(help="Picture to measure with; may be repeated.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long to measure.")] = 5.0,
-    threads: Threads = None,
-    streams: Streams = None,
-    hint: HintName = None,
-    json_output: Json = False,
-) -> None:
-    """Single-stream latency from encoded picture to answer, stage by stage; of several variants in turn."""
-    from ferryman.commands.bench import run_bench
-    from ferryman.commands.predict import Asker
-
-    settings = _settings(threads, streams, hint)
-    askers = [Asker(bundle, address, model, one, settings) for one in dict.fromkeys(target or (None,))]
-    run_bench(askers, image or [], seconds, json_output)
+app.command()(classify)
+app.command()(detect)
+app.command()(embed)
+app.command()(segment)
+app.command()(bench)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from ferryman.masks import Mask
 from ferryman.predictor import Timings
 from ferryman.results import Classification, Detection, Detections, Embedding, Prediction, Segment, Segmentation
 from ferryman.specs import Task
-from ferryman.status import code_from_error, error_from_number, number_from_code, one_line
+from ferryman.status import code_from_error, error_from_number, number_from_code, public_line
 from ferryman.v1 import vision_pb2 as pb
 
 
@@ -191,7 +191,7 @@ def segmentations_from_response(message: pb.SegmentResponse) -> Answer[Segmentat
 
 def message_from_frame_error(error: FerrymanError) -> pb.FrameError:
     code = number_from_code(code_from_error(error))
-    return pb.FrameError(code=code, reason=type(error).__name__, message=one_line(error))
+    return pb.FrameError(code=code, reason=type(error).__name__, message=public_line(error))
 
 
 def classification_frame_from_message(message: pb.StreamClassifyResponse) -> Frame[Classification]:

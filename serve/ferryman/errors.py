@@ -16,6 +16,8 @@
     ├── ParityError              an answer is out of tolerance
     ├── ModelNotFoundError       the server has no such model or version
     ├── TaskError                the model exists but answers another task
+    ├── UnauthenticatedError     the server does not know who asks
+    ├── ForbiddenError           it knows, and that one may not
     ├── UnservedError            the server does not do that, or not as it is configured
     ├── OverloadedError          too much is waiting already
     ├── DeadlineError            the time ran out
@@ -121,6 +123,14 @@ class TaskError(FerrymanError):
 
 class UnservedError(FerrymanError):
     grpc_status = "UNIMPLEMENTED"
+
+
+class UnauthenticatedError(FerrymanError):
+    grpc_status = "UNAUTHENTICATED"
+
+
+class ForbiddenError(FerrymanError):
+    grpc_status = "PERMISSION_DENIED"
 
 
 class OverloadedError(FerrymanError):

@@ -5,6 +5,8 @@ details hold an ErrorInfo (reason: the class's name, domain: "ferryman"), a Retr
 may help, and a BadRequest where one field of the request is wrong.
 """
 
+import re
+
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError, Message
@@ -17,6 +19,9 @@ from ferryman.errors import FerrymanError, OverloadedError, UsageError
 
 DOMAIN = "ferryman"
 _MAX_MESSAGE = 1000  # statuses travel in HTTP/2 headers, which peers limit to 8 KiB in all
+
+# Absolute, of two folders or more; in quotes, as a shell takes them, with spaces.
+_PATH = re.compile(r"'/[^'/]+/[^']*'|(?<![\w./-])/[^\s/:;,'\"()]+/[^\s:;,'\"()]*")
 
 _CLASSES: dict[str, type[FerrymanError]] = {
     name: value for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, FerrymanError)
@@ -32,6 +37,8 @@ _FALLBACKS: dict[grpc.StatusCode, type[FerrymanError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineError,
     grpc.StatusCode.CANCELLED: errors.CancelledError,
     grpc.StatusCode.UNAVAILABLE: errors.UnavailableError,
+    grpc.StatusCode.UNAUTHENTICATED: errors.UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: errors.ForbiddenError,
 }
 
 
@@ -39,6 +46,11 @@ def one_line(text: object) -> str:
     """`text` without line breaks, shortened to what fits a status."""
     line = " ".join(str(text).split())
     return line if len(line) <= _MAX_MESSAGE else f"{line[: _MAX_MESSAGE - 1]}…"
+
+
+def public_line(text: object) -> str:
+    """`one_line` for callers, who learn the names of a server's files and not where they lie."""
+    return one_line(_PATH.sub(lambda path: path[0].rstrip("'/").rpartition("/")[2], str(text)))
 
 
 def code_from_error(error: FerrymanError) -> grpc.StatusCode:
@@ -59,9 +71,9 @@ def status_from_error(error: FerrymanError) -> Status:
         retry.retry_delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         details.append(retry)
     if isinstance(error, UsageError) and error.field is not None:
-        violation = BadRequest.FieldViolation(field=error.field, description=one_line(error))
+        violation = BadRequest.FieldViolation(field=error.field, description=public_line(error))
         details.append(BadRequest(field_violations=[violation]))
-    status = Status(code=number_from_code(code_from_error(error)), message=one_line(error))
+    status = Status(code=number_from_code(code_from_error(error)), message=public_line(error))
     for detail in details:
         packed = AnyMessage()
         packed.Pack(detail)

@@ -9,8 +9,8 @@ import pytest
 from grpc_status import rpc_status
 
 from ferryman import errors
-from ferryman.errors import FerrymanError, OverloadedError, UsageError
-from ferryman.status import error_from_number, error_from_rpc, one_line, status_from_error
+from ferryman.errors import FerrymanError, ForbiddenError, OverloadedError, UsageError
+from ferryman.status import error_from_number, error_from_rpc, one_line, public_line, status_from_error
 
 CLASSES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, FerrymanError)]
 
@@ -63,7 +63,7 @@ FOREIGN = {
     "too large": (grpc.StatusCode.RESOURCE_EXHAUSTED, "larger than max (9 vs. 8)", UsageError, "too large for there:1"),
     "full": (grpc.StatusCode.RESOURCE_EXHAUSTED, "quota", OverloadedError, "RESOURCE_EXHAUSTED: quota"),
     "older server": (grpc.StatusCode.UNIMPLEMENTED, "no such method", UsageError, "UNIMPLEMENTED: no such method"),
-    "proxy": (grpc.StatusCode.PERMISSION_DENIED, "no", FerrymanError, "there:1 answered PERMISSION_DENIED: no"),
+    "proxy": (grpc.StatusCode.PERMISSION_DENIED, "no", ForbiddenError, "there:1 answered PERMISSION_DENIED: no"),
     "no words": (grpc.StatusCode.UNKNOWN, None, FerrymanError, "there:1 answered UNKNOWN: "),
 }
 
@@ -87,3 +87,19 @@ def test_reasons_that_are_unknown_fall_back_to_the_code() -> None:
     assert type(error_from_number(999, "", "x")) is FerrymanError
     assert type(error_from_number(1, "", "x")) is errors.CancelledError
     assert asyncio.CancelledError not in CLASSES
+
+
+PATHS = {
+    "can't read /srv/models/vit/1/model.onnx: No such file": "can't read model.onnx: No such file",
+    "'/srv/my models/vit/1' is broken": "1 is broken",
+    "prove it with: ferryman verify '/srv/my models/vit/1' --target x": "prove it with: ferryman verify 1 --target x",
+    "at:/srv/a/b.cc:17 (/srv/c/d.cc)": "at:b.cc:17 (d.cc)",
+    "a key such as /frames, 3/4 of image/jpeg, [1, 2]/[3], http://a.b/c/d": (
+        "a key such as /frames, 3/4 of image/jpeg, [1, 2]/[3], http://a.b/c/d"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "told"), PATHS.items())
+def test_callers_are_told_no_paths(given: str, told: str) -> None:
+    assert public_line(given) == told
+    assert status_from_error(errors.BundleError(given)).message == told

@@ -8,6 +8,7 @@ such files.
 
     calls          what can be asked: from a method's arguments to its message, and from the response to the answer
     attempts       a call's life: deadline, retries, readiness
+    security       TLS, a client's certificate, a token
     blocking, asynchronous    the two clients: they send and wait, and nothing else
 """
 
@@ -15,6 +16,7 @@ from ferryman.answers import Answer, Answerer, Frame, ModelFacts, OutputParity
 from ferryman.client.asynchronous import AsyncClient
 from ferryman.client.attempts import RetryPolicy
 from ferryman.client.blocking import Client
+from ferryman.client.security import Security
 
 __all__ = [
     "Answer",
@@ -25,4 +27,5 @@ __all__ = [
     "ModelFacts",
     "OutputParity",
     "RetryPolicy",
+    "Security",
 ]

@@ -62,8 +62,12 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
     ) -> None:
         await self.close()
 
-    def _connect(self, address: str, options: list[tuple[str, int]]) -> grpc.aio.Channel:
-        return grpc.aio.insecure_channel(address, options)
+    def _connect(
+        self, address: str, options: list[tuple[str, int]], credentials: grpc.ChannelCredentials | None
+    ) -> grpc.aio.Channel:
+        if credentials is None:
+            return grpc.aio.insecure_channel(address, options)
+        return grpc.aio.secure_channel(address, credentials, options)
 
     async def run(self, call: Call[T]) -> T:
         """Sends a call of `calls` until it is answered."""
@@ -80,7 +84,7 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
                     outcome = None
                 case Send(timeout_s):
                     try:
-                        outcome = await method(call.request, timeout=timeout_s)
+                        outcome = await method(call.request, timeout=timeout_s, metadata=self._metadata)
                     except grpc.RpcError as error:
                         outcome = error
                     except grpc.aio.UsageError:  # what grpc says of a closed channel
@@ -100,7 +104,7 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
                 failures.append(error)
 
         try:
-            call = stream.method(self._stubs)(requests(), timeout=stream.timeout_s)
+            call = stream.method(self._stubs)(requests(), timeout=stream.timeout_s, metadata=self._metadata)
         except grpc.aio.UsageError as error:  # see `run`
             raise UnavailableError("the client is closed") from error
         try:

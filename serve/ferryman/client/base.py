@@ -10,6 +10,7 @@ import grpc.aio
 
 from ferryman.client.attempts import RetryPolicy, Settings
 from ferryman.client.calls import Stubs
+from ferryman.client.security import Security
 
 ChannelT = TypeVar("ChannelT", grpc.Channel, grpc.aio.Channel)
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -25,18 +26,24 @@ class BaseClient(ABC, Generic[ChannelT]):
         timeout: float = 30.0,
         retry: RetryPolicy | None = None,
         max_message_bytes: int = 64 * 1024 * 1024,
+        security: Security | None = None,
     ) -> None:
         """Connects when it is first asked something.
 
         address: HOST:PORT; timeout: seconds for a call unless it is told otherwise, retries included
-        max_message_bytes: largest request and answer
+        max_message_bytes: largest request and answer; security: TLS and token, by default neither
+        Raises UsageError and FileAccessError for a `security` that can't be used.
         """
         self.settings = Settings(address, timeout, retry or RetryPolicy(), max_message_bytes)
-        self._channel = self._connect(address, channel_options(max_message_bytes))
+        security = security or Security()
+        self._metadata = security.metadata
+        self._channel = self._connect(address, channel_options(max_message_bytes), security.credentials(address))
         self._stubs = Stubs(self._channel)
 
     @abstractmethod
-    def _connect(self, address: str, options: list[tuple[str, int]]) -> ChannelT: ...
+    def _connect(
+        self, address: str, options: list[tuple[str, int]], credentials: grpc.ChannelCredentials | None
+    ) -> ChannelT: ...
 
 
 def describe(method: Method, made_from: Callable[..., Any], returns: Any = None, *first: str) -> Method:

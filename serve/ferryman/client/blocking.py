@@ -59,8 +59,12 @@ class Client(BaseClient[grpc.Channel]):
     ) -> None:
         self.close()
 
-    def _connect(self, address: str, options: list[tuple[str, int]]) -> grpc.Channel:
-        return grpc.insecure_channel(address, options)
+    def _connect(
+        self, address: str, options: list[tuple[str, int]], credentials: grpc.ChannelCredentials | None
+    ) -> grpc.Channel:
+        if credentials is None:
+            return grpc.insecure_channel(address, options)
+        return grpc.secure_channel(address, credentials, options)
 
     def run(self, call: Call[T]) -> T:
         """Sends a call of `calls` until it is answered."""
@@ -77,7 +81,7 @@ class Client(BaseClient[grpc.Channel]):
                     outcome = None
                 case Send(timeout_s):
                     try:
-                        outcome = method(call.request, timeout=timeout_s)
+                        outcome = method(call.request, timeout=timeout_s, metadata=self._metadata)
                     except grpc.RpcError as error:
                         outcome = error
                     except ValueError:  # what grpc says of a closed channel
@@ -95,7 +99,7 @@ class Client(BaseClient[grpc.Channel]):
                 failures.append(error)
 
         try:
-            call = stream.method(self._stubs)(requests(), timeout=stream.timeout_s)
+            call = stream.method(self._stubs)(requests(), timeout=stream.timeout_s, metadata=self._metadata)
         except ValueError as error:  # see `run`
             raise UnavailableError("the client is closed") from error
         try:

@@ -29,7 +29,7 @@ from ferryman.results import Classification, Detections, Embedding, Segmentation
 from ferryman.runtimes.base import DEFAULT, Settings
 
 if TYPE_CHECKING:
-    from ferryman.client import Client
+    from ferryman.client import Client, Security
 
 T = TypeVar("T", Classification, Detections, Embedding, Segmentation)
 
@@ -98,6 +98,7 @@ class Asker:
     model: str | None
     target: str | None
     settings: Settings = DEFAULT
+    security: "Security | None" = None
 
     def __post_init__(self) -> None:
         if (self.bundle is None) == (self.address is None):
@@ -106,6 +107,8 @@ class Asker:
             raise UsageError("--address and --model NAME belong together")
         if self.address is not None and self.target is not None:
             raise UsageError("--target belongs to a bundle; a server answers with the variant that it loaded")
+        if self.address is None and self.security is not None:
+            raise UsageError("--tls, --ca, --certificate, --key and --token-file belong to --address")
 
     @contextmanager
     def open(self) -> Generator[Answers, None, None]:
@@ -120,7 +123,7 @@ class Asker:
         name, _, version = self.model.partition("/")
         if version and not version.isdecimal():
             raise UsageError(f"--model must be NAME or NAME/VERSION, got {self.model!r}")
-        with Client(self.address) as client:
+        with Client(self.address, security=self.security) as client:
             yield _Remote(client, name, int(version or 0))
 
 

@@ -1,28 +1,31 @@
-"""`ferryman serve`: the gRPC server in this process."""
+"""`ferryman serve`: the gRPC server in this process; and what is prepared for one."""
 
 import asyncio
 import os
 import sys
 import threading
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+from ferryman.commands.check import run_check
 from ferryman.commands.console import err, out, print_json
-from ferryman.errors import FileAccessError, UsageError
-from ferryman.server.app import ServerConfig, serve
+from ferryman.server.app import serve
 from ferryman.server.logs import configure_logs
 from ferryman.server.repository import LOADING
+from ferryman.server.security.tokens import make_secret, make_token
+from ferryman.server.settings import read_config, settings_schema
 
 
-def run_serve(repository: Path, file: Path | None, options: Mapping[str, object], json_output: bool) -> None:
+def run_serve(file: Path | None, options: Mapping[str, object], check: bool, json_output: bool) -> None:
     """Returns when the server was told to stop and has answered what was in flight.
 
     file: TOML with settings of ServerConfig; options: settings that win over it, None for one that was not given
+    check: look at everything, and serve nothing
     """
-    settings = {} if file is None else read_settings(file)
-    settings |= {name: value for name, value in options.items() if value is not None}
-    config = ServerConfig.from_settings(settings | {"repository": repository})
+    config = read_config(file, os.environ, options)
+    if check:
+        run_check(config, json_output)
+        return
     configure_logs(config.log_format)
 
     def announce(bound: str, models: list[str]) -> None:
@@ -41,11 +44,18 @@ def run_serve(repository: Path, file: Path | None, options: Mapping[str, object]
         os._exit(0)
 
 
-def read_settings(file: Path) -> dict[str, object]:
-    """A TOML file's settings. Raises FileAccessError, and UsageError for a file that is no TOML."""
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileAccessError(f"can't read {file}: {error.strerror}") from error
-    except ValueError as error:  # of the encoding or of TOML
-        raise UsageError(f"{file} is not TOML: {error}") from error
+def run_schema() -> None:
+    """Prints the JSON schema of the TOML file."""
+    print_json(settings_schema())
+
+
+def run_token(name: str, options: Mapping[str, object], json_output: bool) -> None:
+    """Prints a new token and its line for the file of tokens. options: fields of Token. Raises UsageError."""
+    secret = make_secret()
+    token = make_token(name, secret, **options)
+    if json_output:
+        print_json({"token": secret, "line": token.line})
+        return
+    out.print(secret)
+    err.print("The token is shown this once; give it to its bearer. Its line for the file of tokens:")
+    out.print(token.line)

@@ -17,7 +17,8 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 from pydantic import Field, ValidationError, model_validator
 
-from ferryman.errors import AddressError, BundleError, FerrymanError, UsageError
+from ferryman.addresses import split_address
+from ferryman.errors import AddressError, BundleError, FerrymanError, UsageError, propose
 from ferryman.inference import grpc_service_pb2_grpc
 from ferryman.preprocess import MAX_PIXELS
 from ferryman.runtimes import parse_target
@@ -34,6 +35,10 @@ from ferryman.server.loading import LoadedModel, load_model
 from ferryman.server.observing import Observer, ObservingSettings
 from ferryman.server.probes import Probes, text_page
 from ferryman.server.repository import ModelRepository
+from ferryman.server.security.access import Access, AccessInterceptor, PermissionInterceptor
+from ferryman.server.security.exposure import check_security, describe_exposure
+from ferryman.server.security.tls import server_credentials
+from ferryman.server.security.tokens import TokenFile
 from ferryman.server.servicer import RequestLimits, VisionServicer
 from ferryman.server.transport import TransportLimits, caller_of, grpc_options
 from ferryman.server.watching import Watcher
@@ -59,9 +64,12 @@ class ServerConfig(TransportLimits, ClientLimits, EngineLimits, ObservingSetting
     certify: prove a model that has no valid certificate for this device before it is served, instead of refusing it
     max_pixels: of one picture; decode_threads: pictures decoded side by side, by default one a processor
     max_images_per_request, stream_window: see RequestLimits
-    allow_model_control: clients of the Open Inference Protocol may load and unload models
-    shared_memory_bytes: of all regions that its local clients may register; 0 refuses them
+    shared_memory_bytes: of all regions that local clients of the Open Inference Protocol may register; 0 refuses them
     watch_seconds: how often the repository is looked at for what changed, 0 for never
+    tls_certificate, tls_key: PEM files; tls_client_ca: of the certificates that clients must show
+    tokens: file of bearer tokens, see `security.tokens`; allow_plaintext_tokens: from other machines without TLS too
+    open_health: health checks need no token
+    admin_address: HOST:PORT of this machine alone, where everything is allowed without a token
     grace_seconds: how long requests in flight may take when the server stops
 
     What it inherits is said where it stands.
@@ -80,14 +88,20 @@ class ServerConfig(TransportLimits, ClientLimits, EngineLimits, ObservingSetting
     max_pixels: Positive = MAX_PIXELS
     decode_threads: Annotated[int, Field(ge=1, le=MAX_PARALLEL)] | None = None
     stream_window: Positive = 4
-    allow_model_control: bool = False
     shared_memory_bytes: Annotated[int, Field(ge=0)] = 0
     watch_seconds: Annotated[float, Field(ge=0, le=3600)] = 2.0
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    tokens: Path | None = None
+    allow_plaintext_tokens: bool = False
+    open_health: bool = True
+    admin_address: str | None = None
     grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        split_address(self.address)
+        check_security(self)
         if self.metrics_address is not None:
             split_address(self.metrics_address)
         if self.target is not None:
@@ -106,18 +120,12 @@ class ServerConfig(TransportLimits, ClientLimits, EngineLimits, ObservingSetting
             return cls.model_validate(settings)
         except ValidationError as error:
             first = error.errors()[0]
+            if first["type"] == "extra_forbidden":
+                name = str(first["loc"][0])
+                raise UsageError(f"there is no setting {name}{propose(name, cls.model_fields)}") from error
             where = ".".join(str(part) for part in first["loc"])
             message = first["msg"].removeprefix("Value error, ")
             raise UsageError(f"{where}: {message}" if where else message) from error
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of HOST:PORT. Raises ValueError for anything else."""
-    host, colon, port = address.rpartition(":")
-    plain = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not colon or not plain or (":" in host) != (plain != host) or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"address {address!r} is not HOST:PORT, such as 127.0.0.1:8001 or [::1]:8001")
-    return plain, int(port)
 
 
 class VisionServer:
@@ -153,31 +161,48 @@ class VisionServer:
             self._open_engine,
         )
         self.observer = Observer(config)
-        self._server = grpc.aio.server(
-            interceptors=[self.observer, ErrorInterceptor(self.calls)],
-            options=grpc_options(config),
-            maximum_concurrent_rpcs=config.max_calls,
-        )
-        self.health = Health(self._server)
+        self._regions = Regions(config.shared_memory_bytes)
+        self.health = Health()
         self.watcher = Watcher(self.models, self.health, config.watch_seconds)
         self.metrics_address = config.metrics_address  # with the port that was bound, once started
         self._probes: Probes | None = None
+        tokens = None if config.tokens is None else TokenFile(config.tokens)
+        self._credentials = None
+        if config.tls_certificate is not None and config.tls_key is not None:
+            self._credentials = server_credentials(config.tls_certificate, config.tls_key, config.tls_client_ca)
+        self._server = self._make_server(Access(tokens, config.open_health))
+        self._admin = None if config.admin_address is None else self._make_server(Access(None, True, admin=True))
+        self.admin_address = config.admin_address  # with the port that was bound, once started
+
+    def _make_server(self, access: Access) -> grpc.aio.Server:
+        """All services over the models, for those whom `access` admits."""
+        config = self.config
+        server = grpc.aio.server(
+            interceptors=[
+                self.observer,
+                AccessInterceptor(access),
+                ErrorInterceptor(self.calls),
+                PermissionInterceptor(),
+            ],
+            options=grpc_options(config),
+            maximum_concurrent_rpcs=config.max_calls,
+        )
+        self.health.add_to(server)
         callers = partial(caller_of, by=config.client_by)
         requests = RequestLimits(max_images=config.max_images_per_request, stream_window=config.stream_window)
-        servicer = VisionServicer(self.models, requests, self.calls, callers)
-        vision_pb2_grpc.add_VisionServiceServicer_to_server(servicer, self._server)
-        self._regions = Regions(config.shared_memory_bytes)
+        vision = VisionServicer(self.models, requests, self.calls, callers)
+        vision_pb2_grpc.add_VisionServiceServicer_to_server(vision, server)
         inference = InferenceServicer(
             self.models,
             self._regions,
             InferLimits(max_images=config.max_images_per_request, max_bytes=config.max_message_bytes),
             self.health,
             self.calls.stopping,
-            config.allow_model_control,
             callers,
         )
-        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, self._server)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        return server
 
     def _open_engine(self, model: LoadedModel) -> Engine:
         version = model.name, model.version
@@ -200,7 +225,15 @@ class VisionServer:
         await self.health.register([*self.models.names, *self.models.aliases])
         self.address = _bind(self._server, self.config.address)
         await self._start_probes()
+        await self.health.register(self.models.names)
+        for warning in describe_exposure(self.config):
+            log.warning(warning)
+        self.address = _bind(self._server, self.config.address, self._credentials)
         await self._server.start()
+        if self._admin is not None and self.config.admin_address is not None:
+            self.admin_address = _bind(self._admin, self.config.admin_address)
+            await self._admin.start()
+            log.info("everything is allowed at admin_address=%s", self.admin_address)
         self._listening = True
         failures: list[FerrymanError] = []
         served: list[str] = []
@@ -261,7 +294,8 @@ class VisionServer:
         left = self.calls.count
         if not left:
             await self.calls.wait_for_quiet(_QUIET_S, _LONGEST_QUIET_S)
-        await self._server.stop(None if left else _LAST_CHECKS_S)
+        servers = [self._server] if self._admin is None else [self._server, self._admin]
+        await asyncio.gather(*(server.stop(None if left else _LAST_CHECKS_S) for server in servers))
         await self.watcher.stop()
         await self.models.close()
         await self._decoder.close()
@@ -309,7 +343,7 @@ async def serve(
             signal.signal(number, handler)
 
 
-def _bind(server: grpc.aio.Server, address: str) -> str:
+def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> str:
     """Listens on HOST:PORT and returns it with the port that was bound. Raises AddressError."""
     host, port = split_address(address)
     # gRPC says only that it failed, and writes to stderr; the operating system says why.
@@ -319,7 +353,9 @@ def _bind(server: grpc.aio.Server, address: str) -> str:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
             probe.listen()
-        bound = server.add_insecure_port(address)
+        bound = (
+            server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+        )
     except OSError as error:
         raise AddressError(f"can't listen on {address}: {error.strerror}; choose another address") from error
     except (RuntimeError, UnicodeError) as error:  # taken in between, or not for gRPC; no name of a host

@@ -1,7 +1,9 @@
 """The standard health service: "" and the services for the server as a whole, and one name a model."""
 
 from collections.abc import Iterable
+from typing import Any
 
+import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
@@ -17,13 +19,23 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+class _Servicer(health.aio.HealthServicer):
+    """The base leaves List to an exception, of which each call would write a traceback into the log."""
+
+    async def List(self, request: Any, context: Any) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server lists no names; ask for one with Check")
+
+
 class Health:
     """What is ready. A model is known, and not serving, from the start until its newest version is warm."""
 
-    def __init__(self, server: grpc.aio.Server) -> None:
-        self._servicer = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+    def __init__(self) -> None:
+        self._servicer = _Servicer()
         self._ready = False
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Answers at its addresses too."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     @property
     def ready(self) -> bool:

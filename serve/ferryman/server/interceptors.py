@@ -118,6 +118,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 return await behaviour(check(request), context)
             except FerrymanError as error:
                 failure = error
+            except grpc.aio.InternalError as error:  # of a write to a caller who has gone
+                raise asyncio.CancelledError from error
             except Exception:
                 log.exception("unexpected error in %s", method)
                 failure = FerrymanError(UNEXPECTED)

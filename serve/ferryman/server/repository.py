@@ -300,7 +300,7 @@ class ModelRepository(Generic[Served]):
             raise UnavailableError("the server is stopping" if self._closed else f"{name} is being unloaded")
         error = task.exception()
         if error is not None:
-            raise BundleError(f"{name} version {version} can't be served: {_reason(error)}") from error
+            raise BundleError(f"{name} version {version} can't be served: {_reason(error, self._folder)}") from error
         return task.result()
 
     def _state(self, name: str, version: int) -> tuple[State, str]:
@@ -314,7 +314,7 @@ class ModelRepository(Generic[Served]):
             return "LOADING", "being loaded"
         error = UnavailableError("the server is stopping") if task.cancelled() else task.exception()
         if error is not None:
-            return "UNAVAILABLE", _reason(error)
+            return "UNAVAILABLE", _reason(error, self._folder)
         return ("READY", "") if task.result().ready else ("UNAVAILABLE", "its session has failed and is being rebuilt")
 
     def _is_loaded(self, key: Version) -> bool:
@@ -388,5 +388,8 @@ class ModelRepository(Generic[Served]):
         await asyncio.gather(*self._changes, return_exceptions=True)
 
 
-def _reason(error: BaseException) -> str:
-    return str(error) if isinstance(error, FerrymanError) else "an unexpected error, see the server's log"
+def _reason(error: BaseException, folder: Path) -> str:
+    """For callers, who don't learn where the repository lies."""
+    if not isinstance(error, FerrymanError):
+        return "an unexpected error, see the server's log"
+    return str(error).replace(f"{folder}/", "")

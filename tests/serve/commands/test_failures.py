@@ -139,7 +139,7 @@ def test_a_model_that_the_server_has_not(cli: Cli, toy_server: str, pictures: di
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("max_batches = 3", "max_batches: Extra inputs are not permitted"),
+        ("max_batches = 3", r"there is no setting max_batches; did you mean max_batch\?"),
         ("max_batch = 0", "max_batch: .* greater than or equal to 1"),
         ("threads = 1025", "threads: .* less than or equal to 1024"),
         ("streams = 1_000_000", "streams: .* less than or equal to 1024"),

@@ -60,6 +60,14 @@ async def running(
         await server.stop()
 
 
+@asynccontextmanager
+async def administering(repository: Path, gate: Gate | None = None, **settings: Any) -> AsyncGenerator[Caller]:
+    """A server of which everything may be asked, and stubs at its admin_address."""
+    admin = running(repository, gate, admin_address="127.0.0.1:0", **settings)
+    async with admin as server, calling(str(server.admin_address)) as caller:
+        yield caller
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Polls, for what another task or thread does soon."""
     async with asyncio.timeout(240):

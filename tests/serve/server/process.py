@@ -61,13 +61,13 @@ class ServerProcess:
         self.kill()
 
 
+def free_address() -> str:
+    """HOST:PORT of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
 def open_gate(folder: Path) -> None:
     """Lets all batches pass from now on."""
     os.mknod(folder / "open")
-
-
-def free_address() -> str:
-    """Where nobody listens just now."""
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{place.getsockname()[1]}"

@@ -17,11 +17,12 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
+from ferryman.addresses import split_address
 from ferryman.errors import AddressError, BundleError, BundleNotFoundError, FerrymanError, UsageError
 from ferryman.parity import ParityReport
 from ferryman.proof import prove_sessions
 from ferryman.server import loading
-from ferryman.server.app import ServerConfig, VisionServer, serve, split_address
+from ferryman.server.app import ServerConfig, VisionServer, serve
 from ferryman.v1 import vision_pb2 as pb
 
 from ..toy import make_picture, make_pictures, make_toy_repository
@@ -365,9 +366,14 @@ WRONG_SETTINGS = {
     "no threads": ({"threads": 0}, "threads: Input should be greater than or equal to 1"),
     "a queue shorter than a request": ({"queue_limit": 2}, "max_images_per_request 64 is above queue_limit 2"),
     "a word": ({"max_batch": "many"}, "max_batch: Input should be a valid integer"),
-    "an unknown name": ({"prot": 1}, "prot: Extra inputs are not permitted"),
+    "an unknown name": ({"adress": 1}, "there is no setting adress; did you mean address?"),
+    "a certificate alone": ({"tls_certificate": "c"}, "tls_certificate and tls_key belong together"),
+    "clients' certificates in plaintext": ({"tls_client_ca": "c"}, "tls_client_ca needs tls_certificate and tls_key"),
+    "tokens in plaintext": (
+        {"address": "0.0.0.0:8001", "tokens": "t"}, "tokens would travel to 0.0.0.0:8001 unencrypted"),
+    "an admin address for all": ({"admin_address": "[::]:8002"}, "admin_address [::]:8002 must be of this machine"),
     "grace NaN": ({"grace_seconds": float("nan")}, "grace_seconds: "),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("settings", "message"), WRONG_SETTINGS.values(), ids=WRONG_SETTINGS)

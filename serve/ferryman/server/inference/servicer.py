@@ -16,10 +16,11 @@ from ferryman.server.interceptors import Context
 from ferryman.server.queueing import Caller
 from ferryman.server.repository import ModelRepository
 from ferryman.server.servicer import deadline_of
+from ferryman.status import public_line
 
 
 class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
-    """control: whether clients may load and unload models; callers: who a call comes from"""
+    """callers: who a call comes from. Who may call which of these is decided before: see `security.access`."""
 
     def __init__(
         self,
@@ -28,7 +29,6 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         limits: InferLimits,
         health: Health,
         stopping: asyncio.Event,
-        control: bool,
         callers: Callable[[Context], Caller],
     ) -> None:
         self._models = models
@@ -36,7 +36,6 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         self._limits = limits
         self._health = health
         self._stopping = stopping
-        self._control = control
         self._callers = callers
         self._inferer = Inferer(models, regions, limits)
 
@@ -90,13 +89,14 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         states = (one for one in self._models.index() if one.state == "READY" or not request.ready)
         index = pb.RepositoryIndexResponse.ModelIndex
         return pb.RepositoryIndexResponse(
-            models=[index(name=s.name, version=str(s.version), state=s.state, reason=s.reason) for s in states]
+            models=[
+                index(name=s.name, version=str(s.version), state=s.state, reason=public_line(s.reason)) for s in states
+            ]
         )
 
     async def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest, context: Context
     ) -> pb.RepositoryModelLoadResponse:
-        self._check_control()
         _check_repository(request.repository_name)
         if request.parameters:
             raise UsageError("a bundle brings all that it needs: loading takes no parameters", "parameters")
@@ -107,7 +107,6 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     async def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, context: Context
     ) -> pb.RepositoryModelUnloadResponse:
-        self._check_control()
         _check_repository(request.repository_name)
         self._models.versions(request.model_name)  # raises for an unknown name
         await self._health.set_model(request.model_name, False)
@@ -152,13 +151,6 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def LogSettings(self, request: pb.LogSettingsRequest, context: Context) -> pb.LogSettingsResponse:
         raise UnservedError("this server's log can't be set by clients")
-
-    def _check_control(self) -> None:
-        if not self._control:
-            raise UnservedError(
-                "this server's models can't be loaded or unloaded by clients; allow_model_control in its configuration "
-                "allows it"
-            )
 
 
 def _check_repository(name: str) -> None:

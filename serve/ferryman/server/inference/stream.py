@@ -8,7 +8,7 @@ from ferryman.errors import FerrymanError, UnavailableError
 from ferryman.inference import grpc_service_pb2 as pb
 from ferryman.server.inference.parameters import read_flag
 from ferryman.server.interceptors import UNEXPECTED, Context
-from ferryman.status import one_line
+from ferryman.status import public_line
 
 log = logging.getLogger(__name__)
 Answer = Callable[[pb.ModelInferRequest], Awaitable[pb.ModelInferResponse]]
@@ -75,5 +75,5 @@ async def _message_of(request: pb.ModelInferRequest, answer: Answer) -> pb.Model
         log.exception("unexpected error in a stream")
         failure = FerrymanError(UNEXPECTED)
     return pb.ModelStreamInferResponse(
-        error_message=one_line(failure), infer_response=pb.ModelInferResponse(id=request.id)
+        error_message=public_line(failure), infer_response=pb.ModelInferResponse(id=request.id)
     )

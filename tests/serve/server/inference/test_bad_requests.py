@@ -9,7 +9,7 @@ import pytest
 from ferryman.inference import grpc_service_pb2 as pb
 
 from ...toy import SIDE, make_bomb, make_picture
-from ..inside import calling, running, until
+from ..inside import administering, calling, running, until
 from .asking import arrays_of, as_parameters, infer, infer_pictures, prefixed, status_of, tensor
 
 CANVAS = np.zeros((1, SIDE, SIDE, 3), np.uint8)
@@ -194,12 +194,6 @@ OTHERS = {
         "ModelStatistics", pb.ModelStatisticsRequest(version="1"), BAD, "a version without a model's name"),
     "another repository": (
         "RepositoryIndex", pb.RepositoryIndexRequest(repository_name="r"), BAD, "one repository, and it has no name"),
-    "loading": (
-        "RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name="toy-classifier"),
-        "UNIMPLEMENTED", "allow_model_control in its configuration allows it"),
-    "unloading": (
-        "RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name="toy-classifier"),
-        "UNIMPLEMENTED", "can't be loaded or unloaded by clients"),
     "registering shared memory": (
         "SystemSharedMemoryRegister",
         pb.SystemSharedMemoryRegisterRequest(name="r", key="/r", byte_size=10), "UNIMPLEMENTED", "memory is off"),
@@ -213,7 +207,7 @@ OTHERS = {
 
 
 async def test_other_calls_that_are_wrong_or_off(toy_repository: Path) -> None:
-    async with running(toy_repository) as server, calling(server.address) as caller:
+    async with administering(toy_repository) as caller:
         for name, (method, request, code, message) in OTHERS.items():
             found_code, found_message = await status_of(getattr(caller.inference, method)(request))
             assert (found_code, message in found_message) == (code, True), (name, found_code, found_message)

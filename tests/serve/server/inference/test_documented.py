@@ -26,6 +26,8 @@ def test_the_code_runs(toy_server: str, tmp_path: Path) -> None:
 def test_every_setting_has_its_default() -> None:
     table = TEXT.split("## Settings")[1]
     rows = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \| .+ \|$", table, re.MULTILINE))
-    defaults = {name: str(field.default) for name, field in ServerConfig.model_fields.items() if name != "repository"}
-    assert rows == defaults
+    schema = ServerConfig.model_json_schema()
+    assert schema["required"] == ["repository"]
+    names = [name for name in schema["properties"] if name != "repository"]
+    assert rows == {name: str(ServerConfig.model_fields[name].default) for name in names}
     assert f"{InferLimits().stream_window} requests of one stream are inside at a time" in TEXT

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ferryman.predictor import fit_images
 
 from ...toy import LABELS, QUERIES, SIDE, SPECS, make_pictures, make_toy_repository, toy_reference
-from ..process import ServerProcess
+from ..process import ServerProcess, free_address
 
 SCRIPT = Path(__file__).with_name("nvidia.py")
 DETECTOR = "toy-detector"
@@ -34,11 +34,12 @@ def ask(address: str, scenario: str, *arguments: object) -> Any:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server that allows its clients everything."""
+    """An address at which a server allows its clients everything."""
     repository = make_toy_repository(tmp_path_factory.mktemp("models"))
-    settings = {"repository": str(repository), "threads": 1, "allow_model_control": True, "shared_memory_bytes": 2**20}
-    with ServerProcess(settings) as server:
-        yield server.address
+    admin = free_address()
+    settings = {"repository": str(repository), "threads": 1, "admin_address": admin, "shared_memory_bytes": 2**20}
+    with ServerProcess(settings):
+        yield admin
 
 
 def detect(pictures: list[bytes]) -> dict[str, NDArray[Any]]:

@@ -16,7 +16,7 @@ from ferryman.inference import grpc_service_pb2 as pb
 
 from ...toy import SIDE, add_toy_bundle, flip_a_byte
 from ..gate import Gate
-from ..inside import calling, running, until
+from ..inside import administering, calling, running, until
 from .asking import arrays_of, infer, infer_pictures, status_of
 
 CANVAS = np.full((1, SIDE, SIDE, 3), 9, np.uint8)
@@ -78,7 +78,7 @@ async def test_statistics_follow_the_requests(toy_repository: Path) -> None:
 
 
 async def test_a_server_without_switches_says_so(toy_repository: Path) -> None:
-    async with running(toy_repository) as server, calling(server.address) as caller:
+    async with administering(toy_repository) as caller:
         metadata = await caller.inference.ServerMetadata(pb.ServerMetadataRequest())
         assert "system_shared_memory" not in metadata.extensions
         for kind in ("System", "Cuda"):
@@ -92,7 +92,7 @@ async def test_a_server_without_switches_says_so(toy_repository: Path) -> None:
 async def test_versions_are_asked_for_by_their_number(toy_repository: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(toy_repository, tmp_path / "copy")
     add_toy_bundle(copy, "toy-classifier", samples=3)
-    async with running(copy) as server, calling(server.address) as caller:
+    async with administering(copy) as caller:
 
         async def ready(version: str) -> bool:
             return (
@@ -118,7 +118,10 @@ async def test_versions_are_asked_for_by_their_number(toy_repository: Path, tmp_
 
 async def test_unloading_answers_what_is_inside(toy_repository: Path) -> None:
     gate = Gate()
-    async with running(toy_repository, gate, allow_model_control=True) as server, calling(server.address) as caller:
+    async with (
+        running(toy_repository, gate, admin_address="127.0.0.1:0") as server,
+        calling(str(server.admin_address)) as caller,
+    ):
         inside = asyncio.ensure_future(caller.inference.ModelInfer(infer("toy-classifier", {"image": CANVAS})))
         await gate.wait_for_batches(1)
         unload = pb.RepositoryModelUnloadRequest(model_name="toy-classifier")
@@ -145,7 +148,7 @@ async def test_loading_a_new_version(toy_repository: Path, tmp_path: Path) -> No
     copy = shutil.copytree(toy_repository, tmp_path / "copy")
     load = pb.RepositoryModelLoadRequest(model_name="toy-classifier")
     request = infer("toy-classifier", {"image": CANVAS})
-    async with running(copy, allow_model_control=True) as server, calling(server.address) as caller:
+    async with administering(copy) as caller:
         add_toy_bundle(copy, "toy-classifier", samples=3)
         assert (await caller.inference.ModelInfer(request)).model_version == "1"
         await caller.inference.RepositoryModelLoad(load)

@@ -15,7 +15,7 @@ from ferryman.inference import grpc_service_pb2 as pb
 from ferryman.server.inference.shared_memory import Place, Regions
 
 from ...toy import SIDE, make_pictures
-from ..inside import calling, running
+from ..inside import administering
 from .asking import arrays_of, as_parameters, infer, infer_pictures, prefixed, status_of, tensor
 
 PAGE = 4096
@@ -145,7 +145,7 @@ async def test_a_client_that_shrinks_its_region(memory: SharedMemory, toy_reposi
     """A mapping of it would end the server with a bus error."""
     size = SIDE * SIDE * 3
     place: dict[str, Any] = {"shared_memory_region": "r", "shared_memory_byte_size": size}
-    async with running(toy_repository, shared_memory_bytes=2**20) as server, calling(server.address) as caller:
+    async with administering(toy_repository, shared_memory_bytes=2**20) as caller:
         await caller.inference.SystemSharedMemoryRegister(
             pb.SystemSharedMemoryRegisterRequest(name="r", key=memory.name, byte_size=4 * PAGE)
         )
@@ -173,7 +173,7 @@ async def test_pictures_in_shared_memory(memory: SharedMemory, toy_repository: P
     bytes_of(memory)[7 : 7 + len(data)] = data
     limits: dict[str, Any] = {"shared_memory_bytes": 2**20, "max_message_bytes": 2 * PAGE + 1000}
     assert len(data) < 4 * PAGE
-    async with running(toy_repository, **limits) as server, calling(server.address) as caller:
+    async with administering(toy_repository, **limits) as caller:
         await caller.inference.SystemSharedMemoryRegister(
             pb.SystemSharedMemoryRegisterRequest(name="r", key=memory.name, offset=7, byte_size=3 * PAGE)
         )

@@ -1,0 +1,201 @@
+"""The interceptors at the door: who asks is found out before a byte of the request is read.
+
+`AccessInterceptor` stands outermost: it knows the caller's token, and refuses what needs another one.
+`PermissionInterceptor` stands innermost, where requests are messages and errors become statuses: it holds the token to
+its models and limits.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from operator import attrgetter
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_status import rpc_status
+
+from ferryman.errors import FerrymanError, ForbiddenError, UnauthenticatedError
+from ferryman.server.interceptors import Behaviour, Context, Handler
+from ferryman.server.security.limiter import Limiter
+from ferryman.server.security.tokens import Token, TokenFile
+from ferryman.status import status_from_error
+
+log = logging.getLogger(__name__)
+Continuation = Callable[[grpc.HandlerCallDetails], "Awaitable[Handler | None]"]
+_INFERENCE, _VISION = "/inference.GRPCInferenceService/", "/ferryman.v1.VisionService/"
+# What changes the server, or tells of more than a model that is asked for.
+ADMIN = frozenset(
+    _INFERENCE + name
+    for name in (
+        "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload",
+        "SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister",
+        "CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister",
+        "TraceSetting", "LogSettings",
+    )
+)  # fmt: skip
+# Not grpc.health.v1.Health/List, which names all models.
+HEALTH = frozenset(
+    {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", f"{_INFERENCE}ServerLive"}
+    | {f"{_INFERENCE}ServerReady"}
+)
+# Where a request says which model it is about. A method of the services that stands nowhere in this file is refused to
+# tokens of some models alone.
+MODEL_OF: dict[str, Callable[[Any], str]] = {
+    **{
+        f"{_VISION}{name}": attrgetter("model.name") for name in ("Classify", "Detect", "Embed", "Segment", "ModelInfo")
+    },
+    **{f"{_VISION}{name}": attrgetter("request.model.name") for name in ("StreamClassify", "StreamDetect")},
+    **{f"{_INFERENCE}{name}": attrgetter("model_name") for name in ("ModelInfer", "ModelStreamInfer")},
+    **{
+        f"{_INFERENCE}{name}": attrgetter("name")
+        for name in ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
+    },
+}
+NO_MODEL = frozenset(f"{_INFERENCE}{name}" for name in ("ServerLive", "ServerReady", "ServerMetadata"))
+_CALLER: ContextVar[Token | None] = ContextVar("caller", default=None)
+_QUIET_S = 10.0
+
+
+class Access:
+    """Who may call what.
+
+    tokens: None lets everybody in; open_health: health checks need no token
+    admin: everything is allowed, for an address that only administrators reach
+    """
+
+    def __init__(self, tokens: TokenFile | None, open_health: bool, admin: bool = False) -> None:
+        self._tokens, self._open_health, self._admin = tokens, open_health, admin
+
+    def admit(self, method: str, metadata: Sequence[tuple[str, str | bytes]]) -> Token | None:
+        """The caller's token, None where none is asked for. Raises UnauthenticatedError and ForbiddenError."""
+        if self._admin or (self._open_health and method in HEALTH):
+            return None
+        token = None if self._tokens is None else _identify(self._tokens, metadata)
+        if method in ADMIN and not (token and token.admin):
+            raise ForbiddenError(
+                f"{method.rpartition('/')[2]} is for administrators: ask with a token that has admin=true, or at the "
+                "server's admin_address"
+            )
+        return token
+
+
+class AccessInterceptor(grpc.aio.ServerInterceptor):
+    """Refuses calls that `access` does not admit, and remembers the token of those that it does."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._refused = 0  # since the last line in the log, which strangers must not fill
+        self._silent_until = 0.0
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> "Handler | None":
+        method = handler_call_details.method
+        try:
+            # Each call has a task of its own, and with it a context of its own.
+            _CALLER.set(self._access.admit(method, handler_call_details.invocation_metadata))
+        except FerrymanError as error:
+            return self._refusal(error, method)
+        return await continuation(handler_call_details)
+
+    def _refusal(self, error: FerrymanError, method: str) -> "Handler":
+        async def refuse(_requests: Any, context: Context) -> None:
+            self._log(error, method, context.peer())
+            await context.abort_with_status(rpc_status.to_status(status_from_error(error)))
+
+        return grpc.stream_stream_rpc_method_handler(refuse)  # of any call: it does not wait for the request
+
+    def _log(self, error: FerrymanError, method: str, peer: str) -> None:
+        self._refused += 1
+        if time.monotonic() >= self._silent_until:
+            log.warning(
+                "refused: calls=%d last_method=%r last_peer=%s reason=%s", self._refused, method[:100], peer, error
+            )
+            self._refused, self._silent_until = 0, time.monotonic() + _QUIET_S
+
+
+class PermissionInterceptor(grpc.aio.ServerInterceptor):
+    """Holds calls with a token to its models and limits. A stream counts as one call, and each of its requests waits
+    until the rate allows it: gRPC's flow control then holds back the client.
+    """
+
+    def __init__(self) -> None:
+        self._limiters: dict[tuple[str, float | None, int | None], Limiter] = {}
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> "Handler | None":
+        method = handler_call_details.method
+        handler: Any = await continuation(handler_call_details)
+        if handler is None or not method.startswith((_INFERENCE, _VISION)):
+            return handler
+        kind, behaviour = (
+            (grpc.stream_stream_rpc_method_handler, self._hold_stream(handler.stream_stream, method))
+            if handler.request_streaming
+            else (grpc.unary_unary_rpc_method_handler, self._hold_call(handler.unary_unary, method))
+        )
+        return kind(behaviour, handler.request_deserializer, handler.response_serializer)
+
+    def _hold_call(self, behaviour: Behaviour, method: str) -> Behaviour:
+        async def held(request: Any, context: Context) -> Any:
+            token = _CALLER.get()
+            if token is None:
+                return await behaviour(request, context)
+            check_model(token, method, request)
+            limiter = self._limiter_of(token)
+            with limiter.inside():
+                limiter.take_or_refuse()
+                return await behaviour(request, context)
+
+        return held
+
+    def _hold_stream(self, behaviour: Behaviour, method: str) -> Behaviour:
+        async def requests_of(token: Token, limiter: Limiter, requests: AsyncIterable[Any]) -> AsyncIterator[Any]:
+            async for request in requests:
+                check_model(token, method, request)
+                while wait := limiter.take():
+                    await asyncio.sleep(wait)
+                yield request
+
+        async def held(requests: Any, context: Context) -> Any:
+            token = _CALLER.get()
+            if token is None:
+                return await behaviour(requests, context)
+            limiter = self._limiter_of(token)
+            with limiter.inside():
+                return await behaviour(requests_of(token, limiter, requests), context)
+
+        return held
+
+    def _limiter_of(self, token: Token) -> Limiter:
+        key = token.name, token.rate, token.in_flight  # other limits in the file begin anew
+        limiter = self._limiters.get(key)
+        if limiter is None:
+            limiter = self._limiters[key] = Limiter(token.rate, token.in_flight)
+        return limiter
+
+
+def check_model(token: Token, method: str, request: Any) -> None:
+    """Raises ForbiddenError when a token of some models alone asks about another one, or about all of them."""
+    if not token.models or method in NO_MODEL:
+        return
+    read = MODEL_OF.get(method)
+    name = "" if read is None else read(request)
+    if name not in token.models:
+        raise ForbiddenError(
+            f"this token may ask {', '.join(token.models)} alone, and not {repr(name[:100]) if name else 'all models'}"
+        )
+
+
+def _identify(tokens: TokenFile, metadata: Sequence[tuple[str, str | bytes]]) -> Token:
+    given = [value for key, value in metadata if key == "authorization"]
+    if len(given) != 1:
+        raise UnauthenticatedError("send one token, as metadata `authorization: Bearer TOKEN`")
+    scheme, _, secret = str(given[0]).partition(" ")
+    token = tokens.find(secret.strip()) if scheme.lower() == "bearer" else None
+    if token is None:
+        raise UnauthenticatedError("the authorization is no `Bearer TOKEN` that this server knows")
+    return token
