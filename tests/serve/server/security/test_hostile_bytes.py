@@ -201,7 +201,7 @@ def test_bytes_that_are_no_grpc(victim: Victim) -> None:
         for name, data in noise().items():
             with victim.connect() as connection:
                 connection.settimeout(5)
-                with contextlib.suppress(ConnectionError, TimeoutError):  # it may hang up at any time
+                with contextlib.suppress(OSError):  # it may hang up at any time
                     connection.sendall(data)
                     connection.shutdown(socket.SHUT_WR)
                     while connection.recv(65536):
