@@ -1,7 +1,9 @@
 """Batches: who is in which, and what happens to those that leave, are late, fail, or wait when it closes."""
 
 import asyncio
+import random
 import time
+from collections import Counter
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
@@ -318,4 +320,46 @@ async def test_a_paused_batcher_keeps_what_waits(gate: Gate, batcher: Batcher[in
     batcher.refuse(UnavailableError("no session"))
     with pytest.raises(UnavailableError, match="no session"):
         await refused
+    await batcher.close()
+
+
+async def test_every_request_has_one_outcome() -> None:
+    """Three threads, clients of both priorities, images that fail, callers that leave, deadlines that pass."""
+    chosen = random.Random(7)
+    costs = {key: Costs({1: 0.0005, 8: 0.001}) for key in (0, 1)}
+
+    def run(items: list[int]) -> list[int]:
+        time.sleep(0.0005)
+        assert len({item % 2 for item in items}) == 1
+        if any(item % 17 == 0 for item in items):
+            raise EngineError("17 is bad luck")
+        return [2 * item for item in items]
+
+    batcher = Batcher(run, "busy", costs.__getitem__, key=lambda item: item % 2, max_batch=8, concurrency=3)
+
+    async def ask(items: list[int]) -> str:
+        caller = Caller(chosen.choice("abc"), chosen.choice(["high", "low"]))
+        deadline = time.monotonic() + chosen.choice([0.001, 0.05, 60]) if chosen.random() < 0.5 else None
+        await asyncio.sleep(chosen.random() * 0.5)
+        try:
+            async with asyncio.timeout(chosen.choice([0.002, 60])):
+                found = [done.output for done in await batcher.submit(items, deadline, caller)]
+        except EngineError:
+            assert any(item % 17 == 0 for item in items)
+            return "failed"
+        except (DeadlineError, OverloadedError):
+            assert deadline is not None
+            return "late"
+        except TimeoutError:
+            return "left"
+        assert found == [2 * item for item in items]
+        assert all(item % 17 for item in items)
+        return "answered"
+
+    asked = [[chosen.randrange(1000) for _ in range(chosen.randint(1, 6))] for _ in range(600)]
+    outcomes = Counter(await asyncio.gather(*map(ask, asked)))
+    assert outcomes.total() == 600
+    assert set(outcomes) == {"answered", "failed", "late", "left"}
+    await batcher.pause()  # what is left of those that left ends
+    assert batcher.predict({0: 1}, Caller()) == 0.0
     await batcher.close()
