@@ -14,7 +14,7 @@ from ferryman.errors import ParityError
 from ferryman.manifest import Tolerance
 from ferryman.specs import Target
 from ferryman_export.islands import BlockError, IslandReport
-from ferryman_export.onnx import count_operators
+from ferryman_export.onnx import count_operators, save_graph
 from ferryman_export.variants.base import Artefact, BuildReport, Candidate, Workpiece
 from ferryman_export.variants.integer import Style, quantize_within
 from ferryman_export.variants.judge import Bench
@@ -80,7 +80,8 @@ def build_int8(piece: Workpiece, target: Target, tolerance: Tolerance, path: Pat
     candidates = choose(found, _time(bench, found) if len(found) > 1 else {})
     best = found[candidates[0].name]
     report = best.report.model_copy(update={"candidates": (*candidates, *missed)})
-    return save_typed(best.model, path, report)
+    # Not `save_typed`, which counts products of plain ONNX only.
+    return Artefact(save_graph(best.model, path.with_name(f"{path.name}.onnx")), count_operators(best.model), report)
 
 
 def _build(bench: Bench, style: Style, ranked: tuple[BlockError, ...]) -> Built:
