@@ -179,8 +179,8 @@ class VisionServer:
         config = self.config
         server = grpc.aio.server(
             interceptors=[
+                AccessInterceptor(access, self.observer.counts.calls),
                 self.observer,
-                AccessInterceptor(access),
                 ErrorInterceptor(self.calls),
                 PermissionInterceptor(),
             ],

@@ -106,7 +106,10 @@ def observed(method: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
 
 
 class Observer(grpc.aio.ServerInterceptor):
-    """The outermost interceptor: what others refuse is seen too."""
+    """Stands behind the door alone (`security.access`), which tells what it refuses: what others refuse is seen too.
+
+    The interceptors behind it give one handler a method, whoever calls.
+    """
 
     def __init__(self, settings: ObservingSettings) -> None:
         """Raises MissingExtraError and UsageError, see Tracing."""
@@ -114,7 +117,7 @@ class Observer(grpc.aio.ServerInterceptor):
         self._log_requests = settings.log_requests
         exporter = settings.trace_exporter
         self._tracing = None if exporter is None else Tracing(exporter, settings.trace_ratio)
-        self._handlers: dict[str, Handler] = {}
+        self._handlers: dict[Handler, Handler] = {}  # by what they wrap: two addresses may share an observer
 
     def close(self) -> None:
         """Sends what spans there are left; blocks."""
@@ -127,19 +130,19 @@ class Observer(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
         method = handler_call_details.method
-        known = self._handlers.get(method)
-        if known is not None:
-            return known
         handler: Any = await continuation(handler_call_details)
         if handler is None or not method.startswith(_OWN):
             return handler
+        known = self._handlers.get(handler)
+        if known is not None:
+            return known
         kind, behaviour = (
             (grpc.stream_stream_rpc_method_handler, handler.stream_stream)
             if handler.request_streaming
             else (grpc.unary_unary_rpc_method_handler, handler.unary_unary)
         )
         seen = kind(self._observe(behaviour, method), handler.request_deserializer, handler.response_serializer)
-        self._handlers[method] = seen
+        self._handlers[handler] = seen
         return seen
 
     def _observe(self, behaviour: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:

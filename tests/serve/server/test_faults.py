@@ -1,6 +1,8 @@
 """A session that throws or answers NaN, on a real server: who is told, who is answered all the same, how it mends."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from grpc_health.v1 import health_pb2
 
 from ferryman.errors import BundleError
 from ferryman.inference import grpc_service_pb2 as pb
+from ferryman.server.app import VisionServer
 from ferryman.server.costs import Costs
 from ferryman.server.loading import LoadedModel
 
@@ -88,7 +91,7 @@ async def test_a_session_that_fails_again_and_again_is_rebuilt(
 ) -> None:
     gate, load_gate = Gate(), Gate()
     models = FailingLoads(gate, load_gate)
-    async with running(toy_repository, gate, models) as server, calling(server.address) as caller:
+    async with administered(toy_repository, gate, models) as (server, caller):
         models.mended = True
         engine = await server.models.get("toy-classifier")
         waiting = [ask(caller, mark) for mark in range(6)]
@@ -113,7 +116,7 @@ async def test_a_session_that_fails_again_and_again_is_rebuilt(
 async def test_a_session_that_can_not_be_rebuilt_is_tried_again(toy_repository: Path) -> None:
     gate = Gate(is_open=True)
     models = FailingLoads(gate, Gate(is_open=True))
-    async with running(toy_repository, gate, models) as server, calling(server.address) as caller:
+    async with administered(toy_repository, gate, models) as (server, caller):
         for mark in range(3):
             assert (await status_of(ask(caller, mark)))[0] == "INTERNAL"
         await until(lambda: models.loads == 2)
@@ -134,6 +137,18 @@ async def test_a_server_stops_while_a_session_is_rebuilt(toy_repository: Path) -
         await load_gate.wait_for_batches(1)
         await server.stop()
         load_gate.open()
+
+
+@asynccontextmanager
+async def administered(
+    repository: Path, gate: Gate, models: MarkedModels
+) -> AsyncGenerator[tuple[VisionServer, Caller]]:
+    """A server, and stubs of which everything may be asked."""
+    async with (
+        running(repository, gate, models, admin_address="127.0.0.1:0") as server,
+        calling(str(server.admin_address)) as caller,
+    ):
+        yield server, caller
 
 
 async def assert_unready(caller: Caller, reason: str) -> None:

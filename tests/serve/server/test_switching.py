@@ -84,8 +84,9 @@ class Watched:
 
 @contextmanager
 def watched(folder: Path, **settings: object) -> Generator[Watched]:
-    facts = {"repository": str(folder), "threads": 1, "watch_seconds": 0.05} | settings
-    with ServerProcess(facts) as server, grpc.insecure_channel(server.address) as channel:
+    admin = free_address()
+    facts = {"repository": str(folder), "threads": 1, "watch_seconds": 0.05, "admin_address": admin} | settings
+    with ServerProcess(facts) as server, grpc.insecure_channel(admin) as channel:
         yield Watched(server, folder, channel)
 
 

@@ -8,6 +8,7 @@ its models and limits.
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from operator import attrgetter
@@ -55,6 +56,7 @@ MODEL_OF: dict[str, Callable[[Any], str]] = {
     },
 }
 NO_MODEL = frozenset(f"{_INFERENCE}{name}" for name in ("ServerLive", "ServerReady", "ServerMetadata"))
+_METHODS = ADMIN | HEALTH | NO_MODEL | frozenset(MODEL_OF) | {f"{_VISION}ListModels"}
 _CALLER: ContextVar[Token | None] = ContextVar("caller", default=None)
 _QUIET_S = 10.0
 
@@ -83,10 +85,13 @@ class Access:
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses calls that `access` does not admit, and remembers the token of those that it does."""
+    """Refuses calls that `access` does not admit, and remembers the token of those that it does.
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
+    calls: where refusals are counted, by method and code
+    """
+
+    def __init__(self, access: Access, calls: Counter[tuple[str, str]]) -> None:
+        self._access, self._calls = access, calls
         self._refused = 0  # since the last line in the log, which strangers must not fill
         self._silent_until = 0.0
 
@@ -102,6 +107,9 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         return await continuation(handler_call_details)
 
     def _refusal(self, error: FerrymanError, method: str) -> "Handler":
+        # Strangers choose the names of methods that there are not.
+        self._calls[method[1:] if method in _METHODS else "unknown", error.grpc_status] += 1
+
         async def refuse(_requests: Any, context: Context) -> None:
             self._log(error, method, context.peer())
             await context.abort_with_status(rpc_status.to_status(status_from_error(error)))

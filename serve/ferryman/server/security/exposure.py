@@ -12,6 +12,8 @@ class SecuritySettings(Protocol):
     @property
     def address(self) -> str: ...
     @property
+    def metrics_address(self) -> str | None: ...
+    @property
     def admin_address(self) -> str | None: ...
     @property
     def tls_certificate(self) -> Path | None: ...
@@ -46,10 +48,15 @@ def check_security(settings: SecuritySettings) -> None:
 
 
 def describe_exposure(settings: SecuritySettings) -> list[str]:
-    """A line for each thing that others can do at the address; none where only this machine reaches it."""
-    if is_loopback(split_address(settings.address)[0]):
-        return []
+    """A line for each thing that others can do at the addresses; none where only this machine reaches them."""
     lines: list[str] = []
+    if settings.metrics_address is not None and not is_loopback(split_address(settings.metrics_address)[0]):
+        lines.append(
+            f"{settings.metrics_address} tells other machines the models' names and how they are used, without TLS or "
+            "a token; let a network policy keep it to the monitoring"
+        )
+    if is_loopback(split_address(settings.address)[0]):
+        return lines
     if settings.tls_certificate is None:
         what = "pictures and answers" if settings.tokens is None else "pictures, answers and tokens"
         lines.append(
