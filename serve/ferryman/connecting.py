@@ -61,7 +61,7 @@ def _read_security(
         except (OSError, UnicodeDecodeError) as error:
             raise FileAccessError(f"can't read a token in {token_file}: {error}") from error
     elif address is not None:
-        token = os.environ.get("FERRYMAN_TOKEN")
+        token = os.environ.get("FERRYMAN_TOKEN") or None
     if not (tls or ca or certificate or key or token is not None):
         return None
     from ferryman.client import Security

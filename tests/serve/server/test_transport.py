@@ -30,7 +30,7 @@ async def test_calls_beyond_the_streams_of_a_connection_wait_at_the_client(toy_r
         calling(server.address) as caller,
         calling(server.address) as other,
     ):
-        # A connection that is ready knows the limit. Not by a call: the server may still count its stream, and refuse one.
+        # One that is ready knows the limit. Not by a call: the server may still count its stream, and refuse another.
         await caller.channel.channel_ready()
         calls = [asyncio.ensure_future(caller.inference.ModelInfer(marked(mark))) for mark in range(5)]
         engine = await server.models.get("toy-classifier")

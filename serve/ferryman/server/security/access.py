@@ -57,7 +57,7 @@ MODEL_OF: dict[str, Callable[[Any], str]] = {
 }
 NO_MODEL = frozenset(f"{_INFERENCE}{name}" for name in ("ServerLive", "ServerReady", "ServerMetadata"))
 _METHODS = ADMIN | HEALTH | NO_MODEL | frozenset(MODEL_OF) | {f"{_VISION}ListModels"}
-_CALLER: ContextVar[Token | None] = ContextVar("caller", default=None)
+CALLER: ContextVar[Token | None] = ContextVar("caller", default=None)  # of the call under way
 _QUIET_S = 10.0
 
 
@@ -101,7 +101,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         try:
             # Each call has a task of its own, and with it a context of its own.
-            _CALLER.set(self._access.admit(method, handler_call_details.invocation_metadata))
+            CALLER.set(self._access.admit(method, handler_call_details.invocation_metadata))
         except FerrymanError as error:
             return self._refusal(error, method)
         return await continuation(handler_call_details)
@@ -149,7 +149,7 @@ class PermissionInterceptor(grpc.aio.ServerInterceptor):
 
     def _hold_call(self, behaviour: Behaviour, method: str) -> Behaviour:
         async def held(request: Any, context: Context) -> Any:
-            token = _CALLER.get()
+            token = CALLER.get()
             if token is None:
                 return await behaviour(request, context)
             check_model(token, method, request)
@@ -169,7 +169,7 @@ class PermissionInterceptor(grpc.aio.ServerInterceptor):
                 yield request
 
         async def held(requests: Any, context: Context) -> Any:
-            token = _CALLER.get()
+            token = CALLER.get()
             if token is None:
                 return await behaviour(requests, context)
             limiter = self._limiter_of(token)
