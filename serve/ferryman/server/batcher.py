@@ -105,6 +105,11 @@ class Batcher(Generic[Item, Output]):
         self._idle = asyncio.Event()
         self._idle.set()
 
+    @property
+    def waiting(self) -> int:
+        """Items in the queue."""
+        return len(self._queue)
+
     async def submit(
         self, items: Sequence[Item], deadline: float | None = None, caller: Caller = ANYONE
     ) -> list[Done[Output]]:
