@@ -52,6 +52,8 @@ def grpc_options(limits: TransportLimits) -> list[tuple[str, int]]:
         "grpc.absolute_max_metadata_size": limits.max_metadata_bytes,
         "grpc.max_allowed_incoming_connections": limits.max_connections,
         "grpc.max_concurrent_streams": limits.max_streams,
+        # Else a call that begins as another ends is cut off, since the client knows of the end before the server does.
+        "grpc.http.overload_protection": 0,
         "grpc.max_connection_idle_ms": _milliseconds(limits.idle_seconds),
         "grpc.keepalive_time_ms": _milliseconds(limits.keepalive_seconds),
         "grpc.keepalive_timeout_ms": 20_000,

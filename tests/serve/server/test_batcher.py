@@ -291,6 +291,7 @@ async def test_the_wait_is_foretold_from_what_waits(gate: Gate) -> None:
     assert batcher.predict({0: 1}, Caller()) == pytest.approx(1 + 1)
     clock.now += 0.25
     tasks += await queue_up(outputs(batcher, *range(40)))
+    assert batcher.waiting == 40
     assert batcher.predict({0: 4}, Caller()) == pytest.approx(0.75 + 20 + 2)  # its own 40 are before it
     assert batcher.predict({0: 4}, Caller("other")) == pytest.approx(0.75 + 2 + 2)  # of another's it waits for as many
     assert batcher.predict({0: 1}, Caller(), {Caller(): 5.0}) == pytest.approx(0.75 + 25 + 1)
