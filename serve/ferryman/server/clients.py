@@ -15,8 +15,8 @@ _KEPT = 1024  # buckets, before those that are full again are forgotten
 
 
 class ClientLimits(Facts):
-    """client_by: what tells clients apart, to take turns and to be limited. A connection by default, since behind a
-        proxy all have one host; `host` where clients can't be trusted not to open many connections
+    """client_by: what tells clients apart that show no token, to take turns and to be limited. A connection by default,
+        since behind a proxy all have one host; `host` where clients can't be trusted not to open many connections
     client_images: of one client that may be inside at a time, 0 for any number
     client_rate: images of one client a second in the long run, 0 for any number
     client_burst: images that a client may send at once after a pause, where there is a rate

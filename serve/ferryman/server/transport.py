@@ -7,6 +7,7 @@ from pydantic import Field
 from ferryman.errors import UsageError
 from ferryman.server.interceptors import Context
 from ferryman.server.queueing import Caller
+from ferryman.server.security.access import CALLER
 from ferryman.specs import Facts
 
 PRIORITY = "ferryman-priority"  # the metadata that says it
@@ -68,12 +69,15 @@ def grpc_options(limits: TransportLimits) -> list[tuple[str, int]]:
 
 
 def caller_of(context: Context, by: Literal["connection", "host"]) -> Caller:
-    """by: what tells clients apart: the connection, or the host that it comes from
+    """by: what tells clients apart that show no token: the connection, or the host that it comes from
 
     Raises UsageError for a priority that is none.
     """
     peer = context.peer()
     client = peer if by == "connection" else peer.rpartition(":")[0] or peer
+    token = CALLER.get()
+    if token is not None:
+        client = f"token {token.name}"
     for key, value in context.invocation_metadata() or ():
         if key == PRIORITY:
             match value:

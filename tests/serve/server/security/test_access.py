@@ -168,6 +168,19 @@ async def test_a_token_of_some_models(toy_repository: Path, tokens: Path) -> Non
         assert (await inference.ServerMetadata(grpc_service_pb2.ServerMetadataRequest(), metadata=metadata)).name
 
 
+async def test_a_token_is_one_client_on_all_its_connections(toy_repository: Path, tokens: Path) -> None:
+    gate = Gate()
+    async with guarded(toy_repository, tokens, gate, client_images=1) as (caller, address), calling(address) as other:
+        request = pb.ClassifyRequest(model=pb.ModelRef(name="toy-classifier"), images=PICTURES[:1])
+        first = asyncio.ensure_future(caller.vision.Classify(request, metadata=bearer("fm_all")))
+        await gate.wait_for_batches(1)
+        code, _ = await status_of(other.vision.Classify(request, metadata=bearer("fm_all")))
+        assert code == "RESOURCE_EXHAUSTED"
+        second = asyncio.ensure_future(caller.vision.Classify(request, metadata=bearer("fm_some")))
+        gate.open()
+        await asyncio.gather(first, second)
+
+
 async def test_limits_of_a_token(toy_repository: Path, tokens: Path) -> None:
     gate = Gate()
     async with guarded(toy_repository, tokens, gate) as (caller, address):
