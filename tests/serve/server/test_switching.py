@@ -106,7 +106,7 @@ def test_a_new_version_takes_over(copy: Path) -> None:
         seen.publish()
         seen.wait_for({1: "loaded when", 2: "READY"})  # the old one is freed
         bad = seen.publish(broken=True)
-        seen.wait_for({1: "loaded when", 2: "READY", 3: f"{bad.name}: model.onnx is not the file"})
+        seen.wait_for({1: "loaded when", 2: "READY", 3: f"{MODEL}/{bad.name}: model.onnx is not the file"})
         assert seen.is_serving(MODEL)
         assert seen.answers(MODEL) == 2
         flip_a_byte(bad / "model.onnx")  # back
