@@ -44,7 +44,7 @@ def test_export_prints_one_document(checkpoints: dict[str, Path], pictures: Path
         (["no-such-model"], 1, "there is no checkpoint 'no-such-model': give vit-digits, detr-digits"),
         (["vit-digits", "--size", "32"], 2, "--size must be HxW"),
         (["vit-digits", "--size", "0x32"], 2, "--size must be HxW"),
-        (["vit-digits", "--target", "openvino-gpu-fp16"], 2, "can't be built by this version"),
+        (["vit-digits", "--target", "openvino-gpu-bf16"], 2, "can't be built by this version"),
         (["vit-digits", "--name", "a/b"], 2, "can't be a model's name"),
         (["vit-digits", "--tolerance", "1e-12"], 3, "is above 1e-12"),
         (["vit-digits", "--tolerance", "nan"], 2, "tolerance must be above 0"),

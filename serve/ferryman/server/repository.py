@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 LOADING = "load"  # what the names of the threads that load models begin with
 
 
+_UNEXPECTED = "an unexpected error, see the server's log"
+
+
 class Closable(Protocol):
     @property
     def ready(self) -> bool:
@@ -300,7 +303,9 @@ class ModelRepository(Generic[Served]):
             raise UnavailableError("the server is stopping" if self._closed else f"{name} is being unloaded")
         error = task.exception()
         if error is not None:
-            raise BundleError(f"{name} version {version} can't be served: {_reason(error, self._folder)}") from error
+            # With the folder, for the log: what callers are told loses it, see `status.public_line`.
+            reason = error if isinstance(error, FerrymanError) else _UNEXPECTED
+            raise BundleError(f"{name} version {version} can't be served: {reason}") from error
         return task.result()
 
     def _state(self, name: str, version: int) -> tuple[State, str]:
@@ -391,5 +396,5 @@ class ModelRepository(Generic[Served]):
 def _reason(error: BaseException, folder: Path) -> str:
     """For callers, who don't learn where the repository lies."""
     if not isinstance(error, FerrymanError):
-        return "an unexpected error, see the server's log"
+        return _UNEXPECTED
     return str(error).replace(f"{folder}/", "")

@@ -23,8 +23,8 @@ from .outcome import Cli, finish, spawn
 def test_help_names_every_command(cli: Cli) -> None:
     outcome = cli("--help")
     assert outcome.status == 0
-    commands = ["demo", "export", "build", "verify", "inspect", "serve", "token", "classify", "detect"]
-    commands += ["embed", "segment", "bench", "advise", "doctor"]
+    commands = ["demo", "export", "build", "verify", "inspect", "serve", "top", "token"]
+    commands += ["classify", "detect", "embed", "segment", "bench", "advise", "doctor"]
     assert re.findall(r"^  (\w+)  ", outcome.stdout, re.MULTILINE) == commands
     for command in commands:
         assert "--json" in cli(command, "--help").stdout
