@@ -246,7 +246,9 @@ class VisionServer:
                 served.append(name)
                 await self.health.set_model(name, True)
         if not served:
-            raise BundleError(f"nothing in {self.config.repository} can be served: {'; '.join(map(str, failures))}")
+            raise BundleError(
+                f"nothing in {self.config.repository} can be served: {'; '.join(map(_with_folder, failures))}"
+            )
         await self.health.set_ready()
         self.watcher.start()
         log.info("server started: address=%s models=%s", self.address, ",".join(served))
@@ -341,6 +343,13 @@ async def serve(
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
+
+
+def _with_folder(error: FerrymanError) -> str:
+    """Whoever starts the server is told with its folder, to mend it, what callers are told of a version without."""
+    what, _, _ = str(error).partition(" can't be served: ")
+    cause = error.__cause__
+    return f"{what} can't be served: {cause}" if isinstance(cause, FerrymanError) else str(error)
 
 
 def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> str:

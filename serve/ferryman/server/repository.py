@@ -303,9 +303,7 @@ class ModelRepository(Generic[Served]):
             raise UnavailableError("the server is stopping" if self._closed else f"{name} is being unloaded")
         error = task.exception()
         if error is not None:
-            # With the folder, for the log: what callers are told loses it, see `status.public_line`.
-            reason = error if isinstance(error, FerrymanError) else _UNEXPECTED
-            raise BundleError(f"{name} version {version} can't be served: {reason}") from error
+            raise BundleError(f"{name} version {version} can't be served: {_reason(error, self._folder)}") from error
         return task.result()
 
     def _state(self, name: str, version: int) -> tuple[State, str]:
