@@ -223,9 +223,7 @@ class VisionServer:
         model that can't be served beside others that can is logged, and stays NOT_SERVING.
         """
         await self.health.register([*self.models.names, *self.models.aliases])
-        self.address = _bind(self._server, self.config.address)
         await self._start_probes()
-        await self.health.register(self.models.names)
         for warning in describe_exposure(self.config):
             log.warning(warning)
         self.address = _bind(self._server, self.config.address, self._credentials)
