@@ -59,6 +59,26 @@ async def test_only_who_is_trusted_talks(toy_repository: Path, tmp_path: Path) -
         assert await asyncio.to_thread(ask) == 1
 
 
+def listening() -> set[int]:
+    """Ports of 127.0.0.1 and of everything that this process listens on."""
+    mine = {os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if _is_link(name)}
+    lines = [
+        line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/self/net/{kind}").read_text().splitlines()
+    ]
+    return {int(line[1].rpartition(":")[2], 16) for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in mine}
+
+
+def _is_link(name: str) -> bool:
+    return os.path.islink(f"/proc/self/fd/{name}")  # the folder's own is gone
+
+
+async def test_a_server_listens_where_it_says_and_nowhere_else(toy_repository: Path, tmp_path: Path) -> None:
+    before, pem = listening(), Authority(tmp_path).issue("server")
+    async with running(toy_repository, admin_address="127.0.0.1:0", **settings_of(pem)) as server:
+        told = {int(address.rpartition(":")[2]) for address in (server.address, str(server.admin_address))}
+        assert listening() - before == told
+
+
 async def test_clients_show_their_certificate(toy_repository: Path, tmp_path: Path) -> None:
     authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
     mine, theirs = authority.issue("mine"), stranger.issue("theirs")
