@@ -34,21 +34,27 @@ def charts(page: str) -> dict[str, ET.Element]:
 
 def bars(chart: ET.Element) -> dict[str, tuple[str, float]]:
     """Class and width of each bar, by what it is called when pointed at, from the top."""
-    groups = sorted(chart.findall("g"), key=lambda group: float(group.find("rect").attrib["y"]))  # type: ignore[union-attr]
+    found = [(group, rect) for group in chart.findall("g") for rect in group.findall("rect")]
     return {
         str(group.findtext("title")): (rect.attrib["class"], float(rect.attrib["width"]))
-        for group in groups
-        for rect in group.findall("rect")
+        for group, rect in sorted(found, key=lambda pair: float(pair[1].attrib["y"]))
     }
+
+
+class TextReader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append(data)
 
 
 def words(page: str) -> str:
     """The text, without the pictures' and the style's."""
-    parts: list[str] = []
-    reader = HTMLParser()
-    reader.handle_data = parts.append  # type: ignore[method-assign]
+    reader = TextReader()
     reader.feed(re.sub(r"<(svg|style).*?</\1>", "", page, flags=re.DOTALL))
-    return " ".join(" ".join(parts).split())
+    return " ".join(" ".join(reader.parts).split())
 
 
 def test_bars_tell_the_errors_apart() -> None:

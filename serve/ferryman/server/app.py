@@ -279,7 +279,7 @@ class VisionServer:
         """Refuses new requests, answers those in flight within `grace_seconds`, frees everything.
 
         hurry: when it is set the requests in flight are cancelled at once; a batch that runs ends all the
-        same Calling it twice is fine.
+        same. Calling it twice is fine.
         """
         if self.calls.stopping.is_set():
             return

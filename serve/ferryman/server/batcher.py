@@ -299,8 +299,7 @@ class Batcher(Generic[Item, Output]):
             elapsed = time.perf_counter() - start
             done = [Done(output, number, elapsed * 1e3) for output in outputs]
             results: list[_Result[Item, Output]] = list(zip(batch, done, strict=True))
-        # Whatever it is, it is for the caller to see, and the thread goes on for the others.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - for the caller to see; the thread goes on for the others
             if len(batch) == 1:
                 return [(batch[0], error)]
             return [result for place in batch for result in self._launch_alone(place, number)]

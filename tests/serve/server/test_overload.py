@@ -173,7 +173,7 @@ async def test_work_marked_low_comes_after_the_rest(toy_repository: Path) -> Non
         await until(lambda: engine.images_inside == 3)
         for mark, priority in ((1, 0), (2, 1), (3, 0)):
             calls += [ask(caller, mark, parameters=as_parameters({"priority": priority}))]
-            await until(lambda: engine.images_inside == 3 + mark)  # noqa: B023 - awaited before the next round
+            await until(lambda inside=3 + mark: engine.images_inside == inside)
         gate.open()
         await asyncio.gather(*calls)
         assert models.sessions["toy-classifier"][0].seen == [[0], [1], [2], [3], [100], [101]]
