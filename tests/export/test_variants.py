@@ -16,6 +16,7 @@ from ferryman.bundle import Bundle
 from ferryman.errors import ExportError, ParityError
 from ferryman.predictor import Predictor
 from ferryman.proof import read_reports
+from ferryman.runtimes.openvino import open_core
 from ferryman.specs import Target
 from ferryman_export import variants
 from ferryman_export.build_html import render_build
@@ -61,7 +62,7 @@ def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize("target", ["openvino-cpu-fp32", "openvino-cpu-int8"])
 def test_openvino_reads_attention_s_keys_as_they_lie(bundle: Bundle, target: str) -> None:
     path = bundle.path / "variants" / target / "model.xml"
-    products = [node for node in openvino.Core().read_model(path).get_ops() if node.get_type_name() == "MatMul"]
+    products = [node for node in open_core().read_model(path).get_ops() if node.get_type_name() == "MatMul"]
     attention = [node for node in products if len(node.get_output_partial_shape(0)) == 4]
     turned = sum(bool(node.get_attributes()["transpose_b"]) for node in attention)
     assert turned == 6  # a product of queries and keys a layer

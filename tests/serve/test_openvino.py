@@ -1,5 +1,7 @@
 """OpenVINO on devices that are not here, played by the processor: what it is asked to compute in."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from ferryman.bundle import Bundle
 from ferryman.runtimes import RUNTIMES, why_not
 from ferryman.runtimes.base import Settings
+from ferryman.runtimes.openvino import open_core
 from ferryman.specs import Target
 
 openvino = pytest.importorskip("openvino")
@@ -21,7 +24,7 @@ class PlayedCore:
     def __init__(self) -> None:
         self.available_devices = ["CPU", "GPU.0", "GPU.1", "NPU"]
         self.asked: list[tuple[str, dict[str, Any]]] = []
-        self._core = openvino.Core()
+        self._core = open_core()
 
     def get_property(self, device: str, name: str) -> list[str]:
         assert name == "OPTIMIZATION_CAPABILITIES"
@@ -38,7 +41,7 @@ class PlayedCore:
 @pytest.fixture
 def core(monkeypatch: pytest.MonkeyPatch) -> PlayedCore:
     played = PlayedCore()
-    monkeypatch.setattr(RUNTIMES["openvino"], "_core", played)
+    monkeypatch.setattr("ferryman.runtimes.openvino.open_core", lambda: played)
     return played
 
 
@@ -75,3 +78,35 @@ def test_what_a_device_can_not_do(core: PlayedCore, monkeypatch: pytest.MonkeyPa
     assert (why_not(Target.parse("openvino-gpu-fp16")) or "").startswith("this GPU has no fp16; OpenVINO would run it")
     core.available_devices.remove("NPU")
     assert why_not(Target.parse("openvino-npu-int8")) == "openvino finds no such device here, only cpu, gpu"
+
+
+SIGNALLED = """
+import gc, signal, sys
+import subprocess
+import sys
+from pathlib import Path
+
+from ferryman.bundle import Bundle
+from ferryman.runtimes.base import Settings
+from ferryman.runtimes.openvino import OpenVino
+from ferryman.specs import Target
+
+bundle, told = Bundle.open(Path(sys.argv[1])), []
+signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+runtimes = [OpenVino(), OpenVino()]
+target = Target.parse("openvino-cpu-fp32")
+for runtime in runtimes:
+    runtime.load(bundle.file("model.onnx"), target, bundle.spec, Settings(threads=1)).close()
+del runtime
+while runtimes:
+    runtimes.pop(0)
+    gc.collect()
+    signal.raise_signal(signal.SIGTERM)
+print(*told)
+"""
+
+
+def test_a_signal_after_a_device_was_given_up_is_heard(toy_repository: Path) -> None:
+    command = [sys.executable, "-c", SIGNALLED, str(toy_repository / "toy-classifier")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "15 15\n"), done.stderr

@@ -12,7 +12,7 @@ from ferryman.golden import Tensors
 from ferryman.parity import TOLERANCES
 from ferryman.runtimes import find_runtime
 from ferryman.runtimes.base import Settings
-from ferryman.runtimes.openvino import choose_config
+from ferryman.runtimes.openvino import choose_config, open_core
 from ferryman.specs import Target
 from ferryman_export.bench_targets.contenders import BATCH, Contender
 from ferryman_export.bench_targets.load_alone import Load
@@ -66,11 +66,9 @@ class Ours:
         )
 
     def _profile(self, path: Path, target: Target, inputs: Tensors) -> Profile:
-        import openvino
-
         model = read_static(path, inputs)
         if target.runtime == "openvino":
-            config = choose_config(openvino.Core(), target.device.upper(), target, self.settings)
+            config = choose_config(open_core(), target.device.upper(), target, self.settings)
             runs = time_openvino(model, config, inputs)
         else:
             runs = time_onnxruntime(path, self.threads, inputs)

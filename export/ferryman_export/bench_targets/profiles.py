@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ferryman.golden import Tensors
+from ferryman.runtimes.openvino import open_core
 from ferryman.specs import Facts
 
 if TYPE_CHECKING:
@@ -61,10 +62,8 @@ def make_profile(runs: Sequence[Times], multiplications: int, precision: str, th
 
 def time_openvino(model: "Model", config: Mapping[str, Any], inputs: Any, count: int = _RUNS) -> list[Times]:
     """Compiled anew, with counters. model: of static shapes; inputs: as `InferRequest.infer` takes them"""
-    import openvino
-
     counting = {**config, "PERF_COUNT": True}
-    request = openvino.Core().compile_model(model, "CPU", counting).create_infer_request()
+    request = open_core().compile_model(model, "CPU", counting).create_infer_request()
     runs: list[Times] = []
     for number in range(_WARMUP + count):
         request.infer(inputs, share_inputs=True)
@@ -122,9 +121,7 @@ def count_multiplications(model: "Model") -> int:
 
 def read_static(path: Path, inputs: Tensors) -> "Model":
     """A graph, ONNX or IR, in the shapes of one input."""
-    import openvino
-
-    model = openvino.Core().read_model(path)
+    model = open_core().read_model(path)
     model.reshape({name: list(array.shape) for name, array in inputs.items()})
     return model
 

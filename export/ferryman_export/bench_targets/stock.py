@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ferryman.errors import MissingExtraError
+from ferryman.runtimes.openvino import open_core
 from ferryman_export.bench_targets.contenders import EAGER, Contender, quiet_library, stock_name
 from ferryman_export.bench_targets.profiles import Profile, count_multiplications, make_profile, time_openvino
 
@@ -64,9 +65,7 @@ def stock(
 
     calibration: pictures for int8. Raises MissingExtraError.
     """
-    import openvino
-
-    core = openvino.Core()
+    core = open_core()
     with quiet_library():
         model = core.read_model(graph)
         if precision == "int8":

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ferryman.runtimes.openvino import open_core
 from ferryman.specs import ModelSpec
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def save_ir(graph: Path, spec: ModelSpec, place: Path, half: bool = False) -> "M
     """
     import openvino
 
-    model = openvino.Core().read_model(graph)
+    model = open_core().read_model(graph)
     model.reshape({tensor.name: [1, *tensor.shape[1:]] for tensor in spec.inputs})
     keep_keys_whole(model)
     fold_constants(model)

@@ -1,8 +1,10 @@
 """OpenVINO. A variant is an IR (model.xml and model.bin), compiled for one picture: static shapes are faster."""
 
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,6 +21,24 @@ if TYPE_CHECKING:
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 _PRODUCTS = ("FullyConnected", "Convolution", "GroupConvolution", "Deconvolution")
+_OPENING = Lock()
+
+
+def open_core() -> "Core":
+    """OpenVINO's one core in this process.
+
+    Each keeps the devices' plugins, and the processor's gives the thread that makes it a stack for signals: after the
+    first of two is gone, the thread is left with a stack that is no more, and dies of its next Ctrl-C or SIGTERM.
+    """
+    with _OPENING:
+        return _make_core()
+
+
+@cache
+def _make_core() -> "Core":
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVino(Runtime):
@@ -29,9 +49,6 @@ class OpenVino(Runtime):
         "npu": ("fp16", "int8"),
     }
 
-    def __init__(self) -> None:
-        self._core: Core | None = None
-
     def missing(self) -> str | None:
         return None if find_spec("openvino") else "OpenVINO is not installed: pip install 'ferryman[openvino]'"
 
@@ -41,33 +58,25 @@ class OpenVino(Runtime):
         return openvino.__version__.split("-")[0]
 
     def devices(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name.split(".")[0].lower() for name in self._open_core().available_devices))
-
-    def _open_core(self) -> "Core":
-        # One for the process: it keeps the devices' plugins.
-        if self._core is None:
-            import openvino
-
-            self._core = openvino.Core()
-        return self._core
+        return tuple(dict.fromkeys(name.split(".")[0].lower() for name in open_core().available_devices))
 
     def accelerator(self, device: str) -> str:
         if device == "cpu":
             return ""
-        core, name = self._open_core(), device.upper()
+        core, name = open_core(), device.upper()
         drivers = [one for one in core.get_property(name, "SUPPORTED_PROPERTIES") if one.endswith("DRIVER_VERSION")]
         facts = ["FULL_DEVICE_NAME", *drivers]
         return ", ".join(str(core.get_property(name, fact)) for fact in facts)
 
     def _lacks(self, target: Target) -> str | None:
         device = target.device.upper()
-        able = self._open_core().get_property(device, "OPTIMIZATION_CAPABILITIES")
+        able = open_core().get_property(device, "OPTIMIZATION_CAPABILITIES")
         if target.precision == "fp32" or target.precision.upper() in able:
             return None
         return f"this {device} has no {target.precision}; OpenVINO would run it in fp32 without a word"
 
     def _load(self, path: Path, target: Target, spec: ModelSpec, settings: Settings) -> Session:
-        core = self._open_core()
+        core = open_core()
         device = target.device.upper()
         config = choose_config(core, device, target, settings)
         try:

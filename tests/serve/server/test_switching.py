@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,6 +145,7 @@ def test_versions_are_chosen_by_a_file(copy: Path) -> None:
             ):
                 seen.choose(wrong)
             seen.choose("[serv]\n")
+            time.sleep(1)  # twenty looks; only the log tells that a file was looked at and refused
             newest = seen.publish()  # not followed: whether it may be served is not known
             seen.wait_for({1: "READY", 2: "loaded when", 3: "READY"})
             assert list(map(seen.answers, names)) == [3, 1, 3]
