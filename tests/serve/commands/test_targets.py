@@ -224,7 +224,7 @@ def test_doctor_on_arm(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_processor_without_bf16(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenVINO would run the variant in fp32, slowly and under a wrong name."""
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
 
     class Core:
         available_devices = ("CPU",)
@@ -233,8 +233,7 @@ def test_a_processor_without_bf16(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> 
             assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
             return ["FP32", "INT8", "BIN"]
 
-    monkeypatch.setattr(openvino, "Core", Core)
-    monkeypatch.setattr(RUNTIMES["openvino"], "_core", None)
+    monkeypatch.setattr("ferryman.runtimes.openvino.open_core", Core)
     targets = {one["runtime"]: one["targets"] for one in cli("doctor", "--json").document["runtimes"]}["openvino"]
     assert targets["openvino-cpu-bf16"] == "this CPU has no bf16; OpenVINO would run it in fp32 without a word"
     assert (targets["openvino-cpu-fp32"], targets["openvino-cpu-int8"]) == (None, None)

@@ -75,6 +75,7 @@ async def test_who_has_left_is_left_out(gate: Gate, batcher: Batcher[int, int]) 
     await asyncio.sleep(0)
     leaver.cancel()
     running.cancel()  # its batch runs already
+    await asyncio.sleep(0)  # they hear of it
     gate.open()
     assert await stayer == [10]
     assert gate.batches == [1, 1]
