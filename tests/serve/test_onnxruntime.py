@@ -53,6 +53,17 @@ def test_rows_answer_alike(provider: Provider, batch: int, bundle: Bundle, monke
             assert array.dtype == golden.outputs[name].dtype
 
 
+def test_a_large_graph_runs_in_pairs(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = bundle.golden()
+    for large, most in ((bundle.file("model.onnx").stat().st_size + 1, None), (0, 2)):
+        monkeypatch.setattr("ferryman.runtimes.onnxruntime._LARGE_BYTES", large)
+        with load(bundle, PROVIDERS["cpu"], monkeypatch) as session:
+            assert session.largest_useful_batch == most
+            answers = session.run(golden.batch(list(range(5))))
+        for name, array in answers.items():
+            np.testing.assert_allclose(array, golden.outputs[name][:5], atol=1e-5)
+
+
 @pytest.mark.parametrize("compiles", [False, True])
 def test_what_the_provider_leaves_to_another_is_attested(
     compiles: bool, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
