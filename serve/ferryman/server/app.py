@@ -29,7 +29,7 @@ from ferryman.server.engine import Engine, EngineLimits
 from ferryman.server.health import SERVICES, Health
 from ferryman.server.inference.infer import InferLimits
 from ferryman.server.inference.servicer import InferenceServicer
-from ferryman.server.inference.shared_memory import Regions
+from ferryman.server.inference.shared_memory import Regions, SharedMemory
 from ferryman.server.interceptors import CallsInFlight, ErrorInterceptor
 from ferryman.server.loading import LoadedModel, load_model
 from ferryman.server.observing import Observer, ObservingSettings
@@ -161,7 +161,7 @@ class VisionServer:
             self._open_engine,
         )
         self.observer = Observer(config)
-        self._regions = Regions(config.shared_memory_bytes)
+        self._memory = SharedMemory(config.shared_memory_bytes)
         self.health = Health()
         self.watcher = Watcher(self.models, self.health, config.watch_seconds)
         self.metrics_address = config.metrics_address  # with the port that was bound, once started
@@ -194,7 +194,7 @@ class VisionServer:
         vision_pb2_grpc.add_VisionServiceServicer_to_server(vision, server)
         inference = InferenceServicer(
             self.models,
-            self._regions,
+            Regions(self._memory, access.owner),
             InferLimits(max_images=config.max_images_per_request, max_bytes=config.max_message_bytes),
             self.health,
             self.calls.stopping,
@@ -299,7 +299,7 @@ class VisionServer:
         await self.watcher.stop()
         await self.models.close()
         await self._decoder.close()
-        self._regions.unregister("")
+        self._memory.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._probes is not None:
             self._probes.stop()

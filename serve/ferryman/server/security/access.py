@@ -83,6 +83,15 @@ class Access:
             )
         return token
 
+    def owner(self) -> str:
+        """Whose shared memory the call under way reaches: its token's, or that of all at the address for
+        administrators, whom nothing tells apart; empty for those who may register none.
+        """
+        token = CALLER.get()
+        if token is not None:
+            return f"token {token.name}"
+        return "administrators" if self._admin else ""
+
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls that `access` does not admit, and remembers the token of those that it does.
