@@ -35,7 +35,7 @@ from ferryman.server.loading import LoadedModel, load_model
 from ferryman.server.observing import Observer, ObservingSettings
 from ferryman.server.probes import Probes, text_page
 from ferryman.server.repository import ModelRepository
-from ferryman.server.security.access import Access, AccessInterceptor, PermissionInterceptor
+from ferryman.server.security.access import Access, AccessInterceptor, PermissionInterceptor, may_be_told
 from ferryman.server.security.exposure import check_security, describe_exposure
 from ferryman.server.security.tls import server_credentials
 from ferryman.server.security.tokens import TokenFile
@@ -159,6 +159,7 @@ class VisionServer:
                 max_batch=config.max_batch,
             ),
             self._open_engine,
+            may_be_told,
         )
         self.observer = Observer(config)
         self._memory = SharedMemory(config.shared_memory_bytes)
@@ -182,7 +183,7 @@ class VisionServer:
                 AccessInterceptor(access, self.observer.counts.calls),
                 self.observer,
                 ErrorInterceptor(self.calls),
-                PermissionInterceptor(),
+                PermissionInterceptor(self.models.model_of),
             ],
             options=grpc_options(config),
             maximum_concurrent_rpcs=config.max_calls,
