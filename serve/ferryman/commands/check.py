@@ -92,7 +92,7 @@ def _check_tokens(path: Path, names: list[str]) -> tuple[Outcome, str]:
                     + (f"; for one version alone give it an alias in {CHOICES}" if "/" in name else "")
                 )
     if not tokens:
-        return "warning", f"{path} holds none: nobody gets in"
+        return "warning", f"{path} holds no token: nobody gets in"
     return "fine", f"{len(tokens)}, of which {sum(token.admin for token in tokens)} of administrators"
 
 

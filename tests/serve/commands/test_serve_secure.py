@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ferryman.client import Client, Security
+from ferryman.errors import UnauthenticatedError
 from ferryman.server.app import ServerConfig
 from ferryman.server.security.tokens import make_token, read_tokens
 
@@ -74,6 +75,21 @@ def test_it_says_what_is_open(toy_repository: Path, monkeypatch: pytest.MonkeyPa
     assert len(lines) == 2
     assert "0.0.0.0:0 is open to other machines without TLS: pictures and answers can be read" in lines[0]
     assert "whoever reaches it may ask every model; give tokens or tls_client_ca" in lines[1]
+
+
+def test_a_file_of_tokens_that_holds_none(cli: Cli, toy_repository: Path, tmp_path: Path) -> None:
+    """The server runs, as one whose tokens were all taken away, and says that nobody gets in."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text("# camera-7, from Monday on\n", encoding="utf-8")
+    message = f"{tokens} holds no token: nobody gets in"
+    checked = cli("serve", toy_repository, "--tokens", tokens, "--check", "--json")
+    assert checked.status == 0
+    assert {"what": "tokens", "outcome": "warning", "detail": message} in checked.document["findings"]
+    process, address = ready(toy_repository, "--tokens", tokens, "--address", "127.0.0.1:0")
+    with pytest.raises(UnauthenticatedError), Client(address, security=Security(token="fm_any")) as client:
+        client.model_info("toy-detector")
+    process.send_signal(signal.SIGTERM)
+    assert [line for line in finish(process).stderr.splitlines() if "WARNING" in line and line.endswith(message)]
 
 
 def test_check(cli: Cli, copy: Path, tmp_path: Path) -> None:
