@@ -29,13 +29,13 @@ from ferryman.server.engine import Engine, EngineLimits
 from ferryman.server.health import SERVICES, Health
 from ferryman.server.inference.infer import InferLimits
 from ferryman.server.inference.servicer import InferenceServicer
-from ferryman.server.inference.shared_memory import Regions
+from ferryman.server.inference.shared_memory import Regions, SharedMemory
 from ferryman.server.interceptors import CallsInFlight, ErrorInterceptor
 from ferryman.server.loading import LoadedModel, load_model
 from ferryman.server.observing import Observer, ObservingSettings
 from ferryman.server.probes import Probes, text_page
 from ferryman.server.repository import ModelRepository
-from ferryman.server.security.access import Access, AccessInterceptor, PermissionInterceptor
+from ferryman.server.security.access import Access, AccessInterceptor, PermissionInterceptor, may_be_told
 from ferryman.server.security.exposure import check_security, describe_exposure
 from ferryman.server.security.tls import server_credentials
 from ferryman.server.security.tokens import TokenFile
@@ -159,9 +159,10 @@ class VisionServer:
                 max_batch=config.max_batch,
             ),
             self._open_engine,
+            may_be_told,
         )
         self.observer = Observer(config)
-        self._regions = Regions(config.shared_memory_bytes)
+        self._memory = SharedMemory(config.shared_memory_bytes)
         self.health = Health()
         self.watcher = Watcher(self.models, self.health, config.watch_seconds)
         self.metrics_address = config.metrics_address  # with the port that was bound, once started
@@ -182,7 +183,7 @@ class VisionServer:
                 AccessInterceptor(access, self.observer.counts.calls),
                 self.observer,
                 ErrorInterceptor(self.calls),
-                PermissionInterceptor(),
+                PermissionInterceptor(self.models.model_of),
             ],
             options=grpc_options(config),
             maximum_concurrent_rpcs=config.max_calls,
@@ -194,7 +195,7 @@ class VisionServer:
         vision_pb2_grpc.add_VisionServiceServicer_to_server(vision, server)
         inference = InferenceServicer(
             self.models,
-            self._regions,
+            Regions(self._memory, access.owner),
             InferLimits(max_images=config.max_images_per_request, max_bytes=config.max_message_bytes),
             self.health,
             self.calls.stopping,
@@ -299,7 +300,7 @@ class VisionServer:
         await self.watcher.stop()
         await self.models.close()
         await self._decoder.close()
-        self._regions.unregister("")
+        self._memory.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._probes is not None:
             self._probes.stop()
