@@ -5,9 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ferryman.bench.serving import Block, summarise
+from ferryman.bench.peers import check_answer
+from ferryman.bench.serving_report import Block, summarise
+from ferryman.errors import FerrymanError
+from ferryman.inference import grpc_service_pb2 as pb
 
 
 def bench(repository: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -22,11 +26,16 @@ def test_all_is_measured(toy_repository: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     document = json.loads(file.read_text(encoding="utf-8"))
     assert (document["model"], document["target"], document["threads"]) == ("toy-classifier", "onnxruntime-cpu-fp32", 1)
-    assert [row["what"] for row in document["closed"]] == ["bare loop", "1 clients", "3 clients"]
+    clients = ["1 clients", "3 clients"]
+    assert [row["what"] for row in document["closed"]] == [
+        *("bare loop", *clients),
+        *(f"plain handler, {count}" for count in clients),
+    ]
     loop, *served = document["closed"]
     assert (loop["ratio"], loop["extra_cpu_ms"]) == (1, 0)
     for row in served:
         assert row["images_per_s"] > 0
+        assert row["extra_cpu_ms"] > 0
         assert 0 < row["p50_ms"] <= row["p99_ms"]
         assert row["what"] in done.stdout
     [flood] = document["overload"]
@@ -39,6 +48,27 @@ def test_a_model_that_is_not_there(toy_repository: Path) -> None:
     assert done.returncode == 1
     assert "holds no model vit" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_does_not_start_is_told(toy_repository: Path, tmp_path: Path) -> None:
+    python = tmp_path / "bin" / "python"
+    done = bench(toy_repository, "--model", "toy-classifier", "--mlserver", str(python))
+    assert done.returncode == 2
+    assert "variants of OpenVINO" in done.stderr
+
+
+def test_another_server_that_answers_otherwise_is_not_compared() -> None:
+    expected = {"logits": np.array([[1.0, 2.0]], np.float32)}
+    answer = pb.ModelInferResponse()
+    answer.outputs.add(name="logits", datatype="FP32", shape=(1, 2))
+    answer.raw_output_contents.append(np.array([[1.0, 2.001]], np.float32).tobytes())
+    check_answer("a peer", answer, expected)
+    answer.raw_output_contents[0] = np.array([[1.0, 2.1]], np.float32).tobytes()
+    with pytest.raises(FerrymanError, match="answers otherwise"):
+        check_answer("a peer", answer, expected)
+    answer.raw_output_contents[0] = np.array([[1.0]], np.float32).tobytes()
+    with pytest.raises(FerrymanError, match="answers otherwise"):
+        check_answer("a peer", answer, expected)
 
 
 def test_figures_are_those_of_the_blocks() -> None:
