@@ -1,7 +1,6 @@
 """`python -m ferryman.bench.serving --help`: a server beside a bare loop on the same session, in turn in one run."""
 
 import asyncio
-import os
 import subprocess
 import sys
 import threading
@@ -174,7 +173,6 @@ def bench_serving(
     All in turn in one run: the loop and the server use the very same session in this process, the clients are another
     process. Requests are ModelInfer with one picture as a ready tensor.
     """
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # else it logs each process that is started beside it
     config = ServerConfig(
         repository=repository,
         models=(model,) if model else (),
