@@ -16,6 +16,7 @@ import typer
 
 from ferryman.__main__ import main
 from ferryman.bench.load import Closed, Open, Outcome
+from ferryman.bench.preprocessing import PreprocessingRow, make_jpeg, measure_preprocessing, print_preprocessing
 from ferryman.bench.turns import run_in_turn
 from ferryman.commands.console import make_table, out, print_table, show_stages
 from ferryman.device import DeviceFacts, read_device
@@ -86,6 +87,7 @@ class Document(Facts):
     best: int
     closed: tuple[ClosedRow, ...]
     overload: tuple[OverloadRow, ...]
+    preprocessing: tuple[PreprocessingRow, ...]
 
 
 @contextmanager
@@ -266,6 +268,7 @@ def bench_serving(
             best=costs.best,
             closed=tuple(summarise(what, bare, found) for what, found in flat.items()),
             overload=tuple(floods),
+            preprocessing=measure_preprocessing([make_jpeg()]),
         )
     print_document(document)
     if json_file is not None:
@@ -284,6 +287,7 @@ def print_document(document: Document) -> None:
         figures = (f"{row.images_per_s:.1f}", f"{row.ratio:.1%}", f"{row.extra_cpu_ms:.2f}")
         table.add_row(row.what, *figures, f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}")
     print_table(table)
+    print_preprocessing(document.preprocessing)
     for flood in document.overload:
         codes = ", ".join(f"{count:,} {code}" for code, count in sorted(flood.codes.items()))
         out.print(
