@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from ferryman.bench.peers import check_answer
+from ferryman.bench.preprocessing import CANVASES, make_jpeg
 from ferryman.bench.serving_report import Block, summarise
 from ferryman.errors import FerrymanError
 from ferryman.inference import grpc_service_pb2 as pb
 
 
-def bench(repository: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "ferryman.bench.serving", str(repository), *options]
+def bench(*options: object, module: str = "serving") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-m", f"ferryman.bench.{module}", *map(str, options)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
@@ -39,8 +40,19 @@ def test_all_is_measured(toy_repository: Path, tmp_path: Path) -> None:
         assert 0 < row["p50_ms"] <= row["p99_ms"]
         assert row["what"] in done.stdout
     [flood] = document["overload"]
+    assert [row["canvas"] for row in document["preprocessing"]] == list(CANVASES)
+    assert all(0 < row["cpu_ms"] <= row["median_cpu_ms"] for row in document["preprocessing"])
     # all that were sent are told of, whatever became of them
     assert sum(flood["codes"].values()) == pytest.approx(3 * loop["images_per_s"] * 0.2, rel=0.01)
+
+
+def test_pictures_of_one_s_own(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.jpg").write_bytes(make_jpeg(64, 48))
+    done = bench(*sorted(tmp_path.iterdir()), "--rounds", 1, module="preprocessing")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 pictures, ")
+    assert all(name in done.stdout for name in CANVASES)
 
 
 def test_a_model_that_is_not_there(toy_repository: Path) -> None:

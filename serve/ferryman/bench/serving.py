@@ -17,6 +17,7 @@ import typer
 from ferryman.__main__ import main
 from ferryman.bench.load import Closed, Open, Outcome
 from ferryman.bench.peers import Peer, mlserver, plain_handler
+from ferryman.bench.preprocessing import make_jpeg, measure_preprocessing
 from ferryman.bench.serving_report import Block, Document, OverloadRow, print_document, summarise
 from ferryman.bench.turns import run_in_turn
 from ferryman.commands.console import show_stages
@@ -224,6 +225,7 @@ def bench_serving(
             best=costs.best,
             closed=tuple(summarise(what, bare, found) for what, found in flat.items()),
             overload=tuple(floods),
+            preprocessing=measure_preprocessing([make_jpeg()]),
         )
     print_document(document)
     if json_file is not None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ferryman.bench.preprocessing import PreprocessingRow, print_preprocessing
 from ferryman.commands.console import make_table, out, print_table
 from ferryman.device import DeviceFacts
 from ferryman.specs import Facts
@@ -63,6 +64,7 @@ class Document(Facts):
     best: int
     closed: tuple[ClosedRow, ...]
     overload: tuple[OverloadRow, ...]
+    preprocessing: tuple[PreprocessingRow, ...]
 
 
 def summarise(what: str, bare: Sequence[Block], blocks: Sequence[Block]) -> ClosedRow:
@@ -91,6 +93,7 @@ def print_document(document: Document) -> None:
         figures = (f"{row.images_per_s:.1f}", f"{row.ratio:.1%}", f"{row.extra_cpu_ms:.2f}")
         table.add_row(row.what, *figures, f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}")
     print_table(table)
+    print_preprocessing(document.preprocessing)
     for flood in document.overload:
         codes = ", ".join(f"{count:,} {code}" for code, count in sorted(flood.codes.items()))
         out.print(

@@ -63,7 +63,7 @@ class ServerConfig(TransportLimits, ClientLimits, EngineLimits, ObservingSetting
     certificates: folder of the certificates, by default each bundle's own; for repositories that can't be written
     certify: prove a model that has no valid certificate for this device before it is served, instead of refusing it
     max_pixels: of one picture; decode_threads: pictures decoded side by side, by default one a processor
-    max_images_per_request, stream_window: see RequestLimits
+    max_images_per_request, stream_window: see RequestLimits; infer_stream_window: see InferLimits
     shared_memory_bytes: of all regions that local clients of the Open Inference Protocol may register; 0 refuses them
     watch_seconds: how often the repository is looked at for what changed, 0 for never
     tls_certificate, tls_key: PEM files; tls_client_ca: of the certificates that clients must show
@@ -88,6 +88,7 @@ class ServerConfig(TransportLimits, ClientLimits, EngineLimits, ObservingSetting
     max_pixels: Positive = MAX_PIXELS
     decode_threads: Annotated[int, Field(ge=1, le=MAX_PARALLEL)] | None = None
     stream_window: Positive = 4
+    infer_stream_window: Positive = 16
     shared_memory_bytes: Annotated[int, Field(ge=0)] = 0
     watch_seconds: Annotated[float, Field(ge=0, le=3600)] = 2.0
     tls_certificate: Path | None = None
@@ -196,7 +197,11 @@ class VisionServer:
         inference = InferenceServicer(
             self.models,
             Regions(self._memory, access.owner),
-            InferLimits(max_images=config.max_images_per_request, max_bytes=config.max_message_bytes),
+            InferLimits(
+                max_images=config.max_images_per_request,
+                max_bytes=config.max_message_bytes,
+                stream_window=config.infer_stream_window,
+            ),
             self.health,
             self.calls.stopping,
             callers,
