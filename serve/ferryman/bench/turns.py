@@ -26,6 +26,11 @@ class Ratio(Facts):
     def __str__(self) -> str:
         return f"{self.value:.2f} times as fast ({self.low:.2f} to {self.high:.2f})"
 
+    @property
+    def differs(self) -> bool:
+        """Whether the interval excludes that both are as fast."""
+        return not self.low <= 1 <= self.high
+
 
 def run_in_turn(
     measures: Mapping[str, Callable[[float], list[T]]],
