@@ -45,6 +45,12 @@ def run(
     at_most: Annotated[
         float, typer.Option(min=1, max=36000, help="Seconds after which a percentile's requests are given up.")
     ] = 600.0,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Compare with what --json wrote earlier, on this machine.")
+    ] = None,
+    max_regression: Annotated[
+        str, typer.Option(metavar="SHARE", help="Exit with 1 when it is surely slower than the baseline by more.")
+    ] = "5%",
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when the measurement is unreliable.")] = False,
     threads: Threads = None,
     streams: Streams = None,
@@ -53,7 +59,7 @@ def run(
 ) -> None:
     """Latency from encoded picture to answer, stage by stage; of several variants in turn. docs/benchmarks.md
 
-    More: `ferryman bench report FILE...` shows what --json wrote.
+    More: `ferryman bench report FILE...` shows what --json wrote, `ferryman bench diff A B` compares two.
     """
     from ferryman.commands.bench import BenchOptions, run_bench
     from ferryman.commands.predict import Asker
@@ -62,7 +68,8 @@ def run(
     settings = Settings(threads, streams, hint or "latency")
     targets = list(dict.fromkeys(target or ()))
     asker = Asker(bundle, address, model, targets[0] if targets else None, settings, security, retries=False)
-    run_bench(asker, targets, image or [], BenchOptions(seconds, tuple(percentile or ()), at_most, strict), json_output)
+    options = BenchOptions(seconds, tuple(percentile or ()), at_most, strict, baseline, max_regression)
+    run_bench(asker, targets, image or [], options, json_output)
 
 
 @bench.command()
@@ -76,6 +83,18 @@ def report(
     from ferryman.commands.bench_report import run_report
 
     run_report(files, markdown, csv, json_output)
+
+
+@bench.command()
+def diff(
+    before: Annotated[Path, typer.Argument(metavar="A", help="What `ferryman bench --json` wrote.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="The same, later or elsewhere.")],
+    json_output: Json = False,
+) -> None:
+    """Whether B is faster or slower than A, how sure that is, and what else differs between them."""
+    from ferryman.commands.bench_diff import run_diff
+
+    run_diff(before, after, json_output)
 
 
 @bench.command()

@@ -16,11 +16,12 @@ from ferryman.bench.machine import read_machine, read_state
 from ferryman.bench.noise import find_disturbance, find_noise
 from ferryman.bench.percentiles import PERCENTILES, check_percentiles
 from ferryman.bench.pictures import Pictures, encode_golden, read_pictures
-from ferryman.bench.record import BenchRecord, BlockRecord, Check, Proven, RunRecord
+from ferryman.bench.record import BenchRecord, BlockRecord, Check, Proven, RunRecord, read_record
 from ferryman.bench.report import report_latency
 from ferryman.bench.turns import Ratio, compare_speed
 from ferryman.bundle import Bundle
 from ferryman.commands.bench_contenders import Contender, Opened, When, open_local, open_served
+from ferryman.commands.bench_diff import check_baseline, parse_share
 from ferryman.commands.bench_progress import show_measuring
 from ferryman.commands.bench_tables import print_record
 from ferryman.commands.console import StageProgress, print_json
@@ -33,17 +34,21 @@ class BenchOptions:
     """seconds: of each contender, at least; at_most: in all the rounds that a percentile needs beyond that
 
     percentiles: that were asked for, empty for those that the requests carry; strict: an unreliable one fails
+    baseline: a record that it must not be surely slower than, by more than `max_regression`
     """
 
     seconds: float
     percentiles: tuple[float, ...] = ()
     at_most: float = 600.0
     strict: bool = False
+    baseline: Path | None = None
+    max_regression: str = "5%"
 
     def __post_init__(self) -> None:
         if not self.seconds > 0:
             raise UsageError(f"--seconds must be above 0, got {self.seconds:g}")
         check_percentiles(self.percentiles)
+        parse_share(self.max_regression)
 
 
 def run_bench(
@@ -53,8 +58,10 @@ def run_bench(
 
     targets: of the bundle, measured in turn; none for its first
     What was measured before an error or Ctrl-C is printed before that is raised. Raises ParityError (exit status 3)
-    for wrong answers, and SystemExit 1 for what is unreliable when `strict`.
+    for wrong answers, SystemExit 1 for what is unreliable when `strict`, RegressionError.
     """
+    # before anything is measured: it may be no record
+    baseline = None if options.baseline is None else read_record(options.baseline)
     bundle = None if asker.bundle is None else Bundle.open(asker.bundle)
     pictures = choose_pictures(bundle, images)
     percentiles = check_percentiles(options.percentiles)
@@ -105,6 +112,8 @@ def run_bench(
             error.answered = json_output
         raise error
     judge(record, options.strict, json_output)
+    if baseline is not None:
+        check_baseline(baseline, record, parse_share(options.max_regression), json_output)
 
 
 def choose_pictures(bundle: Bundle | None, paths: Sequence[Path]) -> Pictures:

@@ -26,14 +26,11 @@ def show_measuring() -> Generator[tuple[StageProgress, Callable[[Moment], None]]
     with Progress(*columns, console=err, transient=True) as progress:
         task = progress.add_task("", total=None)
 
-        def show(stage: str) -> None:
-            progress.update(task, description=stage)
-
         def advance(moment: Moment) -> None:
             total = 1.0 if moment.share else None  # the bar pulses until there is something to tell
             progress.update(task, description=describe_moment(moment), completed=moment.share, total=total)
 
-        yield lambda stage, done, total: show(stage), advance
+        yield lambda stage, done, total: progress.update(task, description=stage), advance
 
 
 def describe_moment(moment: Moment) -> str:

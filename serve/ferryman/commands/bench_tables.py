@@ -12,13 +12,13 @@ _CSV = ("model", "scenario", "machine", "name", "requests", "seconds", "images_p
 
 
 def describe_record(record: BenchRecord) -> str:
-    """One line: what was measured, how and on what."""
+    """What was measured, how and on what."""
     device = record.machine.device
     where = f" at {record.address}" if record.address else ""
     turns = " in turn" if len(record.runs) > 1 else ""
     return (
-        f"{record.model}{where}, {record.scenario}, {record.images}, {record.seconds:g} s each{turns}, "
-        f"on {device.cpu} ({device.cores} processors), {record.created}"
+        f"{record.model}{where}, {record.scenario}, {record.seconds:g} s each{turns}, {record.images};\n"
+        f"on {device.cpu} ({device.cores} processors), Ferryman {record.ferryman}, {record.created}"
     )
 
 
