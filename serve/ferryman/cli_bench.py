@@ -1,7 +1,7 @@
 """`ferryman bench BUNDLE` and its subcommands: what each takes. What they do stands in `commands/`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -10,6 +10,7 @@ from ferryman.connecting import Connection, connects
 from ferryman.options import Address, HintName, Json, Model, Streams, TargetNames, Threads
 
 _DEFAULT = "run"
+Scenario = Literal["single-stream", "multi-stream", "server", "offline", "batch-curve"]
 
 
 class _DefaultGroup(TyperGroup):
@@ -45,6 +46,18 @@ def run(
     at_most: Annotated[
         float, typer.Option(min=1, max=36000, help="Seconds after which a percentile's requests are given up.")
     ] = 600.0,
+    scenario: Annotated[Scenario, typer.Option(help="How requests come; see docs/benchmarks.md.")] = "single-stream",
+    images: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Pictures in a request; 8 of multi-stream, else 1.")
+    ] = None,
+    clients: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Requests at a time: offline's clients, a bundle's threads.")
+    ] = None,
+    bound: Annotated[
+        float | None,
+        typer.Option(metavar="MS", help="Of server: latency to keep; by default five times what one takes alone."),
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Of batch-curve: the largest.")] = 64,
     baseline: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Compare with what --json wrote earlier, on this machine.")
     ] = None,
@@ -68,7 +81,10 @@ def run(
     settings = Settings(threads, streams, hint or "latency")
     targets = list(dict.fromkeys(target or ()))
     asker = Asker(bundle, address, model, targets[0] if targets else None, settings, security, retries=False)
-    options = BenchOptions(seconds, tuple(percentile or ()), at_most, strict, baseline, max_regression)
+    options = BenchOptions(
+        seconds, tuple(percentile or ()), at_most, strict, baseline, max_regression,
+        scenario, images, clients, bound, max_batch,
+    )  # fmt: skip
     run_bench(asker, targets, image or [], options, json_output)
 
 

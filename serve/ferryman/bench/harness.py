@@ -2,23 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 
 from ferryman.bench.clock import CLOCK, Clock
 from ferryman.bench.disturbance import Counters, Disturbance, read_counters
 from ferryman.bench.percentiles import count_needed
-from ferryman.bench.samples import Block, Run, Warmup
-from ferryman.bench.steady import is_steady
+from ferryman.bench.samples import Block, Run
 from ferryman.bench.turns import ROUNDS
+from ferryman.bench.warming import Warming
 
 # Makes a request, by its number from 0, and gives the milliseconds of its stages.
 Request = Callable[[int], Mapping[str, float]]
 FEWEST_ROUNDS = 6  # an interval over fewer blocks says nothing
 _AGAIN = 2  # requests before each block that don't count: what ran before has left its own weights in the caches
-_STEADY_EVERY = 10  # requests between two looks at whether it is steady
-_FEWEST_WARM = 2
 
 
 @dataclass(frozen=True)
@@ -105,14 +102,10 @@ class _Contender:
 
     def warm_up(self, seconds: float) -> None:
         """Until it is steady, or for so many seconds, but two requests at least."""
-        latencies: list[float] = []
-        start, steady = self._clock(), False
-        while not steady and (len(latencies) < _FEWEST_WARM or self._clock() - start < seconds):
-            latencies.append(self._ask()[1])
-            steady = len(latencies) % _STEADY_EVERY == 0 and is_steady(latencies)
-        took = self._clock() - start
-        self.typical_ms = median(latencies[-_STEADY_EVERY:])
-        self.run.warmup = Warmup(requests=len(latencies), seconds=took, first_ms=latencies[0], steady=steady)
+        warming = Warming(seconds, self._clock)
+        while warming.goes_on():
+            warming.add(self._ask()[1])
+        self.typical_ms, self.run.warmup = warming.typical_ms, warming.end()
 
     def measure_block(self, seconds: float, origin: float, again: int) -> None:
         """Requests for so long, one at least; those before an error or Ctrl-C are kept."""

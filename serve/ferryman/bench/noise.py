@@ -7,6 +7,7 @@ import numpy as np
 from ferryman.bench.clock import ClockFacts
 from ferryman.bench.disturbance import Disturbance
 from ferryman.bench.samples import Run
+from ferryman.bench.search import Bound
 from ferryman.bench.steady import measure_drift
 
 FEW = 30  # requests, below which nothing is said of their distribution
@@ -21,12 +22,15 @@ OTHERS = 0.1  # processors that others keep busy, for each that this process may
 CLOCK_SHARE = 0.02  # of the median that reading the clock takes, or that its steps are
 
 
-def find_noise(run: Run, clock: ClockFacts) -> list[str]:
-    """Of one contender: a line for each reason, empty for a measurement that is sound. Needs one request."""
-    return [*_find_noise(run, clock)]
+def find_noise(run: Run, clock: ClockFacts, bound: Bound | None = None) -> list[str]:
+    """Of one contender: a line for each reason, empty for a measurement that is sound. Needs one request.
+
+    bound: of an open loop, in which requests queue: there the latencies' own shape says nothing of noise
+    """
+    return [*_find_noise(run, clock, bound)]
 
 
-def _find_noise(run: Run, clock: ClockFacts) -> Iterator[str]:
+def _find_noise(run: Run, clock: ClockFacts, bound: Bound | None) -> Iterator[str]:
     latencies = run.latencies_ms
     median = float(np.median(latencies))
     if run.warmup is not None and not run.warmup.steady:
@@ -37,6 +41,8 @@ def _find_noise(run: Run, clock: ClockFacts) -> Iterator[str]:
     reading = max(clock.overhead_ns, clock.resolution_ns) / 1e6
     if reading > CLOCK_SHARE * median:
         yield f"the clock is too coarse: {reading / median:.1%} of the median"
+    if bound is not None:
+        return
     drift = find_drift(run)
     if drift:
         yield f"it drifted: {drift:+.1%} from the first block to the last"

@@ -17,16 +17,18 @@ from pydantic import Field, ValidationError
 
 from ferryman.bench.alone import SessionCost
 from ferryman.bench.clock import ClockFacts
+from ferryman.bench.curve import Curve
 from ferryman.bench.disturbance import Disturbance
 from ferryman.bench.machine import MachineFacts, MachineState
 from ferryman.bench.report import LatencyReport
 from ferryman.bench.samples import Block, Run, Warmup
+from ferryman.bench.search import Bound, Trial
 from ferryman.bench.turns import Ratio
 from ferryman.errors import FileAccessError, UsageError
 from ferryman.specs import Facts
 
 SCHEMA_VERSION = 1
-Scenario = Literal["single-stream", "multi-stream", "server", "offline"]
+Scenario = Literal["single-stream", "multi-stream", "server", "offline", "batch-curve"]
 
 
 def pack_ms(values_ms: NDArray[np.float64]) -> str:
@@ -86,6 +88,7 @@ class RunRecord(Facts):
     """One contender. figures: made from `blocks`, and again when they are drawn; unreliable: a reason each
 
     checks: before and after, empty for a server; cost: of the first size of several; cost, proven: None where unknown
+    images: in each request; trials: of the scenario server, the last one at the highest rate that kept the bound
     """
 
     name: str
@@ -97,6 +100,12 @@ class RunRecord(Facts):
     checks: tuple[Check, ...] = ()
     cost: SessionCost | None = None
     proven: Proven | None = None
+    trials: tuple[Trial, ...] = ()
+
+    @property
+    def rate(self) -> float | None:
+        """Requests a second that kept the bound; None where that was not asked, or none did."""
+        return self.trials[-1].rate if self.trials and self.trials[-1].kept else None
 
     @property
     def right(self) -> bool:
@@ -114,6 +123,7 @@ class BenchRecord(Facts):
     images: what was asked with; broken: files that were left out; settings: of the sessions
     unreliable: reasons that hold for all runs; ratios: to the first run, of those that answered right
     refused: contenders that were not measured, and why; ended: why it ended early, None when it did not
+    clients, bound, curves: of the scenarios that have such, curves of each variant
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -138,6 +148,9 @@ class BenchRecord(Facts):
     ratios: dict[str, Ratio]
     refused: dict[str, tuple[str, ...]]
     ended: str | None = None
+    clients: int | None = None
+    bound: Bound | None = None
+    curves: dict[str, Curve] = Field(default_factory=dict[str, Curve])
 
     @property
     def reasons(self) -> list[str]:

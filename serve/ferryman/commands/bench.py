@@ -11,18 +11,20 @@ from pathlib import Path
 from ferryman import __version__
 from ferryman.bench.alone import SessionCost
 from ferryman.bench.clock import ClockFacts, measure_clock
-from ferryman.bench.harness import Harness, Plan
+from ferryman.bench.harness import Plan
 from ferryman.bench.machine import read_machine, read_state
 from ferryman.bench.noise import find_disturbance, find_noise
 from ferryman.bench.percentiles import PERCENTILES, check_percentiles
 from ferryman.bench.pictures import Pictures, encode_golden, read_pictures
-from ferryman.bench.record import BenchRecord, BlockRecord, Check, Proven, RunRecord, read_record
+from ferryman.bench.record import BenchRecord, BlockRecord, Check, Proven, RunRecord, Scenario, read_record
 from ferryman.bench.report import report_latency
+from ferryman.bench.samples import Block
 from ferryman.bench.turns import Ratio, compare_speed
 from ferryman.bundle import Bundle
 from ferryman.commands.bench_contenders import Contender, Opened, When, open_local, open_served
 from ferryman.commands.bench_diff import check_baseline, parse_share
 from ferryman.commands.bench_progress import show_measuring
+from ferryman.commands.bench_scenarios import Found, Load, measure
 from ferryman.commands.bench_tables import print_record
 from ferryman.commands.console import StageProgress, print_json
 from ferryman.commands.predict import Asker
@@ -33,6 +35,7 @@ from ferryman.errors import FerrymanError, ParityError, UsageError
 class BenchOptions:
     """seconds: of each contender, at least; at_most: in all the rounds that a percentile needs beyond that
 
+    scenario, count, clients, bound_ms, max_batch: see `bench_scenarios.Load`
     percentiles: that were asked for, empty for those that the requests carry; strict: an unreliable one fails
     baseline: a record that it must not be surely slower than, by more than `max_regression`
     """
@@ -43,6 +46,15 @@ class BenchOptions:
     strict: bool = False
     baseline: Path | None = None
     max_regression: str = "5%"
+    scenario: Scenario = "single-stream"
+    count: int | None = None
+    clients: int | None = None
+    bound_ms: float | None = None
+    max_batch: int = 64
+
+    def load(self) -> Load:
+        """Raises UsageError for what does not belong to the scenario."""
+        return Load.choose(self.scenario, self.count, self.clients, self.percentiles, self.bound_ms, self.max_batch)
 
     def __post_init__(self) -> None:
         if not self.seconds > 0:
@@ -65,29 +77,25 @@ def run_bench(
     bundle = None if asker.bundle is None else Bundle.open(asker.bundle)
     pictures = choose_pictures(bundle, images)
     percentiles = check_percentiles(options.percentiles)
+    load, clock = options.load(), measure_clock()
     plan = Plan(options.seconds, len(pictures.images), percentiles, options.at_most, max(2.0, options.seconds))
-    harness, clock, error = Harness(plan), measure_clock(), None
     opening: AbstractContextManager[Opened]
     opening = open_served(asker) if bundle is None else open_local(bundle, targets or [None], asker.settings)
     with show_measuring() as (show, advance), opening as opened:
         ready = make_ready(opened.contenders, show)
         before = read_state()
-        try:
-            harness.measure({one.name: one.request(pictures.images) for one in ready.contenders}, advance)
-        except (FerrymanError, SystemExit) as stopped:
-            if not harness.runs or not all(run.blocks for run in harness.runs.values()):
-                raise
-            error = stopped
-        after = read_state()
+        found = measure(load, plan, ready.contenders, pictures.images, advance)
+        error, after = found.error, read_state()
         if error is None:
             ready.check("after")
         machine = read_machine()
-        runs = make_runs(ready, harness, clock, percentiles or PERCENTILES)
+        shown = (50.0,) if load.scenario == "batch-curve" else PERCENTILES
+        runs = make_runs(ready, found, clock, percentiles or shown)
     record = BenchRecord(
         ferryman=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["ferryman", *sys.argv[1:]]),
-        scenario="single-stream",
+        scenario=load.scenario,
         model=opened.contenders[0].model,
         bundle_digest=opened.bundle_digest,
         address=asker.address,
@@ -99,12 +107,15 @@ def run_bench(
         before=before,
         after=after,
         clock=clock,
-        disturbance=harness.disturbance,
-        unreliable=tuple(find_disturbance(harness.disturbance, machine.device.cores, alone=bundle is not None)),
+        disturbance=found.disturbance,
+        unreliable=tuple(find_disturbance(found.disturbance, machine.device.cores, alone=bundle is not None)),
         runs=runs,
-        ratios=compare_runs(runs),
+        ratios={} if load.scenario in ("server", "batch-curve") else compare_runs(runs, load.scenario == "offline"),
         refused=ready.refused,
         ended=None if error is None else describe_end(error),
+        clients=load.clients if load.scenario in ("server", "offline") else None,
+        bound=found.bound,
+        curves=found.curves,
     )
     show_record(record, json_output)
     if error is not None:
@@ -160,7 +171,9 @@ def make_ready(contenders: Sequence[Contender], show: StageProgress) -> Ready:
     return Ready(fit, refused, checks, costs, {one.name: one.prove() for one in fit})
 
 
-def make_runs(ready: Ready, harness: Harness, clock: ClockFacts, percentiles: Sequence[float]) -> tuple[RunRecord, ...]:
+def make_runs(ready: Ready, found: Found, clock: ClockFacts, percentiles: Sequence[float]) -> tuple[RunRecord, ...]:
+    """Several runs of a batch curve are one contender's."""
+    contender = {name: name.partition(" batch ")[0] for name in found.runs}
     return tuple(
         RunRecord(
             name=name,
@@ -168,23 +181,31 @@ def make_runs(ready: Ready, harness: Harness, clock: ClockFacts, percentiles: Se
             warmup=run.warmup,
             blocks=tuple(map(BlockRecord.pack, run.blocks)),
             figures=report_latency(run, percentiles),
-            unreliable=tuple(find_noise(run, clock)),
-            checks=tuple(ready.checks[name]),
-            cost=ready.costs[name],
-            proven=ready.proven[name],
+            unreliable=tuple(find_noise(run, clock, found.bound)),
+            checks=tuple(ready.checks[contender[name]]),
+            cost=ready.costs[contender[name]],
+            proven=ready.proven[contender[name]],
+            trials=tuple(found.trials.get(name, ())),
         )
-        for name, run in harness.runs.items()
+        for name, run in found.runs.items()
     )
 
 
-def compare_runs(runs: Sequence[RunRecord]) -> dict[str, Ratio]:
-    """Each but the first against it, over the rounds that both had; wrong answers are compared with nothing."""
+def compare_runs(runs: Sequence[RunRecord], throughput: bool = False) -> dict[str, Ratio]:
+    """Each but the first against it, over the rounds that both had; wrong answers are compared with nothing.
+
+    By latency, or where several clients wait side by side by the time a request of each block.
+    """
     if not runs[0].right:
         return {}
-    blocks = {run.name: [block.latencies_ms.tolist() for block in run.unpack().blocks] for run in runs if run.right}
+    blocks = {run.name: [_list_times(block, throughput) for block in run.unpack().blocks] for run in runs if run.right}
     first, *others = blocks
     rounds = min(map(len, blocks.values()))
     return {name: compare_speed(blocks[first][:rounds], blocks[name][:rounds]) for name in others}
+
+
+def _list_times(block: Block, throughput: bool) -> list[float]:
+    return [block.seconds / len(block.latencies_ms)] if throughput else block.latencies_ms.tolist()
 
 
 def describe_end(error: FerrymanError | SystemExit) -> str:

@@ -15,7 +15,7 @@ def describe_record(record: BenchRecord) -> str:
     """What was measured, how and on what."""
     device = record.machine.device
     where = f" at {record.address}" if record.address else ""
-    turns = " in turn" if len(record.runs) > 1 else ""
+    turns = " in turn" if record.ratios else ""
     return (
         f"{record.model}{where}, {record.scenario}, {record.seconds:g} s each{turns}, {record.images};\n"
         f"on {device.cpu} ({device.cores} processors), Ferryman {record.ferryman}, {record.created}"
@@ -27,15 +27,18 @@ def print_record(record: BenchRecord) -> None:
     out.print(describe_record(record))
     header, rows = tabulate(record)
     _print(header, rows)
-    out.print("median of each stage in ms, and its share:")
-    _print(*tabulate_stages(record))
+    if any(run.figures.stages_ms for run in record.runs):
+        out.print("median of each stage in ms, and its share:")
+        _print(*tabulate_stages(record))
     if any(run.cost or run.checks for run in record.runs):
         _print(*tabulate_costs(record))
-    for line in describe_ratios(record):
+    if any(run.trials for run in record.runs):
+        out.print("trials of the search:")
+        _print(*tabulate_trials(record))
+    for line in [*describe_load(record), *describe_ratios(record)]:
         out.print(line)
-    for run in record.runs:
-        for line in run.figures.left_out.values():
-            out.print(f"{run.name}: {line}" if len(record.runs) > 1 else line)
+    for line in describe_left_out(record):
+        out.print(line)
     out.print(str(record.clock))
     for line in record.broken:
         out.print(f"left out: {line}")
@@ -86,7 +89,8 @@ def tabulate_stages(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
 def tabulate_costs(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
     header = ["variant", "load s", "first ms", "memory MB", "size MB", "worst error", "answers"]
     rows: list[list[str]] = []
-    for run in record.runs:
+    # the batches of a curve are all of one variant
+    for name, run in {run.name.partition(" batch ")[0]: run for run in record.runs}.items():
         cost = run.cost
         figures = ["-"] * 4
         if cost is not None:
@@ -94,8 +98,42 @@ def tabulate_costs(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
             figures = [f"{cost.load_s:.2f}", f"{cost.first_ms:.2f}", memory, f"{cost.weights_bytes / 1e6:.1f}"]
         errors = [check.error for check in run.checks if check.error is not None]
         error = f"{max(errors):.1e}" if errors else "-"
-        rows.append([run.name, *figures, error, describe_checks(run)])
+        rows.append([name, *figures, error, describe_checks(run)])
     return header, rows
+
+
+def tabulate_trials(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
+    """A row a trial, in order of rates; what was confirmed stands twice."""
+    name = name_percentile(record.bound.percentile) if record.bound else ""
+    rows = [
+        [run.name, f"{one.rate:.4g}", "-" if one.percentile_ms is None else format_ms(one.percentile_ms),
+         f"{one.requests:,}", f"{one.missed:,}", format_ms(one.late_ms), "kept" if one.kept else "broken"]
+        for run in record.runs
+        for one in sorted(run.trials, key=lambda trial: trial.rate)
+    ]  # fmt: skip
+    return ["variant", "requests/s", f"{name} ms", "answered", "missed", "sent late ms", "bound"], rows
+
+
+def describe_load(record: BenchRecord) -> list[str]:
+    """What the scenario was for: the rate that keeps the bound, the batch that pays."""
+    lines: list[str] = []
+    if record.bound is not None:
+        kept = f"{name_percentile(record.bound.percentile)} at most {format_ms(record.bound.ms)} ms"
+        for run in record.runs:
+            found = f"{run.rate:.4g} requests a second" if run.rate is not None else "no rate that was tried"
+            lines.append(f"{run.name}: {found} with {kept}")
+    return lines + [f"{name}: {curve}" for name, curve in record.curves.items()]
+
+
+def describe_left_out(record: BenchRecord) -> list[str]:
+    """A line for each percentile that a run has too few requests for."""
+    names = dict.fromkeys(name for run in record.runs for name in run.figures.left_out)
+    lines: list[str] = []
+    for name in names:
+        found = [run for run in record.runs if name in run.figures.left_out]
+        whose = ", ".join(f"{run.name} {run.figures.requests:,}" for run in found) if len(record.runs) > 1 else ""
+        lines.append(f"left out: {found[0].figures.left_out[name]}{f'; of them all: {whose}' if whose else ''}")
+    return lines
 
 
 def describe_checks(run: RunRecord) -> str:
@@ -127,7 +165,7 @@ def render_markdown(records: Sequence[BenchRecord]) -> str:
         header, rows = tabulate(record)
         lines = [describe_record(record), "", _row(header), _row(["---", *["--:"] * (len(header) - 1)])]
         lines += [_row(row) for row in rows]
-        notes = [f"* {line}" for line in describe_ratios(record)]
+        notes = [f"* {line}" for line in [*describe_load(record), *describe_ratios(record)]]
         notes += [f"* **unreliable:** {line}" for line in record.reasons]
         notes += [f"* **ended early:** {record.ended}"] if record.ended else []
         parts.append("\n".join([*lines, *(["", *notes] if notes else [])]))

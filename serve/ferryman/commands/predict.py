@@ -68,33 +68,33 @@ class Remote:
     """A model of a server. version: 0 for the newest"""
 
     def __init__(self, client: "Client", name: str, version: int) -> None:
-        self.name = name
-        self._client, self._version = client, version
+        self.name, self.version = name, version
+        self._client = client
 
     def classify(
         self, images: Sequence[bytes], top_k: int, *, explain: bool = False
     ) -> tuple[list[Classification], Timings]:
-        answer = self._client.classify(images, model=self.name, version=self._version, top_k=top_k, explain=explain)
+        answer = self._client.classify(images, model=self.name, version=self.version, top_k=top_k, explain=explain)
         return list(answer.results), answer.timings
 
     def detect(
         self, images: Sequence[bytes], score_threshold: float, *, explain: bool = False
     ) -> tuple[list[Detections], Timings]:
         answer = self._client.detect(
-            images, model=self.name, version=self._version, score_threshold=score_threshold, explain=explain
+            images, model=self.name, version=self.version, score_threshold=score_threshold, explain=explain
         )
         return list(answer.results), answer.timings
 
     def embed(self, images: Sequence[bytes], *, explain: bool = False) -> tuple[list[Embedding], Timings]:
-        answer = self._client.embed(images, model=self.name, version=self._version, explain=explain)
+        answer = self._client.embed(images, model=self.name, version=self.version, explain=explain)
         return list(answer.results), answer.timings
 
     def segment(self, images: Sequence[bytes], score_threshold: float | None) -> tuple[list[Segmentation], Timings]:
-        answer = self._client.segment(images, model=self.name, version=self._version, score_threshold=score_threshold)
+        answer = self._client.segment(images, model=self.name, version=self.version, score_threshold=score_threshold)
         return list(answer.results), answer.timings
 
     def facts(self) -> "ModelFacts":
-        return self._client.model_info(self.name, version=self._version)
+        return self._client.model_info(self.name, version=self.version)
 
 
 @dataclass(frozen=True)

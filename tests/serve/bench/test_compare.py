@@ -132,9 +132,7 @@ def test_the_baseline_of_a_build(cli: Cli, toy_repository: Path, tmp_path: Path)
     failed = cli(*arguments, "--baseline", fast, "--json")
     assert failed.status == 1
     assert failed.document["runs"][0]["name"] == name
-    assert failed.complaint.startswith(
-        "ferryman: slower than the baseline by more than 5%: onnxruntime-cpu-fp32: 0.0"
-    )
+    assert failed.complaint.startswith("ferryman: slower than the baseline by more than 5%: onnxruntime-cpu-fp32: 0.0")
     early = cli(*arguments, "--baseline", tmp_path / "nowhere.json")
     assert (early.status, early.stderr.count("\n")) == (1, 1)
     assert cli(*arguments, "--baseline", fast, "--max-regression", "much").status == 2
