@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ferryman.cli_asking import bench, classify, detect, embed, segment
+from ferryman.cli_asking import classify, detect, embed, segment
+from ferryman.cli_bench import bench
 from ferryman.errors import MissingExtraError, UsageError
 from ferryman.options import (
     AccuracyPlace,
@@ -260,7 +261,7 @@ app.command()(classify)
 app.command()(detect)
 app.command()(embed)
 app.command()(segment)
-app.command()(bench)
+app.add_typer(bench, name="bench")
 
 
 @app.command()

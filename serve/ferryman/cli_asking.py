@@ -10,15 +10,11 @@ from ferryman.options import (
     Address,
     Draw,
     Explain,
-    HintName,
     Images,
     Json,
     Model,
     OptionalBundle,
-    Streams,
     TargetName,
-    TargetNames,
-    Threads,
 )
 
 
@@ -99,27 +95,3 @@ def segment(
     from ferryman.commands.predict import Asker, run_segment
 
     run_segment(Asker(bundle, address, model, target, security=security), images, score, draw, json_output)
-
-
-@connects
-def bench(
-    bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Measure this bundle here.")] = None,
-    address: Address = None,
-    security: Connection = None,
-    model: Model = None,
-    target: TargetNames = None,
-    image: Annotated[list[Path] | None, typer.Option(help="Picture to measure with; may be repeated.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long to measure.")] = 5.0,
-    threads: Threads = None,
-    streams: Streams = None,
-    hint: HintName = None,
-    json_output: Json = False,
-) -> None:
-    """Single-stream latency from encoded picture to answer, stage by stage; of several variants in turn."""
-    from ferryman.commands.bench import run_bench
-    from ferryman.commands.predict import Asker
-    from ferryman.runtimes.base import Settings
-
-    settings = Settings(threads, streams, hint or "latency")
-    askers = [Asker(bundle, address, model, one, settings, security) for one in dict.fromkeys(target or (None,))]
-    run_bench(askers, image or [], seconds, json_output)

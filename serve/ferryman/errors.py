@@ -14,6 +14,7 @@
     │   └── HubError                 it can't be downloaded
     ├── ExportError              the graph can't be built or breaks the graph contract
     ├── ParityError              an answer is out of tolerance
+    ├── RegressionError          it is slower than a baseline
     ├── ModelNotFoundError       the server has no such model or version
     ├── TaskError                the model exists but answers another task
     ├── UnauthenticatedError     the server does not know who asks
@@ -111,6 +112,10 @@ class ExportError(FerrymanError):
 class ParityError(FerrymanError):
     grpc_status = "FAILED_PRECONDITION"
     exit_status = 3
+
+
+class RegressionError(FerrymanError):
+    grpc_status = "FAILED_PRECONDITION"
 
 
 class ModelNotFoundError(FerrymanError):

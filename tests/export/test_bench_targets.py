@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ferryman.bench import alone
+from ferryman.bench.alone import Load, SessionCost, measure_cost
 from ferryman.bench.turns import Ratio, time_runs
 from ferryman.errors import EngineError, UsageError
 from ferryman.parity import TOLERANCES
 from ferryman.specs import Target
-from ferryman_export.bench_targets import load_alone, measure, profiles
+from ferryman_export.bench_targets import measure, profiles
 from ferryman_export.bench_targets.contenders import BATCH, PRECISIONS, Contender, has_bf16
-from ferryman_export.bench_targets.load_alone import Load, SessionCost, measure_cost
 from ferryman_export.bench_targets.measure import Conditions, make_timed, measure_model, prepare
 from ferryman_export.bench_targets.models import (
     MODELS,
@@ -80,7 +81,7 @@ DETR = BenchModel(build_detr, detr_processor(64, 96), (64, 96))
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny models need few processes, and a machine's best is not asked for here."""
-    monkeypatch.setattr(load_alone, "_PROCESSES", 2)
+    monkeypatch.setattr(alone, "_PROCESSES", 2)
     monkeypatch.setattr(profiles, "_PEAK_SIDES", (64,))
 
 
@@ -179,7 +180,7 @@ def test_time_is_told_by_operator(runtime: str, tmp_path: Path) -> None:
 
 
 def test_loading_is_measured_without_pytorch(tmp_path: Path) -> None:
-    check = "import sys, ferryman_export.bench_targets.load_alone; sys.exit('torch' in sys.modules)"
+    check = "import sys, ferryman.bench.alone; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
     save_checkpoint(VIT.build(), VIT.processor, tmp_path / "checkpoint")
     pictures = save_pictures(tmp_path / "pictures", random_pictures(3, VIT.size, seed=1))
@@ -317,7 +318,7 @@ def test_what_is_slow_is_profiled_and_stock_beside_it() -> None:
 def test_a_session_may_take_twice_its_weights_and_a_constant(
     load_s: float, memory: int, reached: tuple[str, str]
 ) -> None:
-    found = SessionCost(load_s=load_s, memory_bytes=memory * 1_000_000, weights_bytes=100_000_000)
+    found = SessionCost(load_s=load_s, first_ms=1.0, memory_bytes=memory * 1_000_000, weights_bytes=100_000_000)
     cost = make_cost(found, spare_mb=150, load_goal_s=0.6)
     assert (cost.load_reached, cost.memory_reached) == reached
     unknown = make_cost(found.model_copy(update={"memory_bytes": None}), 150, None)

@@ -7,9 +7,9 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
+from ferryman.bench.alone import Load
 from ferryman.runtimes import why_not
 from ferryman.specs import Target
-from ferryman_export.bench_targets.load_alone import Load
 from ferryman_export.bench_targets.profiles import Profile
 
 PRECISIONS = ("fp32", "bf16", "int8")

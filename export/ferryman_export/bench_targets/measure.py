@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ferryman.bench.alone import measure_cost
 from ferryman.bench.turns import run_in_turn, time_runs
 from ferryman.golden import Tensors
 from ferryman.specs import ModelSpec
 from ferryman_export.bench_targets.contenders import Contender, has_bf16, stock_name
-from ferryman_export.bench_targets.load_alone import measure_cost
 from ferryman_export.bench_targets.models import BenchModel, random_pictures, save_checkpoint, save_pictures
 from ferryman_export.bench_targets.ours import Ours, choose_targets
 from ferryman_export.bench_targets.rows import Row, batch_name, make_cost, make_rows

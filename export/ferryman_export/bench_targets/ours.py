@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ferryman.bench.alone import Load
 from ferryman.bundle import Bundle
 from ferryman.errors import EngineError, ParityError
 from ferryman.golden import Tensors
@@ -15,7 +16,6 @@ from ferryman.runtimes.base import Settings
 from ferryman.runtimes.openvino import choose_config, open_core
 from ferryman.specs import Target
 from ferryman_export.bench_targets.contenders import BATCH, Contender
-from ferryman_export.bench_targets.load_alone import Load
 from ferryman_export.bench_targets.profiles import (
     Profile,
     count_multiplications,

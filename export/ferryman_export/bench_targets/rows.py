@@ -5,10 +5,10 @@ from typing import Literal
 
 import numpy as np
 
+from ferryman.bench.alone import SessionCost
 from ferryman.bench.turns import Blocks, Ratio, compare_speed
 from ferryman.specs import Facts
 from ferryman_export.bench_targets.contenders import BATCH, EAGER, STOCK, Contender, stock_name
-from ferryman_export.bench_targets.load_alone import SessionCost
 from ferryman_export.bench_targets.profiles import Profile
 
 GOALS: dict[str, float] = {"fp32": 1.05, "bf16": 1.05, "int8": 1.0}  # times as fast as the stock recipe

@@ -13,7 +13,7 @@ from ferryman.specs import Facts
 T = TypeVar("T")
 Blocks = Sequence[Sequence[float]]  # the latencies of each round, in milliseconds
 ROUNDS = 12
-_RESAMPLES = 2000
+RESAMPLES = 2000  # of a bootstrap
 
 
 class Ratio(Facts):
@@ -25,6 +25,11 @@ class Ratio(Facts):
 
     def __str__(self) -> str:
         return f"{self.value:.2f} times as fast ({self.low:.2f} to {self.high:.2f})"
+
+    @property
+    def differs(self) -> bool:
+        """Whether the interval excludes that both are as fast."""
+        return not self.low <= 1 <= self.high
 
 
 def run_in_turn(
@@ -56,7 +61,7 @@ def compare_speed(base: Blocks, other: Blocks) -> Ratio:
     """
     medians = np.array([[np.median(mine), np.median(others)] for mine, others in zip(base, other, strict=True)])
     ratios = medians[:, 0] / medians[:, 1]
-    picked = np.random.default_rng(0).integers(0, len(ratios), (_RESAMPLES, len(ratios)))
+    picked = np.random.default_rng(0).integers(0, len(ratios), (RESAMPLES, len(ratios)))
     low, high = np.percentile(np.median(ratios[picked], axis=1), (2.5, 97.5))
     return Ratio(value=float(np.median(ratios)), low=float(low), high=float(high))
 

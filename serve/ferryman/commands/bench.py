@@ -1,118 +1,230 @@
-"""`ferryman bench`: single-stream latency, in this process or through a server."""
+"""`ferryman bench`: how fast a model answers, in this process or through a server, so that it can be believed."""
 
-import io
+import shlex
+import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
-from functools import partial
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from ferryman import __version__
-from ferryman.bench.report import LatencyReport, report_latency
-from ferryman.bench.scenarios import Ask, run_single_stream
-from ferryman.bench.turns import ROUNDS, run_in_turn
+from ferryman.bench.alone import SessionCost
+from ferryman.bench.clock import ClockFacts, measure_clock
+from ferryman.bench.harness import Plan
+from ferryman.bench.machine import read_machine, read_state
+from ferryman.bench.noise import find_disturbance, find_noise
+from ferryman.bench.percentiles import PERCENTILES, check_percentiles
+from ferryman.bench.pictures import Pictures, encode_golden, read_pictures
+from ferryman.bench.record import BenchRecord, BlockRecord, Check, Proven, RunRecord, Scenario, read_record
+from ferryman.bench.report import report_latency
+from ferryman.bench.samples import Block
+from ferryman.bench.turns import Ratio, compare_speed
 from ferryman.bundle import Bundle
-from ferryman.commands.console import make_table, out, print_json, print_table, show_stages
-from ferryman.commands.predict import Answers, Asker, read_image
-from ferryman.device import read_device
-from ferryman.errors import ImageError, UsageError
-from ferryman.preprocess import decode_image
+from ferryman.commands.bench_contenders import Contender, Opened, When, open_local, open_served
+from ferryman.commands.bench_diff import check_baseline, parse_share
+from ferryman.commands.bench_progress import show_measuring
+from ferryman.commands.bench_scenarios import Found, Load, measure
+from ferryman.commands.bench_tables import print_record
+from ferryman.commands.console import StageProgress, print_json
+from ferryman.commands.predict import Asker
+from ferryman.errors import FerrymanError, ParityError, UsageError
 
 
-def run_bench(askers: Sequence[Asker], paths: list[Path], seconds: float, json_output: bool) -> None:
-    """Times the pictures in `paths`, or the bundle's golden samples, and prints percentiles and stages.
+@dataclass(frozen=True)
+class BenchOptions:
+    """seconds: of each contender, at least; at_most: in all the rounds that a percentile needs beyond that
 
-    askers: one, or one for each of several targets of a bundle, which are measured in turn; seconds: of each
+    scenario, count, clients, bound_ms, max_batch: see `bench_scenarios.Load`
+    percentiles: that were asked for, empty for those that the requests carry; strict: an unreliable one fails
+    baseline: a record that it must not be surely slower than, by more than `max_regression`
     """
-    folder = askers[0].bundle
-    bundle = None if folder is None else Bundle.open(folder)
+
+    seconds: float
+    percentiles: tuple[float, ...] = ()
+    at_most: float = 600.0
+    strict: bool = False
+    baseline: Path | None = None
+    max_regression: str = "5%"
+    scenario: Scenario = "single-stream"
+    count: int | None = None
+    clients: int | None = None
+    bound_ms: float | None = None
+    max_batch: int = 64
+
+    def load(self) -> Load:
+        """Raises UsageError for what does not belong to the scenario."""
+        return Load.choose(self.scenario, self.count, self.clients, self.percentiles, self.bound_ms, self.max_batch)
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise UsageError(f"--seconds must be above 0, got {self.seconds:g}")
+        check_percentiles(self.percentiles)
+        parse_share(self.max_regression)
+
+
+def run_bench(
+    asker: Asker, targets: Sequence[str], images: Sequence[Path], options: BenchOptions, json_output: bool
+) -> None:
+    """Times the pictures in `images`, or the bundle's golden samples, and prints what was found.
+
+    targets: of the bundle, measured in turn; none for its first
+    What was measured before an error or Ctrl-C is printed before that is raised. Raises ParityError (exit status 3)
+    for wrong answers, SystemExit 1 for what is unreliable when `strict`, RegressionError.
+    """
+    # before anything is measured: it may be no record
+    baseline = None if options.baseline is None else read_record(options.baseline)
+    bundle = None if asker.bundle is None else Bundle.open(asker.bundle)
+    pictures = choose_pictures(bundle, images)
+    percentiles = check_percentiles(options.percentiles)
+    load, clock = options.load(), measure_clock()
+    plan = Plan(options.seconds, len(pictures.images), percentiles, options.at_most, max(2.0, options.seconds))
+    opening: AbstractContextManager[Opened]
+    opening = open_served(asker) if bundle is None else open_local(bundle, targets or [None], asker.settings)
+    with show_measuring() as (show, advance), opening as opened:
+        ready = make_ready(opened.contenders, show)
+        before = read_state()
+        found = measure(load, plan, ready.contenders, pictures.images, advance)
+        error, after = found.error, read_state()
+        if error is None:
+            ready.check("after")
+        machine = read_machine()
+        shown = (50.0,) if load.scenario == "batch-curve" else PERCENTILES
+        runs = make_runs(ready, found, clock, percentiles or shown)
+    record = BenchRecord(
+        ferryman=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=shlex.join(["ferryman", *sys.argv[1:]]),
+        scenario=load.scenario,
+        model=opened.contenders[0].model,
+        bundle_digest=opened.bundle_digest,
+        address=asker.address,
+        images=pictures.what,
+        broken=pictures.broken,
+        seconds=options.seconds,
+        settings=dict(vars(asker.settings)),
+        machine=machine,
+        before=before,
+        after=after,
+        clock=clock,
+        disturbance=found.disturbance,
+        unreliable=tuple(find_disturbance(found.disturbance, machine.device.cores, alone=bundle is not None)),
+        runs=runs,
+        ratios={} if load.scenario in ("server", "batch-curve") else compare_runs(runs, load.scenario == "offline"),
+        refused=ready.refused,
+        ended=None if error is None else describe_end(error),
+        clients=load.clients if load.scenario in ("server", "offline") else None,
+        bound=found.bound,
+        curves=found.curves,
+    )
+    show_record(record, json_output)
+    if error is not None:
+        if isinstance(error, FerrymanError):
+            error.answered = json_output
+        raise error
+    judge(record, options.strict, json_output)
+    if baseline is not None:
+        check_baseline(baseline, record, parse_share(options.max_regression), json_output)
+
+
+def choose_pictures(bundle: Bundle | None, paths: Sequence[Path]) -> Pictures:
+    """Raises UsageError where there are none, and what `read_pictures` raises."""
     if paths:
-        images, what = [_read_picture(path) for path in paths], f"{len(paths)} pictures"
-    elif bundle is not None:
-        images = encode_golden(bundle)
-        what = f"the {len(images)} golden samples as PNG of the canvas's size"
-    else:
+        return read_pictures(paths)
+    if bundle is None:
         raise UsageError("--address needs --image: a server does not hand out its golden samples")
-    names = [bundle.variants(asker.target)[0].target if bundle is not None else "the server" for asker in askers]
-    with show_stages() as show, ExitStack() as opened:
-        answers = [opened.enter_context(asker.open()) for asker in askers]
-        # What is alone has nothing to take turns with: one block, warmed up once.
-        rounds, warmup = (ROUNDS, 2) if len(answers) > 1 else (1, 10)
-        measures = {
-            str(name): partial(run_single_stream, choose_ask(one, images[0]), images, warmup=warmup)
-            for name, one in zip(names, answers, strict=True)
-        }
-        blocks = run_in_turn(measures, seconds, rounds, partial(show, "measure"))
-        model = answers[0].name
-    reports = {name: report_latency([sample for block in found for sample in block]) for name, found in blocks.items()}
+    return encode_golden(bundle)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """contenders: those that answer right; refused: why the others are not measured; checks, costs, proven: by name"""
+
+    contenders: tuple[Contender, ...]
+    refused: dict[str, tuple[str, ...]]
+    checks: dict[str, list[Check]]
+    costs: dict[str, SessionCost | None]
+    proven: dict[str, Proven | None]
+
+    def check(self, when: When) -> None:
+        for one in self.contenders:
+            check = one.check(when)
+            if check is not None:
+                self.checks[one.name].append(check)
+
+
+def make_ready(contenders: Sequence[Contender], show: StageProgress) -> Ready:
+    """Raises ParityError when none answers right, EngineError for one that can't be loaded by itself."""
+    checks: dict[str, list[Check]] = {}
+    for one in contenders:
+        show(f"check {one.name}", 0, 1)
+        check = one.check("before")
+        checks[one.name] = [] if check is None else [check]
+    refused = {name: found[0].failures for name, found in checks.items() if found and not found[0].passed}
+    fit = tuple(one for one in contenders if one.name not in refused)
+    if not fit:
+        raise ParityError("; ".join(f"{name} is out of tolerance: {lines[0]}" for name, lines in refused.items()))
+    costs: dict[str, SessionCost | None] = {}
+    for one in fit:
+        show(f"load {one.name} by itself", 0, 1)
+        costs[one.name] = one.measure_cost()
+    return Ready(fit, refused, checks, costs, {one.name: one.prove() for one in fit})
+
+
+def make_runs(ready: Ready, found: Found, clock: ClockFacts, percentiles: Sequence[float]) -> tuple[RunRecord, ...]:
+    """Several runs of a batch curve are one contender's."""
+    contender = {name: name.partition(" batch ")[0] for name in found.runs}
+    return tuple(
+        RunRecord(
+            name=name,
+            images=run.images,
+            warmup=run.warmup,
+            blocks=tuple(map(BlockRecord.pack, run.blocks)),
+            figures=report_latency(run, percentiles),
+            unreliable=tuple(find_noise(run, clock, found.bound)),
+            checks=tuple(ready.checks[contender[name]]),
+            cost=ready.costs[contender[name]],
+            proven=ready.proven[contender[name]],
+            trials=tuple(found.trials.get(name, ())),
+        )
+        for name, run in found.runs.items()
+    )
+
+
+def compare_runs(runs: Sequence[RunRecord], throughput: bool = False) -> dict[str, Ratio]:
+    """Each but the first against it, over the rounds that both had; wrong answers are compared with nothing.
+
+    By latency, or where several clients wait side by side by the time a request of each block.
+    """
+    if not runs[0].right:
+        return {}
+    blocks = {run.name: [_list_times(block, throughput) for block in run.unpack().blocks] for run in runs if run.right}
+    first, *others = blocks
+    rounds = min(map(len, blocks.values()))
+    return {name: compare_speed(blocks[first][:rounds], blocks[name][:rounds]) for name in others}
+
+
+def _list_times(block: Block, throughput: bool) -> list[float]:
+    return [block.seconds / len(block.latencies_ms)] if throughput else block.latencies_ms.tolist()
+
+
+def describe_end(error: FerrymanError | SystemExit) -> str:
+    return str(error) if isinstance(error, FerrymanError) else "it was told to stop"
+
+
+def show_record(record: BenchRecord, json_output: bool) -> None:
     if json_output:
-        document = {"ferryman": __version__, "scenario": "single-stream", "model": model, "images": what}
-        document |= {"device": read_device().model_dump(mode="json")}
-        latencies = {name: report.model_dump(mode="json") for name, report in reports.items()}
-        print_json(document | {"latency": latencies})
-        return
-    for name, report in reports.items():
-        run = f"{report.requests} requests in {report.seconds:.1f} s"
-        out.print(f"{model}, {name}, single stream, {what}, {run}")
-        print_latency(report)
+        print_json(record.model_dump(mode="json"))
+    else:
+        print_record(record)
 
 
-def _read_picture(path: Path) -> bytes:
-    """The file's bytes. Raises FileAccessError, and ImageError before anything is measured."""
-    data = read_image(path)
-    try:
-        decode_image(data)
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from error
-    return data
-
-
-def encode_golden(bundle: Bundle) -> list[bytes]:
-    """The golden samples' canvases as PNG files, padding cut off."""
-    golden = bundle.golden()
-    files: list[bytes] = []
-    for index in range(len(golden)):
-        canvas = golden.inputs["image"][index].astype(np.uint8)
-        if "valid_size" in golden.inputs:
-            height, width = (int(side) for side in golden.inputs["valid_size"][index])
-            canvas = canvas[:height, :width]
-        buffer = io.BytesIO()
-        Image.fromarray(canvas).save(buffer, format="PNG")
-        files.append(buffer.getvalue())
-    return files
-
-
-def choose_ask(answers: Answers, image: bytes) -> Ask:
-    """The call that the model answers; found by trying, since a server's model says its task only when asked."""
-    from ferryman.errors import TaskError
-
-    asks: list[Ask] = [
-        lambda data: answers.classify([data], 5)[1],
-        lambda data: answers.segment([data], None)[1],
-        lambda data: answers.detect([data], 0.5)[1],
-    ]
-    for ask in asks[:-1]:
-        try:
-            ask(image)
-        except TaskError:
-            continue
-        return ask
-    return asks[-1]
-
-
-def print_latency(report: LatencyReport) -> None:
-    """Percentiles, then the median of each stage and its share of their sum."""
-    table = make_table("", "ms", numbers=(1,))
-    for name, value in report.percentiles_ms.items():
-        table.add_row(name, f"{value:.2f}")
-    table.add_row("mean", f"{report.mean_ms:.2f}")
-    table.add_row("max", f"{report.max_ms:.2f}")
-    print_table(table)
-    out.print("median of each stage:")
-    table = make_table("stage", "ms", "share", numbers=(1, 2))
-    total = sum(report.stages_ms.values())
-    for name, value in report.stages_ms.items():
-        table.add_row(name, f"{value:.2f}", f"{value / total:.0%}")
-    print_table(table)
+def judge(record: BenchRecord, strict: bool, json_output: bool) -> None:
+    """Raises ParityError for wrong answers, SystemExit 1 for what is unreliable when `strict`."""
+    wrong = [*record.refused, *(run.name for run in record.runs if not run.right)]
+    if wrong:
+        error = ParityError(f"wrong answers are no result: {', '.join(wrong)}")
+        error.answered = json_output
+        raise error
+    if strict and record.reasons:
+        raise SystemExit(FerrymanError.exit_status)

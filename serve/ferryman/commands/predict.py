@@ -29,6 +29,7 @@ from ferryman.results import Classification, Detections, Embedding, Segmentation
 from ferryman.runtimes.base import DEFAULT, Settings
 
 if TYPE_CHECKING:
+    from ferryman.answers import ModelFacts
     from ferryman.client import Client, Security
 
 T = TypeVar("T", Classification, Detections, Embedding, Segmentation)
@@ -52,7 +53,9 @@ class Answers(Protocol):
     def segment(self, images: Sequence[bytes], score_threshold: float | None) -> tuple[list[Segmentation], Timings]: ...
 
 
-class _Local:
+class Local:
+    """A model in this process."""
+
     def __init__(self, predictor: Predictor) -> None:
         self.name = predictor.bundle.name
         self.classify = predictor.classify
@@ -61,37 +64,45 @@ class _Local:
         self.segment = predictor.segment
 
 
-class _Remote:
+class Remote:
+    """A model of a server. version: 0 for the newest"""
+
     def __init__(self, client: "Client", name: str, version: int) -> None:
-        self.name = name
-        self._client, self._version = client, version
+        self.name, self.version = name, version
+        self._client = client
 
     def classify(
         self, images: Sequence[bytes], top_k: int, *, explain: bool = False
     ) -> tuple[list[Classification], Timings]:
-        answer = self._client.classify(images, model=self.name, version=self._version, top_k=top_k, explain=explain)
+        answer = self._client.classify(images, model=self.name, version=self.version, top_k=top_k, explain=explain)
         return list(answer.results), answer.timings
 
     def detect(
         self, images: Sequence[bytes], score_threshold: float, *, explain: bool = False
     ) -> tuple[list[Detections], Timings]:
         answer = self._client.detect(
-            images, model=self.name, version=self._version, score_threshold=score_threshold, explain=explain
+            images, model=self.name, version=self.version, score_threshold=score_threshold, explain=explain
         )
         return list(answer.results), answer.timings
 
     def embed(self, images: Sequence[bytes], *, explain: bool = False) -> tuple[list[Embedding], Timings]:
-        answer = self._client.embed(images, model=self.name, version=self._version, explain=explain)
+        answer = self._client.embed(images, model=self.name, version=self.version, explain=explain)
         return list(answer.results), answer.timings
 
     def segment(self, images: Sequence[bytes], score_threshold: float | None) -> tuple[list[Segmentation], Timings]:
-        answer = self._client.segment(images, model=self.name, version=self._version, score_threshold=score_threshold)
+        answer = self._client.segment(images, model=self.name, version=self.version, score_threshold=score_threshold)
         return list(answer.results), answer.timings
+
+    def facts(self) -> "ModelFacts":
+        return self._client.model_info(self.name, version=self.version)
 
 
 @dataclass(frozen=True)
 class Asker:
-    """Whom to ask: a bundle, or a server's model; exactly one of the two. Raises UsageError otherwise."""
+    """Whom to ask: a bundle, or a server's model; exactly one of the two. Raises UsageError otherwise.
+
+    retries: of a server, as the client does by itself; without, each request is sent once
+    """
 
     bundle: Path | None
     address: str | None
@@ -99,6 +110,7 @@ class Asker:
     target: str | None
     settings: Settings = DEFAULT
     security: "Security | None" = None
+    retries: bool = True
 
     def __post_init__(self) -> None:
         if (self.bundle is None) == (self.address is None):
@@ -114,17 +126,24 @@ class Asker:
     def open(self) -> Generator[Answers, None, None]:
         if self.bundle is not None:
             with Predictor.open(self.bundle, self.target, self.settings) as predictor:
-                yield _Local(predictor)
+                yield Local(predictor)
             return
-        from ferryman.client import Client
+        with self.connect() as remote:
+            yield remote
+
+    @contextmanager
+    def connect(self) -> Generator[Remote, None, None]:
+        """To the server's model. Raises UsageError for a model that is not NAME or NAME/VERSION."""
+        from ferryman.client import Client, RetryPolicy
 
         assert self.address is not None
         assert self.model is not None
         name, _, version = self.model.partition("/")
         if version and not version.isdecimal():
             raise UsageError(f"--model must be NAME or NAME/VERSION, got {self.model!r}")
-        with Client(self.address, security=self.security) as client:
-            yield _Remote(client, name, int(version or 0))
+        retry = None if self.retries else RetryPolicy(attempts=1)
+        with Client(self.address, security=self.security, retry=retry) as client:
+            yield Remote(client, name, int(version or 0))
 
 
 def read_image(path: Path) -> bytes:

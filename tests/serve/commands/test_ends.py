@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,12 +53,18 @@ def test_stopping_in_the_middle(copy: Path, command: str, number: signal.Signals
     process = spawn(command, folder, "--json", *(["--seconds", "60"] if command == "bench" else []))
     before = sorted(str(path) for path in copy.rglob("*"))
     with _killed(process):
-        _read_until(process, "- ")
+        _read_until(process, "- measure" if command == "bench" else "- ")
+        if command == "bench":
+            time.sleep(1)  # what was measured till then is told
         process.send_signal(number)
         outcome = finish(process)
     assert outcome.status == status
     assert outcome.complaint == line
-    assert outcome.stdout == ""
+    if command == "bench":
+        assert outcome.document["ended"] == "it was told to stop"
+        assert outcome.document["runs"][0]["figures"]["requests"] > 0
+    else:
+        assert outcome.stdout == ""
     assert sorted(str(path) for path in copy.rglob("*")) == before
 
 

@@ -22,30 +22,31 @@ _STATUS, _FORGET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Load(Facts):
-    """What a process is asked to load. path: the variant's main file"""
+    """What a process is asked to load. path: the variant's main file; threads: None for all"""
 
     path: Path
     target: Target
     spec: ModelSpec
-    threads: int
+    threads: int | None
 
 
 class SessionCost(Facts):
-    """load_s: seconds of loading, the runtime's library being imported before
+    """load_s: seconds of loading, the runtime's library being imported before; first_ms: the first picture after that
     memory_bytes: the peak of resident memory while loading and running one picture, less what was resident before;
     files that are mapped count. None where the system does not tell, which Linux does
     weights_bytes: size of the variant's own files, the main one and those with its weights
     """
 
     load_s: float
+    first_ms: float
     memory_bytes: int | None
     weights_bytes: int
 
 
-def measure_cost(load: Load) -> SessionCost:
+def measure_cost(load: Load, processes: int | None = None) -> SessionCost:
     """The medians of several processes. Raises EngineError when one fails."""
     costs: list[SessionCost] = []
-    for _ in range(_PROCESSES):
+    for _ in range(processes or _PROCESSES):
         command = [sys.executable, "-m", __spec__.name]
         done = subprocess.run(command, input=load.model_dump_json(), capture_output=True, text=True, check=False)
         if done.returncode:
@@ -54,6 +55,7 @@ def measure_cost(load: Load) -> SessionCost:
     memory = [cost.memory_bytes for cost in costs if cost.memory_bytes is not None]
     return SessionCost(
         load_s=median(cost.load_s for cost in costs),
+        first_ms=median(cost.first_ms for cost in costs),
         memory_bytes=int(median(memory)) if memory else None,
         weights_bytes=costs[0].weights_bytes,
     )
@@ -68,13 +70,15 @@ def load_alone(load: Load) -> SessionCost:
     before = _read_memory("VmRSS")
     start = time.perf_counter()
     with runtime.load(load.path, load.target, load.spec, Settings(threads=load.threads)) as session:
-        load_s = time.perf_counter() - start
+        loaded = time.perf_counter()
         session.run(inputs)
+        first_ms = (time.perf_counter() - loaded) * 1e3
         peak = _read_memory("VmHWM")
     stem = load.path.name.partition(".")[0]
     weights = sum(file.stat().st_size for file in load.path.parent.glob(f"{stem}.*"))
     memory = None if before is None or peak is None else peak - before
-    return SessionCost(load_s=load_s, memory_bytes=memory, weights_bytes=weights)
+    load_s = loaded - start
+    return SessionCost(load_s=load_s, first_ms=first_ms, memory_bytes=memory, weights_bytes=weights)
 
 
 def _blank_picture(spec: ModelSpec) -> Tensors:

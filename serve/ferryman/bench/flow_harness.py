@@ -1,0 +1,134 @@
+"""Contenders under load: offline, whose clients never pause, and server, whose requests come as they like.
+
+Definitions are MLPerf Inference's; docs/benchmarks.md says where ours differ.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from ferryman.bench.disturbance import Counters, Disturbance, read_counters
+from ferryman.bench.flow import AsyncRequest, Flood, draw_arrivals, run_closed, run_open
+from ferryman.bench.harness import Moment, Plan
+from ferryman.bench.percentiles import count_needed
+from ferryman.bench.samples import Run
+from ferryman.bench.search import Bound, Trial, find_rate
+from ferryman.bench.turns import ROUNDS
+from ferryman.bench.warming import Warming
+
+Advance = Callable[[Moment], None]
+BOUND_TIMES = 5.0  # of one request alone: the bound, where none is given
+_FEWEST = 200  # requests of a trial
+_HOPELESS = 10.0  # times the bound that a request waits, and the trial is given up
+
+
+class FlowHarness:
+    """runs, disturbance: as `Harness` has them; trials: of each contender's search; bound: that was searched with"""
+
+    def __init__(self, plan: Plan, counters: Callable[[], Counters] = read_counters) -> None:
+        self.plan = plan
+        self.runs: dict[str, Run] = {}
+        self.disturbance = Disturbance()
+        self.trials: dict[str, list[Trial]] = {}
+        self.bound: Bound | None = None
+        self._counters = counters
+        self._asked = 0
+
+    async def measure_offline(self, requests: Mapping[str, AsyncRequest], clients: int, advance: Advance) -> None:
+        """Closed loops of so many clients, in blocks of all contenders in turn. Raises what a request raises."""
+        clock = asyncio.get_running_loop().time
+        await self._warm_up(requests, advance)
+        before, origin = self._counters(), clock()
+        seconds = self.plan.seconds / ROUNDS
+        try:
+            for number in range(ROUNDS):
+                for name in list(requests) if number % 2 == 0 else list(requests)[::-1]:
+                    advance(Moment("measure", number / ROUNDS, self._newest(name)))
+                    blocks = self.runs[name].blocks
+                    await run_closed(requests[name], clients, seconds, origin, blocks, self._asked)
+                    self._asked += len(blocks[-1].latencies_ms)
+        finally:
+            self.disturbance = before.until(self._counters(), clock() - origin)
+
+    async def measure_server(
+        self, requests: Mapping[str, AsyncRequest], percentile: float, bound_ms: float | None, advance: Advance
+    ) -> None:
+        """Of each contender the highest rate of Poisson arrivals that keeps the bound; its run is what proved it.
+
+        bound_ms: None for `BOUND_TIMES` what the first contender takes alone; it is the same for all
+        """
+        clock = asyncio.get_running_loop().time
+        typical_ms = await self._warm_up(requests, advance)
+        self.bound = bound = Bound(percentile=percentile, ms=bound_ms or BOUND_TIMES * typical_ms[0])
+        enough = max(_FEWEST, count_needed(percentile))
+        before, origin = self._counters(), clock()
+        try:
+            for (name, request), typical in zip(requests.items(), typical_ms, strict=True):
+                self.trials[name] = []
+
+                async def attempt(rate: float, least: int, name: str = name, request: AsyncRequest = request) -> Trial:
+                    advance(Moment(f"{name}: {rate:.4g} requests a second", 0.0, self._newest(name)))
+                    arrivals = draw_arrivals(rate, self.plan.seconds, least, len(self.trials[name]))
+                    flood = await run_open(request, arrivals, origin, _give_up(bound, len(arrivals)))
+                    trial = judge_flood(flood, rate, bound, len(arrivals))
+                    self.trials[name].append(trial)
+                    if len(flood.block.latencies_ms):
+                        self.runs[name].blocks = [flood.block]
+                    return trial
+
+                await find_rate(lambda rate: attempt(rate, _FEWEST), lambda rate: attempt(rate, enough), 500 / typical)
+        finally:
+            self.disturbance = before.until(self._counters(), clock() - origin)
+
+    async def _warm_up(self, requests: Mapping[str, AsyncRequest], advance: Advance) -> list[float]:
+        """One request after the other; what one takes, in milliseconds."""
+        clock, typical = asyncio.get_running_loop().time, list[float]()
+        self.runs = {name: Run() for name in requests}
+        for name, request in requests.items():
+            advance(Moment(f"warm up {name}", 0.0))
+            warming = Warming(self.plan.warm_s, clock)
+            while warming.goes_on():
+                start = clock()
+                await request(self._asked)
+                self._asked += 1
+                warming.add((clock() - start) * 1e3)
+            self.runs[name].warmup = warming.end()
+            typical.append(warming.typical_ms)
+        return typical
+
+    def _newest(self, name: str) -> Sequence[float]:
+        blocks = self.runs[name].blocks
+        return blocks[-1].latencies_ms.tolist() if blocks else ()
+
+
+def judge_flood(flood: Flood, rate: float, bound: Bound, planned: int) -> Trial:
+    """Kept when no more requests than the percentile allows took longer than the bound, or were missed."""
+    latencies = flood.block.latencies_ms
+    over = int((latencies > bound.ms).sum()) + flood.missed
+    known = len(latencies) > 0 and not flood.given_up
+    return Trial(
+        rate=rate,
+        kept=not flood.given_up and over <= _allowed(bound, planned),
+        percentile_ms=float(np.percentile(latencies, bound.percentile)) if known else None,
+        requests=len(latencies),
+        missed=flood.missed,
+        late_ms=flood.late_ms,
+    )
+
+
+def _allowed(bound: Bound, planned: int) -> int:
+    return int(round((100 - bound.percentile) / 100 * planned, 6))
+
+
+def _give_up(bound: Bound, planned: int) -> Callable[[Sequence[float], int, float], bool]:
+    """As soon as nothing that may still come can keep the bound."""
+    allowed, seen, over = _allowed(bound, planned), 0, 0
+
+    def gives_up(latencies_ms: Sequence[float], missed: int, waiting_ms: float) -> bool:
+        nonlocal seen, over
+        over += sum(latency > bound.ms for latency in latencies_ms[seen:])
+        seen = len(latencies_ms)
+        return over + missed > allowed or waiting_ms > _HOPELESS * bound.ms
+
+    return gives_up

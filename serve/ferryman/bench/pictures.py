@@ -1,0 +1,72 @@
+"""The encoded pictures that requests are made with."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ferryman.accuracy.image_folder import SUFFIXES
+from ferryman.accuracy.truth import read_picture
+from ferryman.bundle import Bundle
+from ferryman.errors import FileAccessError, ImageError, UsageError
+from ferryman.preprocess import decode_image
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """images: encoded; what: they are, for people; broken: name of each file of a folder that can't be read, and why"""
+
+    images: tuple[bytes, ...]
+    what: str
+    broken: tuple[str, ...] = ()
+
+
+def read_pictures(paths: Sequence[Path]) -> Pictures:
+    """Files, and all pictures in folders. One in a folder that can't be decoded is left out, and told.
+
+    Raises FileAccessError and ImageError for a file that was named itself, UsageError for a folder without pictures.
+    """
+    images: list[bytes] = []
+    broken: list[str] = []
+    for path in paths:
+        if not path.is_dir():
+            images.append(_read(path))
+            continue
+        for file in sorted(one for one in path.rglob("[!.]*") if one.suffix.lower() in SUFFIXES):
+            try:
+                images.append(_read(file))
+            except (FileAccessError, ImageError) as error:
+                broken.append(str(error))
+    if not images:
+        places = ", ".join(map(str, paths))
+        why = f"; {broken[0]}" if broken else f" ({', '.join(SUFFIXES)})"
+        raise UsageError(f"{places} holds no picture that can be decoded{why}")
+    count = f"{len(images)} picture{'s' if len(images) > 1 else ''}"
+    return Pictures(tuple(images), f"{count}, {sum(map(len, images)) / len(images) / 1e3:.1f} kB each", tuple(broken))
+
+
+def _read(path: Path) -> bytes:
+    data = read_picture(path)
+    try:
+        decode_image(data)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+    return data
+
+
+def encode_golden(bundle: Bundle) -> Pictures:
+    """The golden samples' canvases as PNG files, padding cut off."""
+    golden = bundle.golden()
+    files: list[bytes] = []
+    for index in range(len(golden)):
+        canvas = golden.inputs["image"][index].astype(np.uint8)
+        if "valid_size" in golden.inputs:
+            height, width = (int(side) for side in golden.inputs["valid_size"][index])
+            canvas = canvas[:height, :width]
+        buffer = io.BytesIO()
+        Image.fromarray(canvas).save(buffer, format="PNG")
+        files.append(buffer.getvalue())
+    return Pictures(tuple(files), f"the {len(files)} golden samples as PNG of the canvas's size")

@@ -1,0 +1,61 @@
+"""What a measurement leaves: blocks of timed requests."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferryman.specs import Facts
+
+Series = NDArray[np.float64]
+
+
+class Warmup(Facts):
+    """What was asked before anything counted. first_ms: the first request after loading; steady: see `steady`"""
+
+    requests: int
+    seconds: float
+    first_ms: float
+    steady: bool
+
+
+@dataclass(frozen=True)
+class Block:
+    """Requests that followed each other.
+
+    start_s: since the measuring began; seconds: from the first request to the last answer
+    latencies_ms: (requests,) as the caller saw them; stages_ms: (requests,) each, as the one that answered timed them
+    """
+
+    start_s: float
+    seconds: float
+    latencies_ms: Series
+    stages_ms: Mapping[str, Series] = field(default_factory=dict[str, Series])
+
+
+@dataclass
+class Run:
+    """All that was measured of one contender so far. images: in each request"""
+
+    images: int = 1
+    warmup: Warmup | None = None
+    blocks: list[Block] = field(default_factory=list[Block])
+
+    @property
+    def latencies_ms(self) -> Series:
+        return join([block.latencies_ms for block in self.blocks])
+
+    @property
+    def seconds(self) -> float:
+        """Of all blocks; what was between them does not count."""
+        return sum(block.seconds for block in self.blocks)
+
+    def stages_ms(self) -> dict[str, Series]:
+        """(requests,) of each stage that every block has."""
+        names = self.blocks[0].stages_ms if self.blocks else ()
+        return {name: join([block.stages_ms[name] for block in self.blocks]) for name in names}
+
+
+def join(parts: Sequence[Series]) -> Series:
+    return np.concatenate(parts) if parts else np.empty(0)

@@ -1,0 +1,121 @@
+"""`ferryman bench BUNDLE` and its subcommands: what each takes. What they do stands in `commands/`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from ferryman.connecting import Connection, connects
+from ferryman.options import Address, HintName, Json, Model, Streams, TargetNames, Threads
+
+_DEFAULT = "run"
+Scenario = Literal["single-stream", "multi-stream", "server", "offline", "batch-curve"]
+
+
+class _DefaultGroup(TyperGroup):
+    """What is none of the subcommands belongs to `run`, so that `ferryman bench BUNDLE` needs no word more."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if args and args[0] in self.commands else [_DEFAULT, *args])
+
+
+bench = typer.Typer(
+    cls=_DefaultGroup,
+    help="Measure how fast a model answers; report, compare: `ferryman bench --help`.",
+    rich_markup_mode=None,
+)
+
+
+@bench.command(_DEFAULT)
+@connects
+def run(
+    bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Measure this bundle here.")] = None,
+    address: Address = None,
+    security: Connection = None,
+    model: Model = None,
+    target: TargetNames = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="Picture or folder of pictures to measure with; may be repeated.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(max=3600, help="How long to measure each variant, at least.")] = 5.0,
+    percentile: Annotated[
+        list[float] | None,
+        typer.Option(help="Measure on until this one has enough requests; repeatable. Else those that have."),
+    ] = None,
+    at_most: Annotated[
+        float, typer.Option(min=1, max=36000, help="Seconds after which a percentile's requests are given up.")
+    ] = 600.0,
+    scenario: Annotated[Scenario, typer.Option(help="How requests come; see docs/benchmarks.md.")] = "single-stream",
+    images: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Pictures in a request; 8 of multi-stream, else 1.")
+    ] = None,
+    clients: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Requests at a time: offline's clients, a bundle's threads.")
+    ] = None,
+    bound: Annotated[
+        float | None,
+        typer.Option(metavar="MS", help="Of server: latency to keep; by default five times what one takes alone."),
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Of batch-curve: the largest.")] = 64,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Compare with what --json wrote earlier, on this machine.")
+    ] = None,
+    max_regression: Annotated[
+        str, typer.Option(metavar="SHARE", help="Exit with 1 when it is surely slower than the baseline by more.")
+    ] = "5%",
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when the measurement is unreliable.")] = False,
+    threads: Threads = None,
+    streams: Streams = None,
+    hint: HintName = None,
+    json_output: Json = False,
+) -> None:
+    """Latency from encoded picture to answer, stage by stage; of several variants in turn. docs/benchmarks.md
+
+    More: `ferryman bench report FILE...` shows what --json wrote, `ferryman bench diff A B` compares two.
+    """
+    from ferryman.commands.bench import BenchOptions, run_bench
+    from ferryman.commands.predict import Asker
+    from ferryman.runtimes.base import Settings
+
+    settings = Settings(threads, streams, hint or "latency")
+    targets = list(dict.fromkeys(target or ()))
+    asker = Asker(bundle, address, model, targets[0] if targets else None, settings, security, retries=False)
+    options = BenchOptions(
+        seconds, tuple(percentile or ()), at_most, strict, baseline, max_regression,
+        scenario, images, clients, bound, max_batch,
+    )  # fmt: skip
+    run_bench(asker, targets, image or [], options, json_output)
+
+
+@bench.command()
+def report(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="What `ferryman bench --json` wrote.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="As tables for a README.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="A line a variant, numbers in full.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Show measurements again, without measuring; several of them side by side."""
+    from ferryman.commands.bench_report import run_report
+
+    run_report(files, markdown, csv, json_output)
+
+
+@bench.command()
+def diff(
+    before: Annotated[Path, typer.Argument(metavar="A", help="What `ferryman bench --json` wrote.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="The same, later or elsewhere.")],
+    json_output: Json = False,
+) -> None:
+    """Whether B is faster or slower than A, how sure that is, and what else differs between them."""
+    from ferryman.commands.bench_diff import run_diff
+
+    run_diff(before, after, json_output)
+
+
+@bench.command()
+def schema() -> None:
+    """Print the JSON schema of what `ferryman bench --json` writes."""
+    from ferryman.commands.bench_report import run_schema
+
+    run_schema()

@@ -1,0 +1,220 @@
+"""What `ferryman bench` measures: a bundle's variants in this process, or a server's model."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, fields
+from typing import Literal, Protocol
+
+from ferryman.bench.alone import Load, SessionCost, measure_cost
+from ferryman.bench.flow import AsyncRequest
+from ferryman.bench.harness import Request
+from ferryman.bench.record import Check, Proven
+from ferryman.bundle import Bundle
+from ferryman.certificates import check_certificate
+from ferryman.commands.predict import Answers, Asker, Local, Remote
+from ferryman.errors import CertificateError, TaskError
+from ferryman.parity import ParityReport, check_parity
+from ferryman.predictor import Predictor, Timings
+from ferryman.runtimes import RUNTIMES, find_runtime
+from ferryman.runtimes.base import Session, Settings
+from ferryman.specs import Target
+
+Ask = Callable[[Sequence[bytes]], Timings]
+When = Literal["before", "after"]
+SERVER = "the server"
+_COST_PROCESSES = 1
+_STAGES = tuple(field.name for field in fields(Timings) if field.name != "total_ms")
+
+
+class Contender(Protocol):
+    """One that is asked. name: of its row; model: for people"""
+
+    name: str
+    model: str
+
+    def request(self, images: Sequence[bytes], count: int = 1) -> Request:
+        """One picture after the other, or so many at a time."""
+        ...
+
+    def connect(self, images: Sequence[bytes], count: int, clients: int) -> AbstractAsyncContextManager[AsyncRequest]:
+        """The same while the event loop goes on. clients: requests that are worked on here at a time"""
+        ...
+
+    def check(self, when: When) -> Check | None:
+        """Whether its answers are right; None where that can't be told from here."""
+        ...
+
+    def measure_cost(self) -> SessionCost | None: ...
+
+    def prove(self) -> Proven | None: ...
+
+
+class LocalContender:
+    """A bundle's variant, loaded in this process."""
+
+    def __init__(self, bundle: Bundle, predictor: Predictor, target: Target, settings: Settings) -> None:
+        self.name, self.model = str(target), f"{bundle.name}/{bundle.version}"
+        self._bundle, self._predictor, self._target, self._settings = bundle, predictor, target, settings
+
+    def request(self, images: Sequence[bytes], count: int = 1) -> Request:
+        return make_request(choose_ask(Local(self._predictor), images[0]), images, count)
+
+    @asynccontextmanager
+    async def connect(self, images: Sequence[bytes], count: int, clients: int) -> AsyncGenerator[AsyncRequest, None]:
+        """Requests wait their turn in a queue, which is part of their time, for one of so many threads."""
+        request, loop = self.request(images, count), asyncio.get_running_loop()
+        pool = ThreadPoolExecutor(clients)
+        try:
+            yield lambda number: loop.run_in_executor(pool, request, number)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        return self._predictor.sessions
+
+    @property
+    def bundle(self) -> Bundle:
+        return self._bundle
+
+    def check(self, when: When) -> Check:
+        """Every golden sample alone, in each size: on the very sessions that are measured."""
+        tolerance, version = self._bundle.tolerance(self._target), RUNTIMES[self._target.runtime].version()
+        reports = [
+            check_parity(
+                session.run, self._bundle.golden(index), session.spec, tolerance, self.name, version, batches=(1,)
+            )
+            for index, session in enumerate(self._predictor.sessions)
+        ]
+        return summarize_check(when, reports)
+
+    def measure_cost(self) -> SessionCost:
+        """Raises EngineError."""
+        variant = self._bundle.variants(self.name)[0]
+        path = self._bundle.file(variant.path)
+        load = Load(path=path, target=self._target, spec=self._bundle.spec, threads=self._settings.threads)
+        return measure_cost(load, _COST_PROCESSES)
+
+    def prove(self) -> Proven:
+        try:
+            certificate = check_certificate(self._bundle, self._target).created
+        except CertificateError:
+            certificate = ""
+        runtime, variant = find_runtime(self._target), self._bundle.variants(self.name)[0]
+        digest = self._bundle.manifest.files[variant.path].sha256
+        loaded = runtime.loaded_digest(self._bundle.file(variant.path), self._target, digest)
+        version = f"{self._target.runtime} {runtime.version()}"
+        return Proven(target=self.name, runtime_version=version, digest=loaded, certificate=certificate)
+
+
+class ServedContender:
+    """A model of a server. What it answers with is proved by its own certificate."""
+
+    name = SERVER
+
+    def __init__(self, answers: Remote, asker: Asker, proven: Proven) -> None:
+        self.model, self._answers, self._asker, self._proven = answers.name, answers, asker, proven
+
+    def request(self, images: Sequence[bytes], count: int = 1) -> Request:
+        return make_request(choose_ask(self._answers, images[0]), images, count)
+
+    @asynccontextmanager
+    async def connect(self, images: Sequence[bytes], count: int, clients: int) -> AsyncGenerator[AsyncRequest, None]:
+        """One connection, on which any number of requests are under way."""
+        from ferryman.client import AsyncClient, RetryPolicy
+
+        task, name = self._answers.facts().task, self._answers.name
+        version = self._answers.version
+        assert self._asker.address is not None
+        retry = RetryPolicy(attempts=1)
+        async with AsyncClient(self._asker.address, security=self._asker.security, retry=retry) as client:
+
+            async def request(number: int) -> Mapping[str, float]:
+                data = choose_images(images, number, count)
+                match task:
+                    case "classification":
+                        answer = await client.classify(data, model=name, version=version)
+                    case "embedding":
+                        answer = await client.embed(data, model=name, version=version)
+                    case "detection":
+                        answer = await client.detect(data, model=name, version=version)
+                    case _:
+                        answer = await client.segment(data, model=name, version=version)
+                return list_stages(answer.timings)
+
+            yield request
+
+    def check(self, when: When) -> None:
+        del when
+
+    def measure_cost(self) -> None: ...
+
+    def prove(self) -> Proven:
+        return self._proven
+
+
+@dataclass(frozen=True)
+class Opened:
+    contenders: tuple[Contender, ...]
+    bundle_digest: str
+
+
+@contextmanager
+def open_local(bundle: Bundle, targets: Sequence[str | None], settings: Settings) -> Generator[Opened, None, None]:
+    """Loads them all. Raises EngineError when one can't be loaded."""
+    with ExitStack() as opened:
+        found: list[Contender] = []
+        for name in dict.fromkeys(targets):
+            target = bundle.variants(name)[0].target
+            predictor = opened.enter_context(Predictor(bundle, str(target), settings))
+            found.append(LocalContender(bundle, predictor, target, settings))
+        yield Opened(tuple(found), bundle.digest)
+
+
+@contextmanager
+def open_served(asker: Asker) -> Generator[Opened, None, None]:
+    """Connects. Raises UnavailableError, ModelNotFoundError ..."""
+    with asker.connect() as answers:
+        facts = answers.facts()
+        proven = Proven(
+            target=facts.target, runtime_version=facts.runtime_version, digest="", certificate=facts.certified
+        )
+        yield Opened((ServedContender(answers, asker, proven),), facts.bundle_digest)
+
+
+def summarize_check(when: When, reports: Sequence[ParityReport]) -> Check:
+    errors = [error.max_abs for report in reports for error in report.errors if error.limit is not None]
+    failures = tuple(line for report in reports for line in report.failures)
+    return Check(when=when, passed=not failures, error=max(errors, default=None), failures=failures)
+
+
+def make_request(ask: Ask, images: Sequence[bytes], count: int) -> Request:
+    return lambda number: list_stages(ask(choose_images(images, number, count)))
+
+
+def choose_images(images: Sequence[bytes], number: int, count: int) -> list[bytes]:
+    """Those of a request: the next ones in turn."""
+    return [images[(number * count + index) % len(images)] for index in range(count)]
+
+
+def list_stages(timings: Timings) -> dict[str, float]:
+    return {name.removesuffix("_ms"): getattr(timings, name) for name in _STAGES}
+
+
+def choose_ask(answers: Answers, image: bytes) -> Ask:
+    """The call that the model answers; found by trying, since a server's model says its task only when asked."""
+    asks: list[Ask] = [
+        lambda data: answers.classify(data, 5)[1],
+        lambda data: answers.segment(data, None)[1],
+        lambda data: answers.detect(data, 0.5)[1],
+        lambda data: answers.embed(data)[1],
+    ]
+    for ask in asks[:-1]:
+        try:
+            ask([image])
+        except TaskError:
+            continue
+        return ask
+    return asks[-1]

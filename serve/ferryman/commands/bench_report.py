@@ -1,0 +1,29 @@
+"""`ferryman bench report` and `schema`: measurements shown again, without measuring."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ferryman.bench.record import BenchRecord, read_records
+from ferryman.commands.bench_tables import print_record, render_csv, render_markdown
+from ferryman.commands.console import out, print_json
+from ferryman.errors import UsageError
+
+
+def run_report(files: Sequence[Path], markdown: bool, csv: bool, json_output: bool) -> None:
+    """Raises UsageError for several ways of showing at once, and for a file that holds no record."""
+    if markdown + csv + json_output > 1:
+        raise UsageError("--markdown, --csv and --json are ways to show the same: give one of them")
+    records = read_records(files)
+    if json_output:
+        print_json([record.model_dump(mode="json") for record in records])
+    elif markdown or csv:
+        out.print((render_markdown if markdown else render_csv)(records), end="")
+    else:
+        for number, record in enumerate(records):
+            if number:
+                out.print()
+            print_record(record)
+
+
+def run_schema() -> None:
+    print_json(BenchRecord.model_json_schema())

@@ -1,0 +1,206 @@
+"""Loads played in virtual time on servers whose queue is known."""
+
+import asyncio
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+
+from ferryman.bench.curve import draw_curve
+from ferryman.bench.disturbance import Counters
+from ferryman.bench.flow import AsyncRequest, draw_arrivals, run_closed, run_open
+from ferryman.bench.flow_harness import FlowHarness
+from ferryman.bench.harness import Plan
+from ferryman.bench.report import report_latency
+from ferryman.bench.samples import Block
+from ferryman.bench.search import PRECISION, Trial, find_rate
+from ferryman.bench.turns import ROUNDS
+from ferryman.errors import OverloadedError, UnavailableError
+
+from . import virtual
+
+
+def serve(service_s: Callable[[int], float], workers: int = 1) -> AsyncRequest:
+    """A server with a queue: each of its workers answers one request at a time, in the order in which they came."""
+    lock: list[asyncio.Semaphore] = []
+
+    async def request(number: int) -> Mapping[str, float]:
+        if not lock:
+            lock.append(asyncio.Semaphore(workers))
+        async with lock[0]:
+            await asyncio.sleep(service_s(number))
+        return {"compute": service_s(number) * 1e3}
+
+    return request
+
+
+def close(request: AsyncRequest, clients: int, seconds: float) -> Block:
+    blocks: list[Block] = []
+    virtual.run(run_closed(request, clients, seconds, 1000.0, blocks))
+    (block,) = blocks
+    return block
+
+
+def test_closed_loops_know_their_throughput() -> None:
+    """Two workers of 10 ms: 200 requests a second, and eight clients wait for 40 ms."""
+    block = close(serve(lambda number: 0.01, workers=2), 8, 5.0)
+    assert len(block.latencies_ms) / block.seconds == pytest.approx(200, rel=0.01)
+    assert np.median(block.latencies_ms) == pytest.approx(40, rel=0.01)
+    assert block.stages_ms["compute"].mean() == pytest.approx(10)
+    assert len(close(serve(lambda number: 60.0), 3, 0.1).latencies_ms) == 3
+
+
+def lindley(
+    arrivals: np.ndarray[tuple[int], np.dtype[np.float64]], service_s: float
+) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    """Milliseconds in a queue with one worker, by Lindley's recursion."""
+    free, found = 0.0, list[float]()
+    for arrival in arrivals:
+        free = max(free, float(arrival)) + service_s
+        found.append((free - float(arrival)) * 1e3)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("rate", [20, 80, 95])
+def test_an_open_loop_is_the_queue_of_the_books(rate: float) -> None:
+    arrivals = draw_arrivals(rate, 30, 0)
+    assert len(arrivals) / arrivals[-1] == pytest.approx(rate, rel=0.08)
+    flood = virtual.run(run_open(serve(lambda number: 0.01), arrivals, 1000.0))
+    np.testing.assert_allclose(np.sort(flood.block.latencies_ms), np.sort(lindley(arrivals, 0.01)), atol=1e-3)
+    assert (flood.missed, flood.given_up) == (0, False)
+    assert flood.late_ms < 1e-3
+
+
+def test_nothing_is_omitted() -> None:
+    """A server of 1 ms that once stands still for 2 s: all that came meanwhile waited, and the figures say so.
+
+    Of 10 s at 100 requests a second a fifth waited, from 0 to 2 s: the 90th percentile is 1 s. A closed loop has but
+    one slow request in ten thousand.
+    """
+    stuck: Callable[[int], float] = lambda number: 2.0 if number == 300 else 0.001  # noqa: E731 - a table of one row
+    flood = virtual.run(run_open(serve(stuck), np.arange(1000) / 100, 1000.0))
+    assert np.percentile(flood.block.latencies_ms, 90) == pytest.approx(1000, rel=0.15)
+    closed = close(serve(stuck), 1, 10.0)
+    assert np.percentile(closed.latencies_ms, 99.9) == pytest.approx(1, rel=0.01)
+
+
+def test_requests_that_are_refused_are_missed_and_others_end_it() -> None:
+    async def refuse(number: int) -> Mapping[str, float]:
+        await asyncio.sleep(0.001)
+        if number % 4 == 3:
+            raise OverloadedError("full")
+        return {}
+
+    flood = virtual.run(run_open(refuse, np.arange(100) / 100, 1000.0))
+    assert (flood.missed, len(flood.block.latencies_ms)) == (25, 75)
+
+    async def die(number: int) -> Mapping[str, float]:
+        if number == 10:
+            raise UnavailableError("gone")
+        return {}
+
+    blocks: list[Block] = []
+    for load in (run_open(die, np.arange(100) / 100, 1000.0), run_closed(die, 1, 1.0, 1000.0, blocks)):
+        with pytest.raises(ExceptionGroup) as caught:
+            virtual.run(load)
+        assert caught.group_contains(UnavailableError, match="gone")
+    assert len(blocks[0].latencies_ms) == 10  # what was answered before is kept
+
+
+def test_a_hopeless_load_is_given_up() -> None:
+    def gives_up(latencies_ms: object, missed: int, waiting_ms: float) -> bool:
+        return waiting_ms > 500
+
+    flood = virtual.run(run_open(serve(lambda number: 1.0), np.arange(10_000) / 100, 1000.0, gives_up))
+    assert flood.given_up
+    assert flood.block.seconds < 1
+
+
+def search(limit: float, start: float, luck: Callable[[float], bool] = lambda rate: False) -> tuple[float | None, int]:
+    """On a server that keeps its bound up to `limit`; luck: when a short trial keeps it beyond that"""
+
+    async def attempt(rate: float) -> Trial:
+        return Trial(rate=rate, kept=rate <= limit or luck(rate), percentile_ms=1, requests=1, missed=0, late_ms=0)
+
+    async def confirm(rate: float) -> Trial:
+        return (await attempt(rate)).model_copy(update={"kept": rate <= limit})
+
+    found, trials = virtual.run(find_rate(attempt, confirm, start))
+    return (None if found is None else found.rate), len(trials)
+
+
+@pytest.mark.parametrize("start", [0.1, 1, 90, 100, 5000])
+def test_the_highest_rate_is_found(start: float) -> None:
+    found, trials = search(100, start)
+    assert found is not None
+    assert 100 / (1 + PRECISION) <= found <= 100
+    assert trials < 22
+
+
+def test_a_bound_that_nothing_keeps() -> None:
+    assert search(0, 10) == (None, 20)
+
+
+def test_what_was_luck_does_not_stand() -> None:
+    """A rate that kept the bound by chance, in a short trial, does not when it is confirmed."""
+    found, _ = search(100, 10, lambda rate: rate < 120)
+    assert found is not None
+    assert 80 < found <= 100
+
+
+def test_the_server_scenario_finds_the_rate_that_its_queue_bears() -> None:
+    """10 ms a request, and 50 ms for 99 of 100 of them: the rate of the books, by Lindley's recursion, within 10 %."""
+    harness = FlowHarness(Plan(seconds=60, warm_s=1), Counters)
+    virtual.run(harness.measure_server({"one": serve(lambda number: 0.01)}, 99, 50.0, lambda moment: None))
+
+    def percentile(rate: float) -> float:
+        return float(np.percentile(lindley(draw_arrivals(rate, 2000, 0, seed=5), 0.01), 99))
+
+    true = bisect_left(range(100), True, lo=20, key=lambda rate: percentile(rate) > 50)
+    last = harness.trials["one"][-1]
+    assert last.kept
+    assert last.rate == pytest.approx(true, rel=0.1)
+    assert last.requests >= 1000
+    (block,) = harness.runs["one"].blocks
+    assert len(block.latencies_ms) == last.requests
+    assert np.percentile(block.latencies_ms, 99) <= 50
+    assert any(not trial.kept for trial in harness.trials["one"])
+
+
+def test_the_bound_is_five_times_what_one_takes_alone() -> None:
+    harness = FlowHarness(Plan(seconds=1, warm_s=1), Counters)
+    requests = {"one": serve(lambda number: 0.01), "two": serve(lambda number: 0.005, workers=2)}
+    virtual.run(harness.measure_server(requests, 90, None, lambda moment: None))
+    assert harness.bound is not None
+    assert harness.bound.ms == pytest.approx(50, rel=0.01)
+    one, two = (trials[-1].rate for trials in harness.trials.values())
+    assert 3 < two / one < 6
+
+
+def test_offline_throughput() -> None:
+    harness = FlowHarness(Plan(seconds=6, warm_s=1), Counters)
+    requests = {"one": serve(lambda number: 0.01, workers=4), "two": serve(lambda number: 0.02, workers=4)}
+    virtual.run(harness.measure_offline(requests, 4, lambda moment: None))
+    rates = [report_latency(run).images_per_s for run in harness.runs.values()]
+    assert rates == [pytest.approx(400, rel=0.02), pytest.approx(200, rel=0.04)]
+    assert [len(run.blocks) for run in harness.runs.values()] == [ROUNDS, ROUNDS]
+
+
+CURVES: dict[str, tuple[Callable[[int], float], int, int]] = {
+    "a launch that is shared": (lambda size: 9 + size, 64, 64),
+    "no gain": (lambda size: 10.0 * size, 1, 1),
+    "memory ends at 16": (lambda size: 4 + size if size <= 16 else 4 + size * 2, 16, 16),
+    "a small launch": (lambda size: 1 + size, 64, 8),
+}
+
+
+@pytest.mark.parametrize(("took", "best", "knee"), CURVES.values(), ids=CURVES)
+def test_knee_and_best_batch(took: Callable[[int], float], best: int, knee: int) -> None:
+    curve = draw_curve([(size, took(size)) for size in (1, 2, 4, 8, 16, 32, 64)], "64 is the most")
+    assert (curve.best, curve.knee) == (best, knee)
+    if curve.worst_fit < 0.01:
+        assert curve.launch_ms + curve.image_ms == pytest.approx(took(1))
+        assert f"{took(2) - took(1):.3g} ms a picture" in str(curve)
+    else:
+        assert "no line fits" in str(curve)

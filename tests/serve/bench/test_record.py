@@ -1,0 +1,71 @@
+"""What is written of a measurement says it all: read again, its figures are made again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ferryman.bench.machine import MachineFacts, read_machine, read_state
+from ferryman.bench.record import pack_ms, read_record, unpack_ms
+from ferryman.bench.report import report_latency
+from ferryman.errors import FileAccessError, UsageError
+
+from ..commands.outcome import Cli
+
+
+def test_packed_numbers_are_exact_to_the_nanosecond() -> None:
+    values = np.random.default_rng(0).lognormal(1, 1, 10_000)
+    text = pack_ms(values)
+    np.testing.assert_allclose(unpack_ms(text), values, atol=0.51e-6, rtol=0)
+    assert len(text) < 0.7 * 8 * len(values)
+    for wrong in ("no base64!", "AAAA", text[: len(text) // 2]):
+        with pytest.raises(ValueError):
+            unpack_ms(wrong)
+
+
+def test_figures_are_those_of_the_raw_requests(cli: Cli, toy_repository: Path, tmp_path: Path) -> None:
+    outcome = cli("bench", toy_repository / "toy-classifier", "--seconds", 0.3, "--threads", 1, "--json")
+    assert outcome.status == 0
+    file = tmp_path / "one.json"
+    file.write_text(outcome.stdout, encoding="utf-8")
+    record = read_record(file)
+    assert json.loads(outcome.stdout) == record.model_dump(mode="json")
+    (run,) = record.runs
+    again = report_latency(run.unpack())
+    assert again.requests == run.figures.requests
+    for name, value in run.figures.percentiles_ms.items():
+        assert again.percentiles_ms[name] == pytest.approx(value, abs=1e-6)
+    assert again.seconds == run.figures.seconds
+    assert [check.when for check in run.checks] == ["before", "after"]
+    assert run.right
+    assert run.cost is not None
+    assert run.proven is not None
+    assert run.cost.first_ms > 0
+    assert (run.proven.target, run.proven.certificate != "") == ("onnxruntime-cpu-fp32", True)
+    assert run.proven.digest == record_digest(toy_repository)
+    assert record.settings == {"threads": 1, "streams": None, "hint": "latency"}
+    assert record.command.startswith("ferryman bench ")
+    assert record.ended is None
+
+
+def record_digest(repository: Path) -> str:
+    manifest = json.loads((repository / "toy-classifier" / "1" / "manifest.json").read_text(encoding="utf-8"))
+    return manifest["files"]["model.onnx"]["sha256"]
+
+
+def test_the_machine_is_described() -> None:
+    machine = read_machine()
+    assert machine.versions["numpy"] == np.__version__
+    assert machine.quota is None or machine.quota > 0
+    assert MachineFacts.model_validate_json(machine.model_dump_json()) == machine
+    assert read_state().memory_available_bytes > 0
+
+
+def test_files_that_are_no_records(tmp_path: Path) -> None:
+    with pytest.raises(FileAccessError, match=r"can't read .*nowhere.json: No such file"):
+        read_record(tmp_path / "nowhere.json")
+    for text, why in (("", "Invalid JSON"), ("{}", "ferryman: Field required"), ('{"schema_version": 2}', "another")):
+        (tmp_path / "x.json").write_text(text, encoding="utf-8")
+        with pytest.raises(UsageError, match=f"x.json is no record of `ferryman bench --json` .*{why}"):
+            read_record(tmp_path / "x.json")

@@ -1,0 +1,191 @@
+"""`ferryman bench` on real sessions and servers: its scenarios, what ends it early, and what it writes."""
+
+import csv
+import json
+import re
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from ferryman.bench.record import BenchRecord
+from ferryman.client import Client
+
+from ..server.process import ServerProcess, free_address
+from ..toy import change_golden, make_picture, make_toy_repository, shift_boxes
+from .outcome import Cli, spawn
+
+FAST = ("--seconds", 0.3)
+
+
+@pytest.fixture
+def bundle(toy_repository: Path) -> Path:
+    return toy_repository / "toy-classifier"
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "red.png"
+    path.write_bytes(make_picture((200, 30, 30)))
+    return path
+
+
+@pytest.mark.parametrize("where", ["here", "server"])
+def test_scenarios(cli: Cli, bundle: Path, toy_server: str, picture: Path, where: str) -> None:
+    """Each through the command, of a bundle and of a server; the figures fit each other."""
+    place = (bundle, "--threads", 1) if where == "here" else ("--address", toy_server, "--model", "toy-classifier")
+    place = (*place, "--image", picture)
+
+    def run(scenario: str, *options: object) -> BenchRecord:
+        outcome = cli("bench", *place, *FAST, "--scenario", scenario, *options, "--json")
+        assert outcome.status == 0, outcome.stderr
+        return BenchRecord.model_validate_json(outcome.stdout)
+
+    multi = run("multi-stream")
+    assert (multi.runs[0].images, multi.scenario) == (8, "multi-stream")
+    figures = multi.runs[0].figures
+    assert figures.images_per_s == pytest.approx(8 * figures.requests / figures.seconds)
+
+    offline = run("offline", "--clients", 3, "--images", 2)
+    assert (offline.clients, offline.runs[0].images, len(offline.runs[0].blocks)) == (3, 2, 12)
+
+    # far beyond what anything here takes: every rate keeps it until requests queue for so long
+    server = run("server", "--bound", 200, "--percentile", 90)
+    assert server.bound is not None
+    assert (server.bound.ms, server.bound.percentile) == (200, 90)
+    rate = server.runs[0].rate
+    assert rate is not None
+    assert server.runs[0].trials[-1].rate == rate
+    assert server.runs[0].figures.percentiles_ms["p90"] <= 200
+    assert any(not trial.kept for trial in server.runs[0].trials)
+
+
+def test_a_batch_curve(cli: Cli, bundle: Path, toy_server: str, picture: Path) -> None:
+    options = ("--scenario", "batch-curve", "--max-batch", 4)
+    outcome = cli("bench", bundle, "--threads", 1, *FAST, *options, "--json")
+    record = BenchRecord.model_validate_json(outcome.stdout)
+    assert [(run.name.rpartition(" ")[2], run.images) for run in record.runs] == [("1", 1), ("2", 2), ("4", 4)]
+    ((_, curve),) = record.curves.items()
+    assert [point.batch for point in curve.points] == [1, 2, 4]
+    assert curve.knee <= curve.best
+    assert curve.ended == "4 was the most that was asked for"
+    served = cli("bench", "--address", toy_server, "--model", "toy-classifier", "--image", picture, *options)
+    assert (served.status, "give a bundle, not --address" in served.complaint) == (2, True)
+
+
+WRONG = {
+    "no time": (("--seconds", 0), "--seconds must be above 0, got 0"),
+    "less than none": (("--seconds", -1), "--seconds must be above 0, got -1"),
+    "a percentile of nothing": (("--percentile", 100), "--percentile must be 50 or more and below 100, got 100"),
+    "a bound of one stream": (("--bound", 5), "--bound belongs to the scenario server, not to single-stream"),
+    "clients of one stream": (("--clients", 5), "--clients belongs to the scenario server or offline"),
+    "another scenario": (("--scenario", "streams"), "'streams' is not one of 'single-stream'"),
+    "a regression of nothing": (("--max-regression", "x"), "--max-regression must be a share of the time"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_usage(cli: Cli, bundle: Path, options: tuple[object, ...], message: str) -> None:
+    outcome = cli("bench", bundle, *options)
+    assert (outcome.status, outcome.stdout) == (2, "")
+    assert message in outcome.complaint
+
+
+def test_no_server(cli: Cli, picture: Path) -> None:
+    for scenario in ("single-stream", "server"):
+        place = ("--address", free_address(), "--model", "x", "--image", picture, "--scenario", scenario)
+        outcome = cli("bench", *place, "--json")
+        assert outcome.status == 1
+        assert outcome.document["error"]["type"] == "UnavailableError"
+        assert "no server answers at" in outcome.complaint
+
+
+@pytest.mark.parametrize("scenario", ["single-stream", "offline"])
+def test_a_server_that_dies(cli: Cli, tmp_path: Path, picture: Path, scenario: str) -> None:
+    """What was measured is told, and marked; the document is the only one."""
+    repository = make_toy_repository(tmp_path / "models", ["toy-classifier"])
+    with ServerProcess({"repository": str(repository), "threads": 1}) as server:
+        killer = threading.Timer(4, server.process.kill)
+        killer.start()
+        place = ("--address", server.address, "--model", "toy-classifier", "--image", picture)
+        outcome = cli("bench", *place, "--scenario", scenario, "--seconds", 60, "--json")
+        killer.join()
+    assert outcome.status == 1
+    record = BenchRecord.model_validate_json(outcome.stdout)
+    assert record.ended is not None
+    assert "no server answers" in record.ended
+    assert record.runs[0].figures.requests > 10
+    assert outcome.complaint.startswith("ferryman: no server answers")
+
+
+def test_a_server_is_asked_once(toy_server: str) -> None:
+    """Retries would hide what failed; a client by itself has them."""
+    from ferryman.commands.predict import Asker
+
+    asker = Asker(None, toy_server, "toy-classifier", None, retries=False)
+    with asker.connect() as remote:
+        assert remote.facts().certified
+    with Client(toy_server) as client:
+        assert client.settings.retry.attempts > 1
+
+
+def test_a_disk_that_is_full(bundle: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        process = spawn("bench", bundle, *FAST, "--threads", 1, "--json", stdout=full)
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert stderr.splitlines()[-1] == "ferryman: the operating system refused: No space left on device"
+
+
+def test_wrong_answers_are_no_result(cli: Cli, folder: Path) -> None:
+    change_golden(folder, shift_boxes)
+    outcome = cli("bench", folder, *FAST)
+    assert (outcome.status, outcome.stdout) == (3, "")
+    assert "onnxruntime-cpu-fp32 is out of tolerance: " in outcome.complaint
+
+
+def test_broken_files_are_named(cli: Cli, bundle: Path, tmp_path: Path, picture: Path) -> None:
+    shutil.copy(picture, tmp_path / "blue.png")
+    (tmp_path / "half.png").write_bytes(picture.read_bytes()[:50])
+    outcome = cli("bench", bundle, "--image", tmp_path, *FAST, "--threads", 1, "--json")
+    record = BenchRecord.model_validate_json(outcome.stdout)
+    assert record.images.startswith("2 pictures")
+    (line,) = record.broken
+    assert "half.png: " in line
+
+
+def test_strict(cli: Cli, bundle: Path) -> None:
+    """Twenty requests are too few for anything; without --strict it is only said."""
+    options = ("bench", bundle, "--threads", 1, "--seconds", 1e-4)
+    text = cli(*options)
+    assert text.status == 0
+    assert re.search(r"^unreliable: only \d+ requests were measured$", text.stdout, re.MULTILINE)
+    assert cli(*options, "--strict").status == 1
+    assert cli(*options, "--strict", "--json").document["runs"][0]["unreliable"]
+
+
+def test_reports(cli: Cli, bundle: Path, tmp_path: Path) -> None:
+    first = cli("bench", bundle, *FAST, "--threads", 1, "--json").stdout
+    paths = [tmp_path / name for name in ("a.json", "b.json")]
+    other = json.loads(first) | {"model": "pipe|model", "ended": "it was told to stop"}
+    for path, text in zip(paths, (first, json.dumps(other)), strict=True):
+        path.write_text(text, encoding="utf-8")
+    shown = cli("bench", "report", *paths).stdout
+    assert "toy-classifier/1, single-stream" in shown
+    assert "pipe|model" in shown
+    assert shown.count("ended early: it was told to stop") == 1
+    markdown = cli("bench", "report", *paths, "--markdown").stdout
+    assert markdown.count("| --- | --:") == 2
+    assert "* **ended early:** it was told to stop" in markdown
+    rows = list(csv.DictReader(cli("bench", "report", *paths, "--csv").stdout.splitlines()))
+    assert [row["model"] for row in rows] == ["toy-classifier/1", "pipe|model"]
+    figures = json.loads(first)["runs"][0]["figures"]
+    assert float(rows[0]["p50_ms"]) == figures["percentiles_ms"]["p50"]
+    assert cli("bench", "report", *paths, "--json").document[0] == json.loads(first)
+    assert cli("bench", "report", paths[0], "--csv", "--markdown").status == 2
+    schema = cli("bench", "schema").document
+    assert schema["properties"]["schema_version"]["const"] == 1
+    assert all(len(line) <= 100 for line in shown.splitlines() if not line.startswith("unreliable"))
