@@ -181,7 +181,7 @@ class VisionServer:
         config = self.config
         server = grpc.aio.server(
             interceptors=[
-                AccessInterceptor(access, self.observer.counts.calls),
+                AccessInterceptor(access, self.observer.counts.calls, max(1, config.max_calls // 4)),
                 self.observer,
                 ErrorInterceptor(self.calls),
                 PermissionInterceptor(self.models.model_of),
