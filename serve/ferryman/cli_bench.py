@@ -7,9 +7,12 @@ import typer
 from typer.core import TyperGroup
 
 from ferryman.connecting import Connection, connects
-from ferryman.options import Address, HintName, Json, Model, Streams, TargetNames, Threads
+from ferryman.options import AccuracyPlace, Address, HintName, Json, Model, Streams, TargetNames, Threads
 
 _DEFAULT = "run"
+Html = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write one self-contained page with charts and the machine.")
+]
 Scenario = Literal["single-stream", "multi-stream", "server", "offline", "batch-curve"]
 
 
@@ -64,6 +67,8 @@ def run(
     max_regression: Annotated[
         str, typer.Option(metavar="SHARE", help="Exit with 1 when it is surely slower than the baseline by more.")
     ] = "5%",
+    accuracy: AccuracyPlace = None,
+    html: Html = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when the measurement is unreliable.")] = False,
     threads: Threads = None,
     streams: Streams = None,
@@ -83,7 +88,7 @@ def run(
     asker = Asker(bundle, address, model, targets[0] if targets else None, settings, security, retries=False)
     options = BenchOptions(
         seconds, tuple(percentile or ()), at_most, strict, baseline, max_regression,
-        scenario, images, clients, bound, max_batch,
+        scenario, images, clients, bound, max_batch, accuracy, html,
     )  # fmt: skip
     run_bench(asker, targets, image or [], options, json_output)
 
@@ -93,12 +98,13 @@ def report(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="What `ferryman bench --json` wrote.")],
     markdown: Annotated[bool, typer.Option("--markdown", help="As tables for a README.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="A line a variant, numbers in full.")] = False,
+    html: Html = None,
     json_output: Json = False,
 ) -> None:
-    """Show measurements again, without measuring; several of them side by side."""
+    """Show measurements again, without measuring: one, or those of many devices on one page."""
     from ferryman.commands.bench_report import run_report
 
-    run_report(files, markdown, csv, json_output)
+    run_report(files, markdown, csv, html, json_output)
 
 
 @bench.command()

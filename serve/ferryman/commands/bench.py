@@ -7,13 +7,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ferryman import __version__
+from ferryman.accuracy import Truth, measure_accuracy, read_truth
 from ferryman.bench.alone import SessionCost
 from ferryman.bench.clock import ClockFacts, measure_clock
 from ferryman.bench.harness import Plan
 from ferryman.bench.machine import read_machine, read_state
 from ferryman.bench.noise import find_disturbance, find_noise
+from ferryman.bench.page import check_page, write_page
 from ferryman.bench.percentiles import PERCENTILES, check_percentiles
 from ferryman.bench.pictures import Pictures, encode_golden, read_pictures
 from ferryman.bench.record import BenchRecord, BlockRecord, Check, Proven, RunRecord, Scenario, read_record
@@ -26,15 +29,17 @@ from ferryman.commands.bench_diff import check_baseline, parse_share
 from ferryman.commands.bench_progress import show_measuring
 from ferryman.commands.bench_scenarios import Found, Load, measure
 from ferryman.commands.bench_tables import print_record
-from ferryman.commands.console import StageProgress, print_json
+from ferryman.commands.console import StageProgress, out, print_json
 from ferryman.commands.predict import Asker
-from ferryman.errors import FerrymanError, ParityError, UsageError
+from ferryman.errors import FerrymanError, FileAccessError, ParityError, UsageError
+from ferryman.specs import Target
 
 
 @dataclass(frozen=True)
 class BenchOptions:
     """seconds: of each contender, at least; at_most: in all the rounds that a percentile needs beyond that
 
+    accuracy: labelled pictures to count right answers on; html: a page to write
     scenario, count, clients, bound_ms, max_batch: see `bench_scenarios.Load`
     percentiles: that were asked for, empty for those that the requests carry; strict: an unreliable one fails
     baseline: a record that it must not be surely slower than, by more than `max_regression`
@@ -51,6 +56,8 @@ class BenchOptions:
     clients: int | None = None
     bound_ms: float | None = None
     max_batch: int = 64
+    accuracy: Path | None = None
+    html: Path | None = None
 
     def load(self) -> Load:
         """Raises UsageError for what does not belong to the scenario."""
@@ -74,7 +81,10 @@ def run_bench(
     """
     # before anything is measured: it may be no record
     baseline = None if options.baseline is None else read_record(options.baseline)
+    if options.html is not None:
+        check_page()
     bundle = None if asker.bundle is None else Bundle.open(asker.bundle)
+    truth = read_labelled(bundle, options.accuracy)
     pictures = choose_pictures(bundle, images)
     percentiles = check_percentiles(options.percentiles)
     load, clock = options.load(), measure_clock()
@@ -88,6 +98,10 @@ def run_bench(
         error, after = found.error, read_state()
         if error is None:
             ready.check("after")
+        counted = None
+        if truth is not None and bundle is not None and error is None:
+            measured = [Target.parse(one.name) for one in ready.contenders]
+            counted = measure_accuracy(bundle, measured, truth, asker.settings, show)
         machine = read_machine()
         shown = (50.0,) if load.scenario == "batch-curve" else PERCENTILES
         runs = make_runs(ready, found, clock, percentiles or shown)
@@ -116,8 +130,11 @@ def run_bench(
         clients=load.clients if load.scenario in ("server", "offline") else None,
         bound=found.bound,
         curves=found.curves,
+        accuracy=counted,
     )
     show_record(record, json_output)
+    if options.html is not None:
+        write_record_page(record, options.html, json_output)
     if error is not None:
         if isinstance(error, FerrymanError):
             error.answered = json_output
@@ -125,6 +142,26 @@ def run_bench(
     judge(record, options.strict, json_output)
     if baseline is not None:
         check_baseline(baseline, record, parse_share(options.max_regression), json_output)
+
+
+def read_labelled(bundle: Bundle | None, place: Path | None) -> Truth[Any] | None:
+    """Raises UsageError for a server, and what `read_truth` raises."""
+    if place is None:
+        return None
+    if bundle is None:
+        raise UsageError("--accuracy belongs to a bundle: give it instead of --address")
+    return read_truth(place, bundle.spec)
+
+
+def write_record_page(record: BenchRecord, path: Path, json_output: bool) -> None:
+    """After all is shown: what took minutes must not be lost to a folder that can't be written."""
+    try:
+        write_page([record], path)
+    except FileAccessError as error:
+        error.answered = json_output
+        raise
+    if not json_output:
+        out.print(f"written: {path}")
 
 
 def choose_pictures(bundle: Bundle | None, paths: Sequence[Path]) -> Pictures:
