@@ -91,8 +91,8 @@ def describe_load(record: BenchRecord) -> list[str]:
     if record.bound is not None:
         kept = f"{name_percentile(record.bound.percentile)} at most {format_ms(record.bound.ms)} ms"
         for run in record.runs:
-            found = f"{run.rate:.4g} requests a second" if run.rate is not None else "no rate that was tried"
-            lines.append(f"{run.name}: {found} with {kept}")
+            found = f"{run.rate:.4g} requests a second keep" if run.rate is not None else "no rate that was tried keeps"
+            lines.append(f"{run.name}: {found} {kept}")
     return lines + [f"{name}: {curve}" for name, curve in record.curves.items()]
 
 

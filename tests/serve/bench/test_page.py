@@ -82,7 +82,7 @@ def test_what_a_record_has_is_drawn(record: BenchRecord) -> None:
     text = render_page([server])
     assert "The rate that keeps the bound" in text
     assert "Trials of the search" in text
-    assert "fp32: 56 requests a second with p99 at most 60.00 ms" in text
+    assert "fp32: 56 requests a second keep p99 at most 60.00 ms" in text
     curve = draw_curve([(1, 10.0), (2, 12.0), (4, 16.0)], "4 was the most")
     assert "Throughput by batch" in render_page([record.model_copy(update={"curves": {"fp32": curve}})])
     wrong = Check(when="after", passed=False, error=1, failures=("x",))
