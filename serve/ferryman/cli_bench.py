@@ -33,7 +33,10 @@ bench = typer.Typer(
 @bench.command(_DEFAULT)
 @connects
 def run(
-    bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Measure this bundle here.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(metavar="[BUNDLE]", help="Measure this bundle here, or beside the server of --address."),
+    ] = None,
     address: Address = None,
     security: Connection = None,
     model: Model = None,
@@ -79,18 +82,25 @@ def run(
 
     More: `ferryman bench report FILE...` shows what --json wrote, `ferryman bench diff A B` compares two.
     """
-    from ferryman.commands.bench import BenchOptions, run_bench
+    from ferryman.commands.bench import run_bench
+    from ferryman.commands.bench_options import BenchOptions, Places
     from ferryman.commands.predict import Asker
     from ferryman.runtimes.base import Settings
 
     settings = Settings(threads, streams, hint or "latency")
-    targets = list(dict.fromkeys(target or ()))
-    asker = Asker(bundle, address, model, targets[0] if targets else None, settings, security, retries=False)
+    targets = tuple(dict.fromkeys(target or ()))
+    first = targets[0] if targets else None
+    if bundle is None or address is None:  # which is checked there
+        asker = Asker(bundle, address, model, first, settings, security, retries=False)
+        places = Places(bundle, targets, settings, None if address is None else asker)
+    else:
+        server = Asker(None, address, model, None, security=security, retries=False)
+        places = Places(bundle, targets, settings, server)
     options = BenchOptions(
         seconds, tuple(percentile or ()), at_most, strict, baseline, max_regression,
         scenario, images, clients, bound, max_batch, accuracy, html,
     )  # fmt: skip
-    run_bench(asker, targets, image or [], options, json_output)
+    run_bench(places, image or [], options, json_output)
 
 
 @bench.command()

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from ferryman.bench.gpu import GpuState
 from ferryman.bench.percentiles import count_needed, name_percentile
 from ferryman.bench.record import BenchRecord, RunRecord
 
@@ -108,6 +109,7 @@ def tabulate_machine(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
         ("memory", None if device.memory_bytes is None else f"{device.memory_bytes / 1e9:.1f} GB"),
         ("system", f"{device.system}, Python {device.python}"),
         ("governor", machine.governor),
+        ("power mode", machine.power_mode),
         ("quota of the control group", None if machine.quota is None else f"{machine.quota:g} processors"),
         ("frequency before, after", _pair(frequency, "{:.0f} MHz")),
         ("load before, after", _pair((record.before.load, record.after.load), "{:.2f}")),
@@ -115,6 +117,7 @@ def tabulate_machine(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
             (f"temperature of {name} before, after", _pair((record.before.temperatures_c[name], after), "{:.0f} °C"))
             for name, after in heat.items()
         ),
+        *((f"{gpu.name} after", _describe_gpu(gpu)) for gpu in record.after.gpus),
         ("steal", _share(found.steal)),
         ("waited for a processor", _share(found.waiting)),
         ("busy with others", None if found.others is None else f"{found.others:.2f} processors"),
@@ -129,6 +132,16 @@ def tabulate_machine(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
             certified = f"certified {proven.certificate}" if proven.certificate else "not certified"
             facts.append((proven.target, f"{proven.runtime_version}, {certified} {proven.digest[:16]}".strip()))
     return ["", ""], [[name, text] for name, text in facts if text]
+
+
+def _describe_gpu(gpu: GpuState) -> str:
+    parts = [
+        f"{value:g} {unit}"
+        for value, unit in ((gpu.clock_mhz, "MHz"), (gpu.temperature_c, "°C"), (gpu.power_w, "W"))
+        if value is not None
+    ]
+    held = f", held down: {', '.join(gpu.throttled)}" if gpu.throttled else ""
+    return f"driver {gpu.driver}, {', '.join(parts)}{held}"
 
 
 def _pair(values: tuple[float | None, float | None], form: str) -> str | None:

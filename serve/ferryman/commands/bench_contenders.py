@@ -72,6 +72,10 @@ class LocalContender:
             pool.shutdown(cancel_futures=True)
 
     @property
+    def target(self) -> Target:
+        return self._target
+
+    @property
     def sessions(self) -> tuple[Session, ...]:
         return self._predictor.sessions
 
@@ -157,31 +161,44 @@ class ServedContender:
 
 @dataclass(frozen=True)
 class Opened:
+    """bundle_digest: of the first; notes: why they may not be comparable, a line each"""
+
     contenders: tuple[Contender, ...]
     bundle_digest: str
+    notes: tuple[str, ...] = ()
 
 
 @contextmanager
-def open_local(bundle: Bundle, targets: Sequence[str | None], settings: Settings) -> Generator[Opened, None, None]:
-    """Loads them all. Raises EngineError when one can't be loaded."""
+def open_contenders(
+    bundle: Bundle | None, targets: Sequence[str], settings: Settings, server: Asker | None
+) -> Generator[Opened, None, None]:
+    """A bundle's targets, by default its first, and after them a server's model, whichever are given.
+
+    Raises EngineError when one can't be loaded, UnavailableError, ModelNotFoundError ... for a server.
+    """
     with ExitStack() as opened:
         found: list[Contender] = []
-        for name in dict.fromkeys(targets):
-            target = bundle.variants(name)[0].target
-            predictor = opened.enter_context(Predictor(bundle, str(target), settings))
-            found.append(LocalContender(bundle, predictor, target, settings))
-        yield Opened(tuple(found), bundle.digest)
-
-
-@contextmanager
-def open_served(asker: Asker) -> Generator[Opened, None, None]:
-    """Connects. Raises UnavailableError, ModelNotFoundError ..."""
-    with asker.connect() as answers:
-        facts = answers.facts()
-        proven = Proven(
-            target=facts.target, runtime_version=facts.runtime_version, digest="", certificate=facts.certified
-        )
-        yield Opened((ServedContender(answers, asker, proven),), facts.bundle_digest)
+        digests: list[str] = []
+        notes: list[str] = []
+        if bundle is not None:
+            digests.append(bundle.digest)
+            for name in dict.fromkeys(targets or [str(bundle.targets[0])]):
+                target = bundle.variants(name)[0].target
+                predictor = opened.enter_context(Predictor(bundle, str(target), settings))
+                found.append(LocalContender(bundle, predictor, target, settings))
+        if server is not None:
+            remote = opened.enter_context(server.connect())
+            facts = remote.facts()
+            proven = Proven(
+                target=facts.target, runtime_version=facts.runtime_version, digest="", certificate=facts.certified
+            )
+            digests.append(facts.bundle_digest)
+            if found and facts.target != found[0].name:
+                notes.append(f"the server answers with {facts.target}, and the first here is {found[0].name}")
+            found.append(ServedContender(remote, server, proven))
+        if len(set(digests)) > 1:
+            notes.append("the server answers with another bundle than the one here")
+        yield Opened(tuple(found), digests[0], tuple(notes))
 
 
 def summarize_check(when: When, reports: Sequence[ParityReport]) -> Check:
