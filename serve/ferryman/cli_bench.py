@@ -41,6 +41,10 @@ def run(
     security: Connection = None,
     model: Model = None,
     target: TargetNames = None,
+    pytorch: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Measure PyTorch too, on the checkpoint of BUNDLE."),
+    ] = None,
     image: Annotated[
         list[Path] | None, typer.Option(help="Picture or folder of pictures to measure with; may be repeated.")
     ] = None,
@@ -92,10 +96,10 @@ def run(
     first = targets[0] if targets else None
     if bundle is None or address is None:  # which is checked there
         asker = Asker(bundle, address, model, first, settings, security, retries=False)
-        places = Places(bundle, targets, settings, None if address is None else asker)
+        places = Places(bundle, targets, settings, None if address is None else asker, pytorch)
     else:
         server = Asker(None, address, model, None, security=security, retries=False)
-        places = Places(bundle, targets, settings, server)
+        places = Places(bundle, targets, settings, server, pytorch)
     options = BenchOptions(
         seconds, tuple(percentile or ()), at_most, strict, baseline, max_regression,
         scenario, images, clients, bound, max_batch, accuracy, html,

@@ -37,7 +37,8 @@ def tabulate(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
         found = run.figures.percentiles_ms
         values = [format_ms(found[name]) if name in found else "-" for name in names]
         rate = f"{run.figures.images_per_s:.4g}"
-        accuracy = [f"{counted.value(run.name):.3f}"] if counted else []
+        known = {one.target: one.scores.main[1] for one in counted.variants} if counted else {}
+        accuracy = [f"{known[run.name]:.3f}" if run.name in known else "-"] if counted else []
         rows.append([run.name, f"{run.figures.requests:,}", *values, format_ms(run.figures.mean_ms), rate, *accuracy])
     return header, rows
 

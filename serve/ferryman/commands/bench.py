@@ -48,7 +48,7 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
     percentiles = check_percentiles(options.percentiles)
     load, clock = options.load(), measure_clock()
     plan = Plan(options.seconds, len(pictures.images), percentiles, options.at_most, max(2.0, options.seconds))
-    opening = open_contenders(bundle, places.targets, places.settings, places.server)
+    opening = open_contenders(bundle, places.targets, places.settings, places.server, places.pytorch)
     with show_measuring() as (show, advance), opening as opened:
         ready = make_ready(opened.contenders, show)
         before = read_state()

@@ -17,12 +17,18 @@ class Places:
     """Whom to ask: a bundle's variants in this process, a server's model, or both, so that what a server costs is seen.
 
     targets: of the bundle, measured in turn; none for its first
+    pytorch: the checkpoint that it was made from, to be measured in PyTorch itself
     """
 
     bundle: Path | None
     targets: tuple[str, ...]
     settings: Settings
     server: Asker | None
+    pytorch: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.pytorch is not None and self.bundle is None:
+            raise UsageError("--pytorch belongs to a bundle: its checkpoint is measured beside its variants")
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ class Ready:
 
     @property
     def targets(self) -> list[Target]:
-        """Of those that are here."""
-        return [one.target for one in self.contenders if isinstance(one, LocalContender)]
+        """Of the bundle's variants among them."""
+        local = [one.target for one in self.contenders if isinstance(one, LocalContender)]
+        return [target for target in local if target is not None]
 
     def check(self, when: When) -> None:
         for one in self.contenders:
