@@ -85,6 +85,20 @@ def test_nothing_is_omitted() -> None:
     assert np.percentile(closed.latencies_ms, 99.9) == pytest.approx(1, rel=0.01)
 
 
+def test_a_late_sender_hides_nothing() -> None:
+    """Half a second in which nothing could be sent: the requests that were due then count from when they were."""
+
+    async def request(number: int) -> Mapping[str, float]:
+        if number == 10:
+            virtual.hold(0.5)
+        return {}
+
+    flood = virtual.run(run_open(request, np.arange(1, 101) / 100, 1000.0))
+    assert flood.late_ms == pytest.approx(490, abs=2)
+    slow = flood.block.latencies_ms[flood.block.latencies_ms > 5]
+    np.testing.assert_allclose(np.sort(slow), np.arange(10, 501, 10), atol=2)
+
+
 def test_requests_that_are_refused_are_missed_and_others_end_it() -> None:
     async def refuse(number: int) -> Mapping[str, float]:
         await asyncio.sleep(0.001)

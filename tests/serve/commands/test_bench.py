@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ferryman.bench.record import BenchRecord
+from ferryman.bench.record import BenchRecord, Check
 from ferryman.client import Client
+from ferryman.commands.bench_contenders import LocalContender, When
 
 from ..server.process import ServerProcess, free_address
 from ..toy import change_golden, make_picture, make_toy_repository, shift_boxes
@@ -161,6 +162,20 @@ def test_wrong_answers_are_no_result(cli: Cli, folder: Path) -> None:
     outcome = cli("bench", folder, *FAST)
     assert (outcome.status, outcome.stdout) == (3, "")
     assert "onnxruntime-cpu-fp32 is out of tolerance: " in outcome.complaint
+
+
+def test_answers_that_go_wrong_while_they_are_measured(cli: Cli, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The requests are told; their figures are not."""
+
+    def check(self: LocalContender, when: When) -> Check:
+        return Check(when=when, passed=when == "before", error=0.5, failures=() if when == "before" else ("wrong",))
+
+    monkeypatch.setattr(LocalContender, "check", check)
+    outcome = cli("bench", bundle, *FAST, "--threads", 1)
+    assert outcome.status == 3
+    assert re.search(r"^onnxruntime-cpu-fp32 +[\d,]+ +wrong answers *$", outcome.stdout, re.MULTILINE)
+    assert re.search(r"^onnxruntime-cpu-fp32 .* wrong after$", outcome.stdout, re.MULTILINE)
+    assert outcome.complaint == "ferryman: wrong answers are no result: onnxruntime-cpu-fp32"
 
 
 def test_broken_files_are_named(cli: Cli, bundle: Path, tmp_path: Path, picture: Path) -> None:
