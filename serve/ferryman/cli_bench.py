@@ -25,7 +25,7 @@ class _DefaultGroup(TyperGroup):
 
 bench = typer.Typer(
     cls=_DefaultGroup,
-    help="Measure how fast a model answers; report, compare: `ferryman bench --help`.",
+    help="Measure how fast a model answers; show it again, compare it.",
     rich_markup_mode=None,
 )
 

@@ -75,6 +75,13 @@ def test_what_a_server_costs(cli: Cli, toy_repository: Path, toy_server: str) ->
     assert "unreliable: the server answers with another bundle than the one here" in other.stdout
 
 
+def test_a_bound_that_nothing_keeps(cli: Cli, bundle: Path) -> None:
+    options = ("--scenario", "server", "--bound", 1e-4, "--threads", 1, *FAST)
+    outcome = cli("bench", bundle, *options)
+    assert outcome.status == 2
+    assert "a bound of 0.0001 ms is below what onnxruntime-cpu-fp32 takes alone, " in outcome.complaint
+
+
 def test_a_batch_curve(cli: Cli, bundle: Path, toy_server: str, picture: Path) -> None:
     options = ("--scenario", "batch-curve", "--max-batch", 4)
     outcome = cli("bench", bundle, "--threads", 1, *FAST, *options, "--json")
