@@ -3,7 +3,7 @@
 #   make demo     carry both embedded models across, serve them, ask them about pictures
 #   make test     every test; one of them: make test ARGS="-k wheel"
 #   make bench-targets   the variants' speed against the stock recipe's, an hour or more; fewer: ARGS="--model vit-base"
-#   make bench-serving   the server's speed beside a bare loop's, five minutes; a flood too: ARGS="--overload 60"
+#   make bench-serving   the server's speed beside a bare loop's and others', fifteen minutes; a flood too: ARGS="--overload 60"
 #   make lint     style, types, protos
 #   make protos   regenerate the gRPC code in serve/ferryman
 #   make clean    remove .venv and everything generated
@@ -37,8 +37,14 @@ test: $(VENV)/.installed-dev
 bench-targets: $(VENV)/.installed-bench
 	$(BIN)/python -m ferryman_export.bench_targets $(ARGS)
 
+# MLServer wants a protobuf of its own, hence an environment of its own; 1.7.1 does not start with uvloop 0.22.
 bench-serving: $(VENV)/.installed-bench
-	$(BIN)/python -m ferryman_export.bench_serving $(ARGS)
+	@test -x $(VENV)/mlserver/bin/mlserver || { echo "==> Installing MLServer to compare with" && \
+	    $(BIN)/python -m venv $(VENV)/mlserver && \
+	    $(VENV)/mlserver/bin/pip --disable-pip-version-check -q install mlserver openvino 'uvloop<0.22'; } || \
+	    echo "==> It can't be installed here: measured without it"
+	$(BIN)/python -m ferryman_export.bench_serving \
+	    $$(test -x $(VENV)/mlserver/bin/mlserver && echo --mlserver $(VENV)/mlserver/bin/python) $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

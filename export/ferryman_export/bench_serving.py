@@ -3,7 +3,9 @@
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import typer
@@ -36,10 +38,13 @@ def export_vit(folder: Path, config: ViTConfig = CONFIG) -> Path:
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def bench_serving(context: typer.Context) -> None:
+def bench_serving(
+    context: typer.Context,
+    depth: Annotated[int, typer.Option(min=1, help="Blocks of the ViT, as many as take about 10 ms.")] = CONFIG.depth,
+) -> None:
     """Exports a ViT with random weights; options are those of `python -m ferryman.bench.serving`."""
     with temporary_folder(Path(tempfile.gettempdir()), "bench-serving") as folder:
-        repository = export_vit(folder)
+        repository = export_vit(folder, replace(CONFIG, depth=depth))
         command = [
             sys.executable,
             "-m",

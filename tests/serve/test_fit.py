@@ -1,12 +1,14 @@
 """From pixels to the canvas, and the way back for boxes."""
 
+import io
 import time
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from ferryman.preprocess import canvas_waste, choose_canvas, fit_image
+from ferryman.preprocess import canvas_waste, choose_canvas, fit_image, preprocess_image
 from ferryman.specs import PreprocessSpec
 
 SIZES = [(1, 1), (1, 300), (300, 1), (7, 5), (64, 48), (101, 67), (67, 101), (333, 100), (256, 256)]
@@ -43,6 +45,50 @@ def test_crop_is_the_known_rule(size: tuple[int, int], canvas: tuple[int, int]) 
     assert 0 <= y1 < y2 <= height
     assert x1 + x2 == pytest.approx(width, abs=1 * width / scaled[0] + 1e-6)  # centred within a canvas pixel
     assert y1 + y2 == pytest.approx(height, abs=1 * height / scaled[1] + 1e-6)
+
+
+FITS = {
+    "stretch": {"size": (24, 31), "fit": "stretch"},
+    "stretch and cut": {"size": (24, 31), "fit": "stretch", "stretch_to": (29, 36), "interpolation": "bicubic"},
+    "crop": {"size": (24, 31), "fit": "crop", "shortest_edge": 36, "interpolation": "lanczos"},
+    "crop of nothing": {"size": (48, 48), "fit": "crop", "shortest_edge": 48},
+    "pad grey": {"size": (48, 64), "fit": "pad", "pad_value": (114, 114, 114)},
+    "pad colour": {"size": (30, 31), "fit": "pad", "pad_value": (9, 99, 199), "interpolation": "nearest"},
+}
+STORED = {"as it is": None, "not turned": 1, "turned": 6, "mirrored": 2}
+
+
+@pytest.mark.parametrize("facts", FITS.values(), ids=FITS)
+@pytest.mark.parametrize("orientation", STORED.values(), ids=STORED)
+@pytest.mark.parametrize("size", [(7, 5), (101, 67), (64, 49), (48, 48)], ids=str)
+def test_the_short_ways_are_the_long_way_bit_for_bit(
+    size: tuple[int, int], orientation: int | None, facts: dict[str, Any]
+) -> None:
+    """Copies that are left out: each step as Pillow documents it, on a picture of its own."""
+    spec, file, exif = PreprocessSpec.model_validate(facts), io.BytesIO(), Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    _noise(*size).save(file, "JPEG", exif=exif)
+    canvas, geometry = preprocess_image(file.getvalue(), spec)
+    with Image.open(file) as stored:
+        picture = ImageOps.exif_transpose(stored).convert("RGB")
+    assert geometry.original_size == (picture.height, picture.width)
+    kernel = Image.Resampling[spec.interpolation.upper()]
+    height, width = geometry.valid_size
+    if spec.fit == "pad":
+        expected = Image.new("RGB", (spec.size[1], spec.size[0]), spec.pad_value)
+        expected.paste(picture.resize((width, height), kernel), (0, 0))
+    else:
+        edge = spec.shortest_edge or 0
+        ratio = edge / min(picture.size)
+        scaled = (
+            (spec.stretch_to or spec.size)[::-1]
+            if spec.fit == "stretch"
+            else tuple(edge if side == min(picture.size) else int(side * ratio + 1e-9) for side in picture.size)
+        )
+        left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
+        expected = picture.resize((scaled[0], scaled[1]), kernel).crop((left, top, left + width, top + height))
+    assert (canvas == np.asarray(expected)).all()
 
 
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (3, 50_000)], ids=str)

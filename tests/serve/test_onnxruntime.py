@@ -1,7 +1,9 @@
 """ONNX Runtime's providers: rows that are not there, played on those that are."""
 
 import json
+import re
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from ferryman.errors import EngineError
 from ferryman.runtimes import RUNTIMES, why_not
 from ferryman.runtimes import onnxruntime as ours
 from ferryman.runtimes.base import Session
+from ferryman.runtimes.hardware import name_hardware
 from ferryman.runtimes.onnxruntime import PRODUCTS, OnnxRuntime
 from ferryman.runtimes.providers import PROVIDERS, Provider, tune_tensorrt
 from ferryman.specs import Target
@@ -175,3 +178,56 @@ def test_a_compiled_graph_tells_its_products(bundle: Bundle, tmp_path: Path) -> 
         told = session.attest(bundle.golden().batch([0]))
     assert told.products == {"int8": 9, "fp32": 1}
     assert told.find_failures("int8") == []
+
+
+@dataclass
+class PlayedHardware:
+    type: str
+    vendor: str
+    vendor_id: int
+    device_id: int
+    metadata: dict[str, str]
+
+
+@dataclass
+class PlayedDevice:
+    """What ONNX Runtime's `get_ep_devices` gives."""
+
+    ep_name: str
+    ep_vendor: str
+    device: PlayedHardware
+    ep_metadata: dict[str, str] = field(default_factory=dict[str, str])
+
+
+ADRENO = PlayedHardware("OrtHardwareDeviceType.GPU", "Qualcomm", 0x5143, 0x43, {"Description": "Adreno X1"})
+BARE = PlayedHardware("OrtHardwareDeviceType.NPU", "", 0x4D4F, 0x41, {"driver_version": "30.0.1"})
+DEVICES = [
+    PlayedDevice("WebGpuExecutionProvider", "Microsoft", ADRENO),
+    PlayedDevice("QNNExecutionProvider", "Qualcomm", BARE),
+    PlayedDevice("CPUExecutionProvider", "Microsoft", BARE),
+]
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("webgpu", "Adreno X1, GPU 5143:0043"),
+        ("qnn", "Qualcomm, NPU 4d4f:0041, driver 30.0.1"),
+        ("coreml", "unknown: ONNX Runtime names no device of its CoreMLExecutionProvider"),
+        ("cpu", ""),  # which the certificate names anyhow
+        ("openvino", ""),
+    ],
+)
+def test_a_device_is_named(device: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: DEVICES)
+    assert RUNTIMES["onnxruntime"].accelerator(device) == name
+
+
+def test_the_processor_as_onnxruntime_names_it() -> None:
+    """Of what runs here, the one real answer."""
+    assert re.fullmatch(r"\S.*, CPU [0-9a-f]{4}:[0-9a-f]{4}", name_hardware("CPUExecutionProvider"))
+
+
+def test_an_onnxruntime_without_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(onnxruntime, "get_ep_devices")
+    assert name_hardware("QNNExecutionProvider").startswith("unknown: this ONNX Runtime is older than 1.22")

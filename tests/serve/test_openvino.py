@@ -11,11 +11,21 @@ import pytest
 from ferryman.bundle import Bundle
 from ferryman.runtimes import RUNTIMES, why_not
 from ferryman.runtimes.base import Settings
-from ferryman.runtimes.openvino import open_core
+from ferryman.runtimes.openvino import name_device, open_core
 from ferryman.specs import Target
 
 openvino = pytest.importorskip("openvino")
 ABLE = {"CPU": ["FP32", "INT8", "BF16"], "GPU": ["FP32", "FP16", "INT8"], "NPU": ["FP16", "INT8"]}
+
+# As OpenVINO's plugins answer; an NPU's tells its driver's version, the graphics' does not.
+FACTS: dict[str, dict[str, Any]] = {
+    "GPU": {"SUPPORTED_PROPERTIES": ["FULL_DEVICE_NAME"], "FULL_DEVICE_NAME": "Intel(R) Arc(TM) Graphics (iGPU)"},
+    "NPU": {
+        "SUPPORTED_PROPERTIES": ["FULL_DEVICE_NAME", "NPU_DRIVER_VERSION"],
+        "FULL_DEVICE_NAME": "Intel(R) AI Boost",
+        "NPU_DRIVER_VERSION": 1688,
+    },
+}
 
 
 class PlayedCore:
@@ -26,9 +36,8 @@ class PlayedCore:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self._core = open_core()
 
-    def get_property(self, device: str, name: str) -> list[str]:
-        assert name == "OPTIMIZATION_CAPABILITIES"
-        return ABLE[device]
+    def get_property(self, device: str, name: str) -> Any:
+        return ABLE[device] if name == "OPTIMIZATION_CAPABILITIES" else FACTS[device][name]
 
     def read_model(self, path: Path) -> Any:
         return self._core.read_model(path)
@@ -110,3 +119,16 @@ def test_a_signal_after_a_device_was_given_up_is_heard(toy_repository: Path) -> 
     command = [sys.executable, "-c", SIGNALLED, str(toy_repository / "toy-classifier")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "15 15\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [("gpu", "Intel(R) Arc(TM) Graphics (iGPU)"), ("npu", "Intel(R) AI Boost, 1688"), ("cpu", "")],
+)
+def test_a_device_is_named(core: PlayedCore, device: str, name: str) -> None:
+    assert RUNTIMES["openvino"].accelerator(device) == name
+
+
+def test_the_processor_as_openvino_names_it() -> None:
+    """Of what runs here, the one real answer to what other devices are asked."""
+    assert name_device(open_core(), "CPU")

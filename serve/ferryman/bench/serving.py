@@ -9,83 +9,31 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
 import typer
 
 from ferryman.__main__ import main
 from ferryman.bench.load import Closed, Open, Outcome
+from ferryman.bench.peers import Peer, mlserver, plain_handler
+from ferryman.bench.preprocessing import make_jpeg, measure_preprocessing
+from ferryman.bench.serving_report import Block, Document, OverloadRow, print_document, summarise
 from ferryman.bench.turns import run_in_turn
-from ferryman.commands.console import make_table, out, print_table, show_stages
-from ferryman.device import DeviceFacts, read_device
+from ferryman.commands.console import show_stages
+from ferryman.device import read_device
 from ferryman.errors import FerrymanError
 from ferryman.files import replace_file
 from ferryman.inference import grpc_service_pb2 as pb
 from ferryman.runtimes.base import Arrays, Session
 from ferryman.server.app import ServerConfig, VisionServer
 from ferryman.server.engine import Engine
-from ferryman.specs import Facts
+from ferryman.server.inference.tensors import DATATYPES
+from ferryman.specs import Target
 
 NAME = "python -m ferryman.bench.serving"
 _BARE = "bare loop"
 app = typer.Typer(add_completion=False)
-
-
-class Block(Facts):
-    """What one block of measuring gave: images, in how many seconds, of how much time of the server's processors."""
-
-    images: int
-    seconds: float
-    cpu_s: float
-    latencies_ms: tuple[float, ...]
-
-
-class ClosedRow(Facts):
-    """So many clients that each ask again once they are answered, or the bare loop.
-
-    ratio: of the bare loop's images a second, the median over the rounds
-    extra_cpu_ms: processor time of the server for one request, beyond what the bare loop takes for one
-    """
-
-    what: str
-    images_per_s: float
-    ratio: float
-    extra_cpu_ms: float
-    p50_ms: float
-    p99_ms: float
-
-
-class OverloadRow(Facts):
-    """times: of the bare loop's rate; goodput: answers in time, as a share of that rate
-
-    refused_p99_ms: until one is refused; recovery_ms: the slowest answer of one client in the second after the flood
-    """
-
-    times: float
-    seconds: float
-    timeout_s: float
-    codes: dict[str, int]
-    goodput: float
-    p99_ms: float
-    refused_p99_ms: float
-    recovery_ms: float
-    sender_late_s: float
-
-
-class Document(Facts):
-    """What `--json` writes. batch_ms: what batches took when the model was loaded; best: the largest that helps"""
-
-    device: DeviceFacts
-    model: str
-    target: str
-    threads: int
-    rounds: int
-    request_bytes: int
-    batch_ms: dict[int, float]
-    best: int
-    closed: tuple[ClosedRow, ...]
-    overload: tuple[OverloadRow, ...]
 
 
 @contextmanager
@@ -131,7 +79,10 @@ class Load:
             raise FerrymanError("the process that makes the load has ended")
         return Outcome.model_validate_json(line)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
@@ -143,11 +94,13 @@ class Load:
 
 
 def make_request(engine: Engine) -> tuple[bytes, Arrays]:
-    """A request for one picture as a ready tensor, the model's first golden sample, and the inputs that it becomes."""
+    """A request for one picture as ready tensors, the model's first golden sample, and the inputs that it becomes."""
     inputs = engine.model.bundle.golden().batch([0])
-    image = inputs["image"]
-    tensor = pb.ModelInferRequest.InferInputTensor(name="image", datatype="UINT8", shape=image.shape)
-    request = pb.ModelInferRequest(model_name=engine.model.name, inputs=[tensor], raw_input_contents=[image.tobytes()])
+    request = pb.ModelInferRequest(model_name=engine.model.name)
+    for spec in engine.model.bundle.spec.inputs:
+        array = inputs[spec.name].astype(spec.dtype, copy=False)
+        request.inputs.add(name=spec.name, datatype=DATATYPES[spec.dtype], shape=array.shape)
+        request.raw_input_contents.append(array.tobytes())
     return request.SerializeToString(), inputs
 
 
@@ -161,29 +114,17 @@ def run_bare(session: Session, inputs: Arrays, seconds: float) -> list[Block]:
     return [Block(images=len(latencies), seconds=elapsed, cpu_s=cpu_s, latencies_ms=tuple(latencies))]
 
 
-def run_clients(load: Callable[[Closed], Outcome], clients: int, seconds: float) -> list[Block]:
-    cpu = time.process_time()
+def run_clients(
+    load: Callable[[Closed], Outcome], clients: int, seconds: float, cpu: Callable[[], float] = time.process_time
+) -> list[Block]:
+    """cpu: processor time of the server until now, in seconds; by default of this process"""
+    before = cpu()
     found = load(Closed(clients=clients, seconds=seconds))
-    cpu_s = time.process_time() - cpu
+    cpu_s = cpu() - before
     if set(found.codes) != {"OK"}:
         raise FerrymanError(f"{clients} clients got {found.codes}; all should be answered")
     images = len(found.latencies_ms)
     return [Block(images=images, seconds=found.seconds, cpu_s=cpu_s, latencies_ms=tuple(found.latencies_ms))]
-
-
-def summarise(what: str, bare: Sequence[Block], blocks: Sequence[Block]) -> ClosedRow:
-    """Blocks of the same rounds."""
-    rates = [[one.images / one.seconds for one in side] for side in (bare, blocks)]
-    cpus = [sum(one.cpu_s for one in side) / sum(one.images for one in side) for side in (bare, blocks)]
-    latencies = [latency for one in blocks for latency in one.latencies_ms]
-    return ClosedRow(
-        what=what,
-        images_per_s=float(np.median(rates[1])),
-        ratio=float(np.median(np.divide(rates[1], rates[0]))),
-        extra_cpu_ms=(cpus[1] - cpus[0]) * 1e3,
-        p50_ms=float(np.percentile(latencies, 50)),
-        p99_ms=float(np.percentile(latencies, 99)),
-    )
 
 
 def run_overload(load: Load, bare_rate: float, times: float, seconds: float, timeout: float) -> OverloadRow:
@@ -219,6 +160,13 @@ def bench_serving(
     rounds: Annotated[int, typer.Option(min=1)] = 12,
     overload: Annotated[float, typer.Option(min=0, help="Seconds of three times the bare loop's rate; 0: none.")] = 0,
     timeout: Annotated[float, typer.Option(min=0.001, help="Of each request under overload, in seconds.")] = 0.5,
+    plain: Annotated[bool, typer.Option(help="Measure a plain handler of grpc.aio as well.")] = True,
+    mlserver_python: Annotated[
+        Path | None,
+        typer.Option(
+            "--mlserver", metavar="PYTHON", help="Of an environment with mlserver and openvino: measure it too."
+        ),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="The figures, as JSON.")] = None,
 ) -> None:
     """Measures what a server adds to the session that it serves: throughput of clients beside that of a bare loop.
@@ -236,16 +184,27 @@ def bench_serving(
     )
     with show_stages() as show, ExitStack() as opened:
         show("load", 0, 1)
-        load = Load()
-        opened.callback(load.close)
+        loads = [opened.enter_context(Load()) for _ in range(1 + plain + (mlserver_python is not None))]
         server = opened.enter_context(serving(config))
         engine = asyncio.run(server.models.get(server.models.names[0]))
         request, inputs = make_request(engine)
-        load.connect(server.address, request)
-        session = engine.model.sessions[0]
+        session, bundle, built = engine.model.sessions[0], engine.model.bundle, Target.parse(engine.model.target)
+        servers: list[tuple[str, str, Callable[[], float]]] = [("", server.address, time.process_time)]
+        expected = session.run(inputs)
+        peers: list[Peer] = []
+        if plain:
+            show("start a plain handler", 0, 1)
+            peers.append(opened.enter_context(plain_handler(bundle, built, threads, request, expected)))
+        if mlserver_python is not None:
+            show("start MLServer", 0, 1)
+            python = mlserver_python
+            peers.append(opened.enter_context(mlserver(python, bundle, built, threads, request, expected)))
+        servers += [(f"{peer.name}, ", peer.address, peer.cpu_s) for peer in peers]
         measures: dict[str, Callable[[float], list[Block]]] = {_BARE: partial(run_bare, session, inputs)}
-        for count in clients or (1, 4, 16):
-            measures[f"{count} clients"] = partial(run_clients, load, count)
+        for (name, address, cpu), load in zip(servers, loads, strict=True):
+            load.connect(address, request)
+            for count in clients or (1, 4, 16):
+                measures[f"{name}{count} clients"] = partial(run_clients, load, count, cpu=cpu)
         blocks = run_in_turn(measures, seconds, rounds, partial(show, "measure"))
         flat = {what: [block for found in rows for block in found] for what, rows in blocks.items()}
         bare = flat[_BARE]
@@ -253,7 +212,7 @@ def bench_serving(
         floods: list[OverloadRow] = []
         if overload:
             show("overload", 0, 1)
-            floods.append(run_overload(load, rate, 3.0, overload, timeout))
+            floods.append(run_overload(loads[0], rate, 3.0, overload, timeout))
         costs = engine.model.costs[0]
         document = Document(
             device=read_device(),
@@ -266,31 +225,12 @@ def bench_serving(
             best=costs.best,
             closed=tuple(summarise(what, bare, found) for what, found in flat.items()),
             overload=tuple(floods),
+            preprocessing=measure_preprocessing([make_jpeg()]),
         )
     print_document(document)
     if json_file is not None:
         with replace_file(json_file) as temporary:
             temporary.write_text(document.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-
-def print_document(document: Document) -> None:
-    out.print(
-        f"{document.model}, {document.target}, {document.threads} threads, {document.request_bytes:,} bytes a request"
-    )
-    batches = ", ".join(f"{size}: {took:.2f}" for size, took in document.batch_ms.items())
-    out.print(f"ms of a batch when loaded: {batches}; the largest that helps: {document.best}")
-    table = make_table("", "images/s", "of the loop", "CPU ms more", "p50 ms", "p99 ms", numbers=(1, 2, 3, 4, 5))
-    for row in document.closed:
-        figures = (f"{row.images_per_s:.1f}", f"{row.ratio:.1%}", f"{row.extra_cpu_ms:.2f}")
-        table.add_row(row.what, *figures, f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}")
-    print_table(table)
-    for flood in document.overload:
-        codes = ", ".join(f"{count:,} {code}" for code, count in sorted(flood.codes.items()))
-        out.print(
-            f"{flood.times:g} times the loop's rate for {flood.seconds:g} s, timeout {flood.timeout_s:g} s: {codes}; "
-            f"goodput {flood.goodput:.1%}, p99 {flood.p99_ms:.0f} ms, p99 of refusals {flood.refused_p99_ms:.0f} ms, "
-            f"sender late {flood.sender_late_s:.2f} s; slowest in the second after: {flood.recovery_ms:.1f} ms"
-        )
 
 
 if __name__ == "__main__":

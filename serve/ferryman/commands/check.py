@@ -1,15 +1,16 @@
 """`ferryman serve --check`: whether a server would start with these settings, and whom it would let in."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from ferryman.bundle import Bundle, find_bundles
+from ferryman.bundle import Bundle
 from ferryman.certificates import check_certificate
 from ferryman.commands.console import make_table, print_json, print_table
 from ferryman.errors import BundleNotFoundError, CertificateError, FerrymanError, UsageError, propose
 from ferryman.server.app import ServerConfig
+from ferryman.server.folder import CHOICES, look
 from ferryman.server.security.exposure import describe_exposure
 from ferryman.server.security.tls import WARN_DAYS, read_server_tls
 from ferryman.server.security.tokens import read_tokens
@@ -42,7 +43,7 @@ def run_check(config: ServerConfig, json_output: bool) -> None:
 
 
 def check_server(config: ServerConfig) -> Iterator[Finding]:
-    """The address, TLS, tokens, and the newest version of each model."""
+    """The address, TLS, the file of versions, tokens, and the version of each model that would answer."""
     exposure = describe_exposure(config)
     yield from (Finding("address", "warning", line) for line in exposure)
     if not exposure:
@@ -50,19 +51,21 @@ def check_server(config: ServerConfig) -> Iterator[Finding]:
     certificate, key = config.tls_certificate, config.tls_key
     if certificate is not None and key is not None:
         yield _find("TLS", lambda: _check_tls(certificate, key, config.tls_client_ca))
-    found: dict[str, list[int]] = {}
+    models: Mapping[str, int] = {}  # the version that answers
+    names: list[str] = []
     try:
-        found = find_bundles(config.repository)
+        seen = look(config.repository)
+        served = {name: seen.versions.get(name, ()) for name in config.models or seen.versions}
+        models = {name: seen.choices.choose(name, versions) if versions else 0 for name, versions in served.items()}
+        seen.choices.check_aliases(served)
+        names = [*models, *seen.choices.aliases]
     except FerrymanError as error:
         yield Finding("repository", "failed", str(error))
-    else:
-        if not found:
-            yield Finding("repository", "failed", f"{config.repository} holds no bundle as NAME/VERSION")
     if config.tokens is not None:
         tokens = config.tokens
-        yield _find("tokens", lambda: _check_tokens(tokens, list(found)))
-    for name in config.models or found:
-        yield _find(f"model {name}", lambda name=name: _check_model(config, name, found.get(name, [])))
+        yield _find("tokens", lambda: _check_tokens(tokens, names))
+    for name, version in models.items():
+        yield _find(f"model {name}", lambda name=name, version=version: _check_model(config, name, version))
 
 
 def _find(what: str, check: Callable[[], tuple[Outcome, str]]) -> Finding:
@@ -78,26 +81,31 @@ def _check_tls(certificate: Path, key: Path, client_ca: Path | None) -> tuple[Ou
     return outcome, f"for {', '.join(tls.pair.names)}, until {tls.pair.expires:%Y-%m-%d} ({tls.days_left} days)"
 
 
-def _check_tokens(path: Path, models: list[str]) -> tuple[Outcome, str]:
+def _check_tokens(path: Path, names: list[str]) -> tuple[Outcome, str]:
+    """names: of models and aliases, none when they are not known"""
     tokens = read_tokens(path)
     for token in tokens:
-        for model in token.models:
-            if models and model not in models:
-                raise UsageError(f"{token.name} may ask {model}, and there is no such model{propose(model, models)}")
+        for name in token.models:
+            if names and name not in names:
+                raise UsageError(
+                    f"{token.name} may ask {name}, and there is no such model{propose(name, names)}"
+                    + (f"; for one version alone give it an alias in {CHOICES}" if "/" in name else "")
+                )
     if not tokens:
-        return "warning", f"{path} holds none: nobody gets in"
+        return "warning", f"{path} holds no token: nobody gets in"
     return "fine", f"{len(tokens)}, of which {sum(token.admin for token in tokens)} of administrators"
 
 
-def _check_model(config: ServerConfig, name: str, versions: list[int]) -> tuple[Outcome, str]:
-    if not versions:
+def _check_model(config: ServerConfig, name: str, version: int) -> tuple[Outcome, str]:
+    """version: 0 where there is none"""
+    if not version:
         raise BundleNotFoundError(f"{config.repository} holds no bundle of it")
-    bundle = Bundle.open(config.repository / name / str(versions[-1]))
+    bundle = Bundle.open(config.repository / name / str(version))
     target = bundle.variants(config.target)[0].target
     try:
         certificate = check_certificate(bundle, target, config.certificates)
     except CertificateError as error:
         if not config.certify:
             raise
-        return "warning", f"version {versions[-1]} will be proved at the start: {error}"
-    return "fine", f"version {versions[-1]} with {target}, certified {certificate.created}"
+        return "warning", f"version {version} will be proved at the start: {error}"
+    return "fine", f"version {version} with {target}, certified {certificate.created}"

@@ -18,6 +18,7 @@ from ferryman.attest import Attestation, astray, attestation
 from ferryman.device import read_device
 from ferryman.errors import EngineError
 from ferryman.runtimes.base import Arrays, Runtime, Session, Settings
+from ferryman.runtimes.hardware import name_hardware
 from ferryman.runtimes.providers import PROVIDERS, Provider
 from ferryman.runtimes.tensorrt import Cuda, has_gpu
 from ferryman.specs import ModelSpec, Target
@@ -53,7 +54,10 @@ class OnnxRuntime(Runtime):
         return tuple(device for device in PROVIDERS if self._absent(device) is None)
 
     def accelerator(self, device: str) -> str:
-        return f"{Cuda().name()}, driver {Cuda().driver()}" if PROVIDERS[device].nvidia else ""
+        provider = PROVIDERS[device]
+        if provider.nvidia:
+            return f"{Cuda().name()}, driver {Cuda().driver()}"
+        return name_hardware(provider.name) if provider.apart else ""
 
     def _absent(self, device: str) -> str | None:
         import onnxruntime

@@ -61,12 +61,7 @@ class OpenVino(Runtime):
         return tuple(dict.fromkeys(name.split(".")[0].lower() for name in open_core().available_devices))
 
     def accelerator(self, device: str) -> str:
-        if device == "cpu":
-            return ""
-        core, name = open_core(), device.upper()
-        drivers = [one for one in core.get_property(name, "SUPPORTED_PROPERTIES") if one.endswith("DRIVER_VERSION")]
-        facts = ["FULL_DEVICE_NAME", *drivers]
-        return ", ".join(str(core.get_property(name, fact)) for fact in facts)
+        return "" if device == "cpu" else name_device(open_core(), device.upper())
 
     def _lacks(self, target: Target) -> str | None:
         device = target.device.upper()
@@ -91,6 +86,12 @@ class OpenVino(Runtime):
         except RuntimeError as error:
             raise EngineError(f"OpenVINO can't load {path}: {_one_line(error)}") from error
         return OpenVinoSession(spec, compiled)
+
+
+def name_device(core: "Core", device: str) -> str:
+    """Name of a device, and the version of its driver where it tells; of several of a kind, the first, which runs."""
+    drivers = [one for one in core.get_property(device, "SUPPORTED_PROPERTIES") if one.endswith("DRIVER_VERSION")]
+    return ", ".join(str(core.get_property(device, fact)) for fact in ("FULL_DEVICE_NAME", *drivers))
 
 
 def choose_config(core: "Core", device: str, target: Target, settings: Settings) -> dict[str, Any]:

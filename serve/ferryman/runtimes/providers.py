@@ -23,6 +23,7 @@ class Provider:
     precisions: that it runs; install: what brings it
     options: its own, as its page of ONNX Runtime's documentation names them; tune: more of them, by the variant's file
     machines: the only processors, as `platform.machine` names them, none for all; nvidia: it wants a GPU of theirs
+    apart: it runs on another device than the processor, which only ONNX Runtime can name
     batch: pictures in one run, of which more go in parts: a fixed number is a static shape; None for any number
     threads: the option that takes their number, where it has threads of its own
     memory: where inputs and answers are bound, for runs that copy each once; empty for the processor's
@@ -38,6 +39,7 @@ class Provider:
     tune: Tune = lambda path, target, spec: {}
     machines: tuple[str, ...] = ()
     nvidia: bool = False
+    apart: bool = False
     batch: int | None = None
     threads: str = ""
     memory: str = ""
@@ -123,6 +125,7 @@ PROVIDERS: dict[str, Provider] = {
         ("fp16", "int8"),
         install=f"{_OTHER}'onnxruntime-qnn<2' (version 2 is a plugin, which this version does not drive)",
         options={"backend_type": "htp", "htp_performance_mode": "burst"},
+        apart=True,
         batch=1,
         compiles=True,
     ),
@@ -131,8 +134,9 @@ PROVIDERS: dict[str, Provider] = {
         ("fp32", "fp16"),
         install="ONNX Runtime's wheels for macOS have it",
         options={"ModelFormat": "MLProgram", "MLComputeUnits": "ALL", "RequireStaticInputShapes": "1"},
+        apart=True,
         batch=1,
         compiles=True,
     ),
-    "webgpu": Provider("WebGpuExecutionProvider", ("fp32", "fp16"), install=f"{_OTHER}onnxruntime-webgpu"),
+    "webgpu": Provider("WebGpuExecutionProvider", ("fp32", "fp16"), install=f"{_OTHER}onnxruntime-webgpu", apart=True),
 }

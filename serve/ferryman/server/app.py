@@ -29,13 +29,13 @@ from ferryman.server.engine import Engine, EngineLimits
 from ferryman.server.health import SERVICES, Health
 from ferryman.server.inference.infer import InferLimits
 from ferryman.server.inference.servicer import InferenceServicer
-from ferryman.server.inference.shared_memory import Regions
+from ferryman.server.inference.shared_memory import Regions, SharedMemory
 from ferryman.server.interceptors import CallsInFlight, ErrorInterceptor
 from ferryman.server.loading import LoadedModel, load_model
 from ferryman.server.observing import Observer, ObservingSettings
 from ferryman.server.probes import Probes, text_page
 from ferryman.server.repository import ModelRepository
-from ferryman.server.security.access import Access, AccessInterceptor, PermissionInterceptor
+from ferryman.server.security.access import Access, AccessInterceptor, PermissionInterceptor, may_be_told
 from ferryman.server.security.exposure import check_security, describe_exposure
 from ferryman.server.security.tls import server_credentials
 from ferryman.server.security.tokens import TokenFile
@@ -63,7 +63,7 @@ class ServerConfig(TransportLimits, ClientLimits, EngineLimits, ObservingSetting
     certificates: folder of the certificates, by default each bundle's own; for repositories that can't be written
     certify: prove a model that has no valid certificate for this device before it is served, instead of refusing it
     max_pixels: of one picture; decode_threads: pictures decoded side by side, by default one a processor
-    max_images_per_request, stream_window: see RequestLimits
+    max_images_per_request, stream_window: see RequestLimits; infer_stream_window: see InferLimits
     shared_memory_bytes: of all regions that local clients of the Open Inference Protocol may register; 0 refuses them
     watch_seconds: how often the repository is looked at for what changed, 0 for never
     tls_certificate, tls_key: PEM files; tls_client_ca: of the certificates that clients must show
@@ -88,6 +88,7 @@ class ServerConfig(TransportLimits, ClientLimits, EngineLimits, ObservingSetting
     max_pixels: Positive = MAX_PIXELS
     decode_threads: Annotated[int, Field(ge=1, le=MAX_PARALLEL)] | None = None
     stream_window: Positive = 4
+    infer_stream_window: Positive = 16
     shared_memory_bytes: Annotated[int, Field(ge=0)] = 0
     watch_seconds: Annotated[float, Field(ge=0, le=3600)] = 2.0
     tls_certificate: Path | None = None
@@ -159,9 +160,10 @@ class VisionServer:
                 max_batch=config.max_batch,
             ),
             self._open_engine,
+            may_be_told,
         )
         self.observer = Observer(config)
-        self._regions = Regions(config.shared_memory_bytes)
+        self._memory = SharedMemory(config.shared_memory_bytes)
         self.health = Health()
         self.watcher = Watcher(self.models, self.health, config.watch_seconds)
         self.metrics_address = config.metrics_address  # with the port that was bound, once started
@@ -182,7 +184,7 @@ class VisionServer:
                 AccessInterceptor(access, self.observer.counts.calls),
                 self.observer,
                 ErrorInterceptor(self.calls),
-                PermissionInterceptor(),
+                PermissionInterceptor(self.models.model_of),
             ],
             options=grpc_options(config),
             maximum_concurrent_rpcs=config.max_calls,
@@ -194,8 +196,12 @@ class VisionServer:
         vision_pb2_grpc.add_VisionServiceServicer_to_server(vision, server)
         inference = InferenceServicer(
             self.models,
-            self._regions,
-            InferLimits(max_images=config.max_images_per_request, max_bytes=config.max_message_bytes),
+            Regions(self._memory, access.owner),
+            InferLimits(
+                max_images=config.max_images_per_request,
+                max_bytes=config.max_message_bytes,
+                stream_window=config.infer_stream_window,
+            ),
             self.health,
             self.calls.stopping,
             callers,
@@ -299,7 +305,7 @@ class VisionServer:
         await self.watcher.stop()
         await self.models.close()
         await self._decoder.close()
-        self._regions.unregister("")
+        self._memory.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._probes is not None:
             self._probes.stop()

@@ -32,6 +32,7 @@ class Costs:
             if not self._helps(size):
                 break
             self.best = size
+        self._image_s = self.measured[self.best] / self.best
 
     def _helps(self, size: int) -> bool:
         rate, before = (one / (self.measured[one] + _LAUNCH_S) for one in (size, self.best))
@@ -43,7 +44,7 @@ class Costs:
 
     def image_s(self) -> float:
         """What one image takes in the best batch."""
-        return self.seconds(self.best) / self.best
+        return self.pace * self._image_s
 
     def total(self, count: int) -> float:
         """What so many images take in batches as large as helps."""
@@ -56,13 +57,14 @@ class Costs:
         self.pace += _WEIGHT * (min(found, 2 * self.pace) - self.pace)
 
     def _interpolate(self, size: int) -> float:
+        known = self.measured.get(size)
+        if known is not None:
+            return known
         below = max((one for one in self.measured if one <= size), default=1)
         above = min((one for one in self.measured if one >= size), default=None)
         low = self.measured[below]
         if above is None:
             return low * size / below
-        if above == below:
-            return low
         return low + (self.measured[above] - low) * (size - below) / (above - below)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from ferryman.bundle import find_bundles
-from ferryman.errors import BundleNotFoundError, FileAccessError, UsageError
+from ferryman.errors import BundleNotFoundError, FerrymanError, FileAccessError, UsageError
 from ferryman.specs import Facts
 
 CHOICES = "versions.toml"
@@ -100,6 +100,13 @@ def mark_files(folder: Path) -> Mark:
     except OSError:  # one that went meanwhile: the next look tells
         return frozenset()
     return frozenset((str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns) for path, stat in found)
+
+
+def reason_of(error: BaseException, folder: Path) -> str:
+    """Why a version can't be served, for callers, who don't learn where the repository lies."""
+    if not isinstance(error, FerrymanError):
+        return "an unexpected error, see the server's log"
+    return str(error).replace(f"{folder}/", "")
 
 
 def _read_choices(file: Path) -> Choices:

@@ -16,14 +16,11 @@ from ferryman.errors import (
     UnavailableError,
     UsageError,
 )
-from ferryman.server.folder import Mark, Seen, State, Version, VersionState, look, mark_files
+from ferryman.server.folder import Mark, Seen, State, Version, VersionState, look, mark_files, reason_of
 from ferryman.server.loading import LoadedModel
 
 log = logging.getLogger(__name__)
 LOADING = "load"  # what the names of the threads that load models begin with
-
-
-_UNEXPECTED = "an unexpected error, see the server's log"
 
 
 class Closable(Protocol):
@@ -57,6 +54,7 @@ class ModelRepository(Generic[Served]):
     a version from `get` must hand it a request before awaiting anything else.
 
     load: from NAME/VERSION to a loaded model, in the thread; serve: what then serves it, on the event loop
+    told: whether the caller under way may be told that there is a model of a name
     """
 
     def __init__(
@@ -65,6 +63,7 @@ class ModelRepository(Generic[Served]):
         only: Sequence[str],
         load: Callable[[Path], LoadedModel],
         serve: Callable[[LoadedModel], Served],
+        told: Callable[[str], bool] = lambda name: True,
     ) -> None:
         """only: the models to serve, all when empty. Raises BundleNotFoundError when there is nothing to serve, and as
         `look` and Choices do.
@@ -83,6 +82,7 @@ class ModelRepository(Generic[Served]):
         self._choices.check_aliases(self._versions)
         self._load = load
         self._serve = serve
+        self._told = told
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=LOADING)
         self._tasks: dict[Version, asyncio.Task[Served]] = {}
         self._marks: dict[Version, Mark] = {}  # of the files that were loaded, or refused
@@ -115,10 +115,15 @@ class ModelRepository(Generic[Served]):
             self._asked.add(key)
         return await self._load_once(*key)
 
+    def model_of(self, name: str) -> str:
+        """The model that an alias stands for; any other name is its own."""
+        return self._choices.target(name)[0] if self._is_alias(name) else name
+
     def versions(self, name: str) -> tuple[int, ...]:
-        """The versions that can be asked for, ascending. Raises as `get` does for names."""
-        name, _ = self._find(name, 0)
-        return tuple(version for version in self._versions[name] if (name, version) not in self._unloaded)
+        """The versions that can be asked for under a name, ascending. Raises as `get` does for names."""
+        model, version = self._find(name, 0)
+        named = [version] if self._is_alias(name) else self._versions[model]
+        return tuple(version for version in named if (model, version) not in self._unloaded)
 
     def answers(self, name: str, version: int) -> bool:
         """Whether this version is the one that answers requests for the model that name none."""
@@ -303,7 +308,7 @@ class ModelRepository(Generic[Served]):
             raise UnavailableError("the server is stopping" if self._closed else f"{name} is being unloaded")
         error = task.exception()
         if error is not None:
-            raise BundleError(f"{name} version {version} can't be served: {_reason(error, self._folder)}") from error
+            raise BundleError(f"{name} version {version} can't be served: {reason_of(error, self._folder)}") from error
         return task.result()
 
     def _state(self, name: str, version: int) -> tuple[State, str]:
@@ -317,7 +322,7 @@ class ModelRepository(Generic[Served]):
             return "LOADING", "being loaded"
         error = UnavailableError("the server is stopping") if task.cancelled() else task.exception()
         if error is not None:
-            return "UNAVAILABLE", _reason(error, self._folder)
+            return "UNAVAILABLE", reason_of(error, self._folder)
         return ("READY", "") if task.result().ready else ("UNAVAILABLE", "its session has failed and is being rebuilt")
 
     def _is_loaded(self, key: Version) -> bool:
@@ -333,9 +338,9 @@ class ModelRepository(Generic[Served]):
 
     def _find(self, name: str, version: int) -> Version:
         """The model and version that a name, which may be an alias, and a version, 0 for any, stand for."""
-        if name not in self._versions and name in self._choices.aliases:
+        if self._is_alias(name):
             model, fixed = self._choices.target(name)
-            if version and version != fixed:
+            if version and version != (fixed or self._answering.get(model)):
                 raise ModelNotFoundError(
                     f"{name} is an alias of {self._choices.aliases[name]}: ask for no other version"
                 )
@@ -343,13 +348,17 @@ class ModelRepository(Generic[Served]):
         self._check(name, version, self._versions)
         return name, version or self._answering[name]
 
-    @staticmethod
-    def _check(name: str, version: int, known: Mapping[str, Sequence[int]]) -> None:
+    def _is_alias(self, name: str) -> bool:
+        return name not in self._versions and name in self._choices.aliases
+
+    def _check(self, name: str, version: int, known: Mapping[str, Sequence[int]]) -> None:
+        told = ", ".join(filter(self._told, known))
+        others = f"; this server has {told}" if told else ""
         if not name:
-            raise UsageError(f"the request names no model; this server has {', '.join(known)}", "model.name")
+            raise UsageError(f"the request names no model{others}", "model.name")
         versions = known.get(name)
         if versions is None:
-            raise ModelNotFoundError(f"there is no model {name[:100]!r}; this server has {', '.join(known)}")
+            raise ModelNotFoundError(f"there is no model {name[:100]!r}{others}")
         if version < 0:
             raise UsageError(f"version {version} is below 0; 0 is the one that answers", "model.version")
         if version and version not in versions:
@@ -389,10 +398,3 @@ class ModelRepository(Generic[Served]):
             if not isinstance(loaded, BaseException):
                 await loaded.close()
         await asyncio.gather(*self._changes, return_exceptions=True)
-
-
-def _reason(error: BaseException, folder: Path) -> str:
-    """For callers, who don't learn where the repository lies."""
-    if not isinstance(error, FerrymanError):
-        return _UNEXPECTED
-    return str(error).replace(f"{folder}/", "")

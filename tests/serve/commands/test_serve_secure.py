@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from ferryman.client import Client, Security
+from ferryman.errors import UnauthenticatedError
 from ferryman.server.app import ServerConfig
-from ferryman.server.security.tokens import read_tokens
+from ferryman.server.security.tokens import make_token, read_tokens
 
 from ..server.process import free_address
 from ..server.security.certificates import LONG_AGO, Authority
@@ -76,6 +77,21 @@ def test_it_says_what_is_open(toy_repository: Path, monkeypatch: pytest.MonkeyPa
     assert "whoever reaches it may ask every model; give tokens or tls_client_ca" in lines[1]
 
 
+def test_a_file_of_tokens_that_holds_none(cli: Cli, toy_repository: Path, tmp_path: Path) -> None:
+    """The server runs, as one whose tokens were all taken away, and says that nobody gets in."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text("# camera-7, from Monday on\n", encoding="utf-8")
+    message = f"{tokens} holds no token: nobody gets in"
+    checked = cli("serve", toy_repository, "--tokens", tokens, "--check", "--json")
+    assert checked.status == 0
+    assert {"what": "tokens", "outcome": "warning", "detail": message} in checked.document["findings"]
+    process, address = ready(toy_repository, "--tokens", tokens, "--address", "127.0.0.1:0")
+    with pytest.raises(UnauthenticatedError), Client(address, security=Security(token="fm_any")) as client:
+        client.model_info("toy-detector")
+    process.send_signal(signal.SIGTERM)
+    assert [line for line in finish(process).stderr.splitlines() if "WARNING" in line and line.endswith(message)]
+
+
 def test_check(cli: Cli, copy: Path, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     pem = authority.issue("server")
@@ -120,6 +136,31 @@ def test_check(cli: Cli, copy: Path, tmp_path: Path) -> None:
         assert bad[what][0] == outcome, what
         assert detail in bad[what][1]
     assert cli(*arguments[:-1]).status == 1
+
+
+def test_check_of_versions_that_are_chosen(cli: Cli, copy: Path, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+
+    def findings(choices: str, model: str) -> dict[str, tuple[str, str]]:
+        (copy / "versions.toml").write_text(choices, encoding="utf-8")
+        tokens.write_text(make_token("a", "fm_a", models=(model,)).line, encoding="utf-8")
+        document = cli("serve", copy, "--tokens", tokens, "--check", "--json").document
+        return {one["what"]: (one["outcome"], one["detail"]) for one in document["findings"]}
+
+    champion = '[aliases]\nchampion = "toy-detector/1"\n'
+    good = findings(champion, "champion")
+    assert {outcome for outcome, _ in good.values()} == {"fine"}
+    assert findings(champion, "toy-detector/1")["tokens"] == (
+        "failed", "a may ask toy-detector/1, and there is no such model; did you mean toy-detector?; for one version "
+        "alone give it an alias in versions.toml",
+    )  # fmt: skip
+    for choices, message in (
+        ("[serv]", "versions.toml: serv: Extra inputs are not permitted"),
+        ("[serve]\ntoy-detector = 7", "versions.toml: toy-detector has no version 7 to serve; it has 1"),
+        (champion.replace("/1", "/7"), "versions.toml: champion stands for toy-detector/7, which is not there"),
+    ):
+        outcome, detail = findings(choices, "champion")["repository"]
+        assert (outcome, message in detail) == ("failed", True), detail
 
 
 CHECKS = {

@@ -72,15 +72,15 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         await answer_stream(request_iterator, context, answer, self._limits.stream_window, self._stopping)
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
-        version = version_from_text(request.version)
-        if request.name:
-            self._models.versions(request.name)  # raises for an unknown name
-        elif version:
+        version, name = version_from_text(request.version), request.name
+        versions = self._models.versions(name) if name else ()  # raises for an unknown name
+        if version and not name:
             raise UsageError("a version without a model's name", "version")
         found = [
             engine
             for engine in self._models.loaded()
-            if request.name in {"", engine.model.name} and version in {0, engine.model.version}
+            if not name or (engine.model.name == self._models.model_of(name) and engine.model.version in versions)
+            if version in {0, engine.model.version}
         ]
         return pb.ModelStatisticsResponse(model_stats=map(model_statistics, found))
 

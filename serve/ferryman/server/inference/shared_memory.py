@@ -1,8 +1,9 @@
-"""Regions of POSIX shared memory that local clients registered, for inputs and outputs."""
+"""Regions of POSIX shared memory that local clients registered for inputs and outputs, each for itself alone."""
 
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ferryman.errors import UnservedError, UsageError
@@ -40,20 +41,38 @@ class _Region:
     status: pb.SystemSharedMemoryStatusResponse.RegionStatus
 
 
-class Regions:
-    """Reads and writes copy through the file. A mapping would spare the copy, and would let a client that shrinks its
-    region kill the server (SIGBUS), or change a picture between its check and its use.
+class SharedMemory:
+    """The regions of all clients.
 
     limit_bytes: of all regions together; 0 refuses all
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self._regions: dict[str, _Region] = {}
+        self.limit_bytes = limit_bytes
+        self.regions: dict[tuple[str, str], _Region] = {}  # by owner and name
+
+    def close(self) -> None:
+        """Forgets all regions."""
+        while self.regions:
+            os.close(self.regions.popitem()[1].descriptor)
+
+
+class Regions:
+    """Shared memory as the caller under way sees it: its own regions, and no sign of the others'.
+
+    Reads and writes copy through the file. A mapping would spare the copy, and would let a client that shrinks its
+    region kill the server (SIGBUS), or change a picture between its check and its use.
+
+    owner: names the caller under way. Not its connection: a client may register on one and infer on another.
+    """
+
+    def __init__(self, memory: SharedMemory, owner: Callable[[], str]) -> None:
+        self._memory = memory
+        self._owner = owner
 
     @property
     def enabled(self) -> bool:
-        return self._limit_bytes > 0
+        return self._memory.limit_bytes > 0
 
     def register(self, name: str, key: str, offset: int, size_bytes: int) -> None:
         """key: of `shm_open`; offset, size_bytes: the part of it that is used.
@@ -67,32 +86,34 @@ class Regions:
         match = _KEY.fullmatch(key)
         if not name or match is None or match[1].startswith("sem."):  # files of semaphores
             raise UsageError("a region needs a name, and a key such as /frames: letters, digits, '.', '_' and '-'")
-        if name in self._regions:
+        mine, regions, limit = (self._owner(), name), self._memory.regions, self._memory.limit_bytes
+        if mine in regions:
             raise UsageError(f"region {name[:100]!r} is registered already; unregister it first", "name")
-        used = sum(region.status.byte_size for region in self._regions.values())
-        if not 0 < size_bytes <= self._limit_bytes - used or len(self._regions) >= MAX_REGIONS:
+        used = sum(region.status.byte_size for region in regions.values())
+        if not 0 < size_bytes <= limit - used or len(regions) >= MAX_REGIONS:
             raise UsageError(
-                f"{size_bytes} bytes are not in what is left: {self._limit_bytes - used} of {self._limit_bytes} bytes, "
-                f"and {MAX_REGIONS - len(self._regions)} of {MAX_REGIONS} regions",
+                f"{size_bytes} bytes are not in what is left: {limit - used} of {limit} bytes, "
+                f"and {MAX_REGIONS - len(regions)} of {MAX_REGIONS} regions",
                 "byte_size",
             )
         descriptor = _open(match[1], offset + size_bytes)
         status = pb.SystemSharedMemoryStatusResponse.RegionStatus(
             name=name, key=key, offset=offset, byte_size=size_bytes
         )
-        self._regions[name] = _Region(descriptor, status)
+        regions[mine] = _Region(descriptor, status)
 
     def unregister(self, name: str) -> None:
-        """Forgets a region, all when the name is empty; one that is not there is fine."""
-        for known in [name] if name else list(self._regions):
-            region = self._regions.pop(known, None)
+        """Forgets a region, all of the caller's when the name is empty; one that is not there is fine."""
+        for known in [name] if name else self._names():
+            region = self._memory.regions.pop((self._owner(), known), None)
             if region is not None:
                 os.close(region.descriptor)
 
     def status(self, name: str) -> pb.SystemSharedMemoryStatusResponse:
         """Of one region, of all when the name is empty. Raises UsageError for one that is not there."""
-        regions = [self._get(name)] if name else self._regions.values()
-        return pb.SystemSharedMemoryStatusResponse(regions={one.status.name: one.status for one in regions})
+        return pb.SystemSharedMemoryStatusResponse(
+            regions={known: self._get(known).status for known in ([name] if name else self._names())}
+        )
 
     def check(self, place: Place) -> None:
         """Raises UsageError unless the place lies in a region."""
@@ -128,8 +149,12 @@ class Regions:
         if shrunk or os.pwrite(region.descriptor, data, start) != len(data):
             raise UsageError(f"region {place.region[:100]!r} is smaller than it was when it was registered")
 
+    def _names(self) -> list[str]:
+        mine = self._owner()
+        return [name for owner, name in self._memory.regions if owner == mine]
+
     def _get(self, name: str) -> _Region:
-        region = self._regions.get(name)
+        region = self._memory.regions.get((self._owner(), name))
         if region is None:
             raise UsageError(f"there is no region {name[:100]!r} of shared memory; register it first")
         return region

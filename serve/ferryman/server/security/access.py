@@ -83,6 +83,15 @@ class Access:
             )
         return token
 
+    def owner(self) -> str:
+        """Whose shared memory the call under way reaches: its token's, or that of all at the address for
+        administrators, whom nothing tells apart; empty for those who may register none.
+        """
+        token = CALLER.get()
+        if token is not None:
+            return f"token {token.name}"
+        return "administrators" if self._admin else ""
+
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls that `access` does not admit, and remembers the token of those that it does.
@@ -128,9 +137,12 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 class PermissionInterceptor(grpc.aio.ServerInterceptor):
     """Holds calls with a token to its models and limits. A stream counts as one call, and each of its requests waits
     until the rate allows it: gRPC's flow control then holds back the client.
+
+    model_of: the model that a name stands for now, which is another one where the name is an alias
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model_of: Callable[[str], str]) -> None:
+        self._model_of = model_of
         self._limiters: dict[tuple[str, float | None, int | None], Limiter] = {}
 
     async def intercept_service(
@@ -152,7 +164,7 @@ class PermissionInterceptor(grpc.aio.ServerInterceptor):
             token = CALLER.get()
             if token is None:
                 return await behaviour(request, context)
-            check_model(token, method, request)
+            check_model(token, method, request, self._model_of)
             limiter = self._limiter_of(token)
             with limiter.inside():
                 limiter.take_or_refuse()
@@ -163,9 +175,9 @@ class PermissionInterceptor(grpc.aio.ServerInterceptor):
     def _hold_stream(self, behaviour: Behaviour, method: str) -> Behaviour:
         async def requests_of(token: Token, limiter: Limiter, requests: AsyncIterable[Any]) -> AsyncIterator[Any]:
             async for request in requests:
-                check_model(token, method, request)
                 while wait := limiter.take():
                     await asyncio.sleep(wait)
+                check_model(token, method, request, self._model_of)
                 yield request
 
         async def held(requests: Any, context: Context) -> Any:
@@ -186,16 +198,26 @@ class PermissionInterceptor(grpc.aio.ServerInterceptor):
         return limiter
 
 
-def check_model(token: Token, method: str, request: Any) -> None:
-    """Raises ForbiddenError when a token of some models alone asks about another one, or about all of them."""
+def check_model(token: Token, method: str, request: Any, model_of: Callable[[str], str]) -> None:
+    """A token of a model may ask each version and by each alias, one of an alias what that stands for, by it alone.
+
+    Raises ForbiddenError when a token of some models alone asks about another one, or about all of them; whether there
+    is another one it is not told.
+    """
     if not token.models or method in NO_MODEL:
         return
     read = MODEL_OF.get(method)
     name = "" if read is None else read(request)
-    if name not in token.models:
+    if name not in token.models and model_of(name) not in token.models:
         raise ForbiddenError(
             f"this token may ask {', '.join(token.models)} alone, and not {repr(name[:100]) if name else 'all models'}"
         )
+
+
+def may_be_told(name: str) -> bool:
+    """Whether the call under way may learn that there is a model of that name."""
+    token = CALLER.get()
+    return token is None or not token.models or name in token.models
 
 
 def _identify(tokens: TokenFile, metadata: Sequence[tuple[str, str | bytes]]) -> Token:

@@ -10,6 +10,7 @@ think of must never stand here.
 """
 
 import hashlib
+import logging
 import secrets
 from hmac import compare_digest
 from pathlib import Path
@@ -21,6 +22,7 @@ from ferryman.errors import FileAccessError, UsageError, propose
 from ferryman.server.security.watched import Watched
 from ferryman.specs import Facts
 
+log = logging.getLogger(__name__)
 PREFIX = "fm_"  # by which scanners for leaked secrets can know one
 _BYTES = 32
 
@@ -125,12 +127,17 @@ def _token_from_fields(fields: dict[str, object], where: str) -> Token:
 
 
 class TokenFile:
-    """The tokens of a file, as it is now. Raises what `read_tokens` raises; later changes that are wrong are logged."""
+    """The tokens of a file, as it is now. Raises what `read_tokens` raises; later changes that are wrong are logged,
+    and that there are no tokens, each time: a file from which all were taken away is as good as any other.
+    """
 
     def __init__(self, path: Path) -> None:
 
         def read() -> list[tuple[bytes, Token]]:
-            return [(bytes.fromhex(token.sha256), token) for token in read_tokens(path)]
+            tokens = read_tokens(path)
+            if not tokens:
+                log.warning("%s holds no token: nobody gets in", path)
+            return [(bytes.fromhex(token.sha256), token) for token in tokens]
 
         self._watched = Watched((path,), read, f"file of tokens {path}")
 

@@ -64,6 +64,11 @@ def arrays_of(response: pb.ModelInferResponse) -> dict[str, NDArray[Any]]:
     }
 
 
+def bearer(secret: str) -> Sequence[tuple[str, str]]:
+    """The metadata of who shows a token."""
+    return (("authorization", f"Bearer {secret}"),)
+
+
 async def status_of(call: Any) -> tuple[str, str]:
     """Code and message of a call that fails."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:

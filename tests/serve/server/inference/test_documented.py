@@ -30,4 +30,4 @@ def test_every_setting_has_its_default() -> None:
     assert schema["required"] == ["repository"]
     names = [name for name in schema["properties"] if name != "repository"]
     assert rows == {name: str(ServerConfig.model_fields[name].default) for name in names}
-    assert f"{InferLimits().stream_window} requests of one stream are inside at a time" in TEXT
+    assert f"stream are inside at a time, {InferLimits().stream_window} unless set otherwise" in TEXT

@@ -21,7 +21,7 @@ from ferryman.preprocess import stack_inputs
 from ferryman.results import classification_from_outputs, detections_from_outputs, embedding_from_outputs
 from ferryman.runtimes.base import Arrays, Session, Settings
 from ferryman.server.app import ServerConfig, VisionServer
-from ferryman.server.inference.shared_memory import Regions
+from ferryman.server.inference.shared_memory import Regions, SharedMemory
 from ferryman.server.inference.tensors import Input, read_array
 from ferryman.server.loading import LoadedModel, load_model
 from ferryman.v1 import vision_pb2
@@ -92,7 +92,7 @@ async def test_canvases_raw_and_typed_are_answered_as_pictures_are(caller: Calle
 
 def test_pixels_are_not_copied_on_their_way() -> None:
     data = CANVASES[:1].tobytes()
-    array = read_array(Input("image", "UINT8", (1, SIDE, SIDE, 3), data), "uint8", Regions(0))
+    array = read_array(Input("image", "UINT8", (1, SIDE, SIDE, 3), data), "uint8", Regions(SharedMemory(0), str))
     geometries = fit_images(make_pictures(1), [SPECS["toy-classifier"].preprocess]).geometries
     inputs = stack_inputs(list(array), geometries, ("image",))
     assert np.shares_memory(inputs["image"], np.frombuffer(data, np.uint8))

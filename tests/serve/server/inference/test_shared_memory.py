@@ -1,9 +1,9 @@
-"""Regions of shared memory: which names are taken, which bytes are reached, and what a client can't do with them."""
+"""Regions of shared memory: which names are taken, which bytes are reached, whose they are, and what can't be done."""
 
 import os
 import re
 from collections.abc import Iterator
-from multiprocessing.shared_memory import SharedMemory
+from multiprocessing.shared_memory import SharedMemory as Memory
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +12,37 @@ import pytest
 
 from ferryman.errors import UnservedError, UsageError
 from ferryman.inference import grpc_service_pb2 as pb
-from ferryman.server.inference.shared_memory import Place, Regions
+from ferryman.server.inference.shared_memory import Place, Regions, SharedMemory
+from ferryman.server.security.tokens import make_token
 
 from ...toy import SIDE, make_pictures
-from ..inside import administering
-from .asking import arrays_of, as_parameters, infer, infer_pictures, prefixed, status_of, tensor
+from ..inside import administering, calling, running
+from .asking import arrays_of, as_parameters, bearer, infer, infer_pictures, prefixed, status_of, tensor
 
 PAGE = 4096
 
 
 @pytest.fixture
-def memory() -> Iterator[SharedMemory]:
-    memory = SharedMemory(create=True, size=4 * PAGE)
+def memory() -> Iterator[Memory]:
+    memory = Memory(create=True, size=4 * PAGE)
     yield memory
     memory.close()
     memory.unlink()
 
 
 @pytest.fixture
-def regions() -> Iterator[Regions]:
-    regions = Regions(8 * PAGE)
-    yield regions
-    regions.unregister("")
+def shared() -> Iterator[SharedMemory]:
+    shared = SharedMemory(8 * PAGE)
+    yield shared
+    shared.close()
 
 
-def test_what_is_written_is_read(memory: SharedMemory, regions: Regions) -> None:
+@pytest.fixture
+def regions(shared: SharedMemory) -> Regions:
+    return Regions(shared, lambda: "me")
+
+
+def test_what_is_written_is_read(memory: Memory, regions: Regions) -> None:
     regions.register("r", memory.name, 10, 100)
     regions.write(Place("r", 5, 20), b"abc")
     assert bytes(bytes_of(memory)[14:19]) == b"\0abc\0"
@@ -46,7 +52,7 @@ def test_what_is_written_is_read(memory: SharedMemory, regions: Regions) -> None
     assert regions.read(Place("r", 100, 0)) == b""
 
 
-def bytes_of(memory: SharedMemory) -> memoryview:
+def bytes_of(memory: Memory) -> memoryview:
     buffer = memory.buf
     assert buffer is not None
     return buffer
@@ -61,9 +67,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize(("place", "message"), PLACES.values(), ids=PLACES)
-def test_nothing_beyond_the_region_is_reached(
-    memory: SharedMemory, regions: Regions, place: Place, message: str
-) -> None:
+def test_nothing_beyond_the_region_is_reached(memory: Memory, regions: Regions, place: Place, message: str) -> None:
     regions.register("r", memory.name, 10, 100)
     for reach in (regions.check, regions.read, lambda place: regions.write(place, b"")):
         with pytest.raises(UsageError, match=message):
@@ -96,7 +100,7 @@ def test_keys_that_name_no_shared_memory(regions: Regions, key: str) -> None:
         regions.register("r", key, 0, 1)
 
 
-def test_what_is_no_shared_memory(memory: SharedMemory, regions: Regions, tmp_path: Path) -> None:
+def test_what_is_no_shared_memory(memory: Memory, regions: Regions, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no shared memory 'ferryman-none' that"):
         regions.register("r", "/ferryman-none", 0, 1)
     secret = tmp_path / "secret"
@@ -112,9 +116,9 @@ def test_what_is_no_shared_memory(memory: SharedMemory, regions: Regions, tmp_pa
     assert not regions.status("").regions
 
 
-def test_registering(memory: SharedMemory, regions: Regions) -> None:
+def test_registering(memory: Memory, regions: Regions) -> None:
     with pytest.raises(UnservedError, match="shared memory is off in this server"):
-        Regions(0).register("r", memory.name, 0, 1)
+        Regions(SharedMemory(0), str).register("r", memory.name, 0, 1)
     with pytest.raises(UsageError, match=f"is smaller than {4 * PAGE + 1} bytes"):
         regions.register("r", memory.name, 1, 4 * PAGE)
     with pytest.raises(UsageError, match="is smaller than"):
@@ -141,7 +145,83 @@ def test_registering(memory: SharedMemory, regions: Regions) -> None:
     assert len(os.listdir("/proc/self/fd")) == files
 
 
-async def test_a_client_that_shrinks_its_region(memory: SharedMemory, toy_repository: Path) -> None:
+def test_what_one_registers_nobody_else_sees(memory: Memory, shared: SharedMemory, regions: Regions) -> None:
+    other = Regions(shared, lambda: "other")
+    regions.register("r", memory.name, 0, 100)
+    regions.write(Place("r", 0, 3), b"abc")
+    for reach in (other.check, other.read, lambda place: other.write(place, b"")):
+        with pytest.raises(UsageError, match="there is no region 'r' of shared memory; register it first"):
+            reach(Place("r", 0, 3))
+    with pytest.raises(UsageError, match="there is no region 'r'"):
+        other.status("r")
+    assert not other.status("").regions
+    other.register("r", memory.name, 50, 50)  # the name is free
+    other.unregister("")
+    other.unregister("r")
+    assert regions.read(Place("r", 0, 3)) == b"abc"
+    other.register("s", memory.name, 0, 4 * PAGE)  # the room is shared
+    with pytest.raises(UsageError, match="are not in what is left"):
+        regions.register("t", memory.name, 0, 4 * PAGE)
+    files = len(os.listdir("/proc/self/fd"))
+    shared.close()
+    assert len(os.listdir("/proc/self/fd")) == files - 2
+
+
+async def test_a_region_is_its_tokens_on_every_connection(memory: Memory, toy_repository: Path, tmp_path: Path) -> None:
+    """Not another administrator's, not a camera's that guesses its name, not that of the address without tokens."""
+    size = SIDE * SIDE * 3
+    place: dict[str, Any] = {"shared_memory_region": "r", "shared_memory_byte_size": size}
+    request = pb.ModelInferRequest(
+        model_name="toy-classifier", inputs=[tensor("image", "UINT8", (1, SIDE, SIDE, 3), **place)]
+    )
+    register = pb.SystemSharedMemoryRegisterRequest(name="r", key=memory.name, byte_size=size)
+    tokens = tmp_path / "tokens"
+    made = [make_token(name, f"fm_{name}", admin=name != "camera") for name in ("mine", "other", "camera")]
+    tokens.write_text("\n".join(token.line for token in made), encoding="utf-8")
+    settings: dict[str, Any] = {"shared_memory_bytes": 2**20, "admin_address": "127.0.0.1:0", "tokens": tokens}
+    async with (
+        running(toy_repository, **settings) as server,
+        calling(server.address) as caller,
+        calling(server.address) as again,
+        calling(str(server.admin_address)) as admin,
+    ):
+        mine, *strangers = (bearer(f"fm_{name}") for name in ("mine", "other", "camera"))
+        await caller.inference.SystemSharedMemoryRegister(register, metadata=mine)
+        callers = [(admin, None), *((caller, metadata) for metadata in strangers)]
+        for one, metadata in callers:
+            found = await status_of(one.inference.ModelInfer(request, metadata=metadata))
+            assert found == ("INVALID_ARGUMENT", "there is no region 'r' of shared memory; register it first")
+            stream = one.inference.ModelStreamInfer(iter([request]), metadata=metadata)
+            assert "there is no region 'r'" in (await stream.read()).error_message
+        for one, metadata in callers[:2]:
+            status = one.inference.SystemSharedMemoryStatus(pb.SystemSharedMemoryStatusRequest(), metadata=metadata)
+            assert not (await status).regions
+            for name in ("", "r"):
+                unregister = pb.SystemSharedMemoryUnregisterRequest(name=name)
+                await one.inference.SystemSharedMemoryUnregister(unregister, metadata=metadata)
+        assert (await again.inference.ModelInfer(request, metadata=mine)).outputs
+        answer = await again.inference.ModelStreamInfer(iter([request]), metadata=mine).read()
+        assert (answer.error_message, len(answer.infer_response.outputs)) == ("", 2)
+        status = again.inference.SystemSharedMemoryStatus(pb.SystemSharedMemoryStatusRequest(), metadata=mine)
+        assert list((await status).regions) == ["r"]
+        await again.inference.SystemSharedMemoryUnregister(pb.SystemSharedMemoryUnregisterRequest(), metadata=mine)
+        assert (await status_of(again.inference.ModelInfer(request, metadata=mine)))[0] == "INVALID_ARGUMENT"
+        # at the address for administrators a region is theirs on every connection
+        await admin.inference.SystemSharedMemoryRegister(register)
+        async with calling(str(server.admin_address)) as next_admin:
+            assert (await next_admin.inference.ModelInfer(request)).outputs
+    # where nobody has a token, that address's regions are still not those of the other one
+    async with (
+        running(toy_repository, **settings | {"tokens": None}) as server,
+        calling(server.address) as caller,
+        calling(str(server.admin_address)) as admin,
+    ):
+        await admin.inference.SystemSharedMemoryRegister(register)
+        assert (await admin.inference.ModelInfer(request)).outputs
+        assert (await status_of(caller.inference.ModelInfer(request)))[0] == "INVALID_ARGUMENT"
+
+
+async def test_a_client_that_shrinks_its_region(memory: Memory, toy_repository: Path) -> None:
     """A mapping of it would end the server with a bus error."""
     size = SIDE * SIDE * 3
     place: dict[str, Any] = {"shared_memory_region": "r", "shared_memory_byte_size": size}
@@ -167,7 +247,7 @@ async def test_a_client_that_shrinks_its_region(memory: SharedMemory, toy_reposi
         assert arrays_of(await caller.inference.ModelInfer(infer("toy-classifier", canvas)))
 
 
-async def test_pictures_in_shared_memory(memory: SharedMemory, toy_repository: Path) -> None:
+async def test_pictures_in_shared_memory(memory: Memory, toy_repository: Path) -> None:
     pictures = make_pictures(2)
     data = prefixed(pictures)
     bytes_of(memory)[7 : 7 + len(data)] = data

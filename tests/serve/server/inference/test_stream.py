@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import numpy as np
@@ -15,8 +16,6 @@ from ...toy import SIDE
 from ..gate import Gate
 from ..inside import calling, running, until
 from .asking import as_parameters, infer
-
-WINDOW = InferLimits().stream_window
 
 
 def frame(number: int, model: str = "toy-classifier", **parameters: object) -> pb.ModelInferRequest:
@@ -51,25 +50,26 @@ async def test_the_final_flag_is_there_when_it_is_asked_for(toy_repository: Path
         assert not answers["2"].parameters
 
 
-async def test_no_more_than_the_window_is_inside(toy_repository: Path) -> None:
+@pytest.mark.parametrize(("settings", "window"), [({}, InferLimits().stream_window), ({"infer_stream_window": 3}, 3)])
+async def test_no_more_than_the_window_is_inside(toy_repository: Path, settings: dict[str, Any], window: int) -> None:
     gate = Gate()
     sent = 0
 
     async def requests() -> AsyncIterator[pb.ModelInferRequest]:
         nonlocal sent
-        for number in range(4 * WINDOW):
+        for number in range(4 * window):
             sent += 1
             yield frame(number)
 
-    async with running(toy_repository, gate) as server, calling(server.address) as caller:
+    async with running(toy_repository, gate, **settings) as server, calling(server.address) as caller:
         engine = await server.models.get("toy-classifier")
         stream = caller.inference.ModelStreamInfer(requests())
-        await until(lambda: engine.images_inside == WINDOW)
+        await until(lambda: engine.images_inside == window)
         await asyncio.sleep(0.1)
-        assert engine.images_inside == WINDOW
+        assert engine.images_inside == window
         gate.open()
-        assert {answer.infer_response.id async for answer in stream} == {str(number) for number in range(4 * WINDOW)}
-        assert sent == 4 * WINDOW
+        assert {answer.infer_response.id async for answer in stream} == {str(number) for number in range(4 * window)}
+        assert sent == 4 * window
 
 
 async def test_a_stream_that_is_cancelled_leaves_nothing(toy_repository: Path) -> None:

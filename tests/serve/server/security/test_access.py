@@ -23,7 +23,7 @@ from ferryman.v1 import vision_pb2 as pb
 
 from ...toy import make_pictures
 from ..gate import Gate
-from ..inference.asking import infer_pictures, status_of
+from ..inference.asking import bearer, infer_pictures, status_of
 from ..inside import Caller, calling, running
 
 SERVICES = (
@@ -58,10 +58,6 @@ async def guarded(
         calling(server.address) as caller,
     ):
         yield caller, server.address
-
-
-def bearer(secret: str) -> Sequence[tuple[str, str]]:
-    return (("authorization", f"Bearer {secret}"),)
 
 
 async def outcomes(address: str, calls: Sequence[tuple[str, Any]]) -> list[str]:

@@ -86,8 +86,13 @@ def test_a_file_that_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     replacement.write_text(two.line, encoding="utf-8")
     os.replace(replacement, path)
     assert known() == [None, two, None, None, None, None]
-    path.write_text("", encoding="utf-8")  # all are revoked
-    assert known() == [None] * 6
+    assert "holds no token" not in caplog.text
+    path.write_text("# none is left", encoding="utf-8")  # all are revoked
+    assert known() == known() == [None] * 6
+    [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.getMessage() == f"{path} holds no token: nobody gets in"
+    path.write_text(two.line, encoding="utf-8")
+    assert known() == [None, two, None, None, None, None]
 
 
 class Clock:

@@ -1,0 +1,103 @@
+"""What the benchmark of serving found: its figures, as a document and as tables."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ferryman.bench.preprocessing import PreprocessingRow, print_preprocessing
+from ferryman.commands.console import make_table, out, print_table
+from ferryman.device import DeviceFacts
+from ferryman.specs import Facts
+
+
+class Block(Facts):
+    """What one block of measuring gave: images, in how many seconds, of how much time of the server's processors."""
+
+    images: int
+    seconds: float
+    cpu_s: float
+    latencies_ms: tuple[float, ...]
+
+
+class ClosedRow(Facts):
+    """So many clients that each ask again once they are answered, or the bare loop.
+
+    ratio: of the bare loop's images a second, the median over the rounds
+    extra_cpu_ms: processor time of the server for one request, beyond what the bare loop takes for one
+    """
+
+    what: str
+    images_per_s: float
+    ratio: float
+    extra_cpu_ms: float
+    p50_ms: float
+    p99_ms: float
+
+
+class OverloadRow(Facts):
+    """times: of the bare loop's rate; goodput: answers in time, as a share of that rate
+
+    refused_p99_ms: until one is refused; recovery_ms: the slowest answer of one client in the second after the flood
+    """
+
+    times: float
+    seconds: float
+    timeout_s: float
+    codes: dict[str, int]
+    goodput: float
+    p99_ms: float
+    refused_p99_ms: float
+    recovery_ms: float
+    sender_late_s: float
+
+
+class Document(Facts):
+    """What `--json` writes. batch_ms: what batches took when the model was loaded; best: the largest that helps"""
+
+    device: DeviceFacts
+    model: str
+    target: str
+    threads: int
+    rounds: int
+    request_bytes: int
+    batch_ms: dict[int, float]
+    best: int
+    closed: tuple[ClosedRow, ...]
+    overload: tuple[OverloadRow, ...]
+    preprocessing: tuple[PreprocessingRow, ...]
+
+
+def summarise(what: str, bare: Sequence[Block], blocks: Sequence[Block]) -> ClosedRow:
+    """Blocks of the same rounds."""
+    rates = [[one.images / one.seconds for one in side] for side in (bare, blocks)]
+    cpus = [sum(one.cpu_s for one in side) / sum(one.images for one in side) for side in (bare, blocks)]
+    latencies = [latency for one in blocks for latency in one.latencies_ms]
+    return ClosedRow(
+        what=what,
+        images_per_s=float(np.median(rates[1])),
+        ratio=float(np.median(np.divide(rates[1], rates[0]))),
+        extra_cpu_ms=(cpus[1] - cpus[0]) * 1e3,
+        p50_ms=float(np.percentile(latencies, 50)),
+        p99_ms=float(np.percentile(latencies, 99)),
+    )
+
+
+def print_document(document: Document) -> None:
+    out.print(
+        f"{document.model}, {document.target}, {document.threads} threads, {document.request_bytes:,} bytes a request"
+    )
+    batches = ", ".join(f"{size}: {took:.2f}" for size, took in document.batch_ms.items())
+    out.print(f"ms of a batch when loaded: {batches}; the largest that helps: {document.best}")
+    table = make_table("", "images/s", "of the loop", "CPU ms more", "p50 ms", "p99 ms", numbers=(1, 2, 3, 4, 5))
+    for row in document.closed:
+        figures = (f"{row.images_per_s:.1f}", f"{row.ratio:.1%}", f"{row.extra_cpu_ms:.2f}")
+        table.add_row(row.what, *figures, f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}")
+    print_table(table)
+    print_preprocessing(document.preprocessing)
+    for flood in document.overload:
+        codes = ", ".join(f"{count:,} {code}" for code, count in sorted(flood.codes.items()))
+        out.print(
+            f"{flood.times:g} times the loop's rate for {flood.seconds:g} s, timeout {flood.timeout_s:g} s: {codes}; "
+            f"goodput {flood.goodput:.1%}, p99 {flood.p99_ms:.0f} ms, p99 of refusals {flood.refused_p99_ms:.0f} ms, "
+            f"sender late {flood.sender_late_s:.2f} s; slowest in the second after: {flood.recovery_ms:.1f} ms"
+        )
