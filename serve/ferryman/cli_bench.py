@@ -7,9 +7,12 @@ import typer
 from typer.core import TyperGroup
 
 from ferryman.connecting import Connection, connects
-from ferryman.options import Address, HintName, Json, Model, Streams, TargetNames, Threads
+from ferryman.options import AccuracyPlace, Address, HintName, Json, Model, Streams, TargetNames, Threads
 
 _DEFAULT = "run"
+Html = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write one self-contained page with charts and the machine.")
+]
 Scenario = Literal["single-stream", "multi-stream", "server", "offline", "batch-curve"]
 
 
@@ -22,7 +25,7 @@ class _DefaultGroup(TyperGroup):
 
 bench = typer.Typer(
     cls=_DefaultGroup,
-    help="Measure how fast a model answers; report, compare: `ferryman bench --help`.",
+    help="Measure how fast a model answers; show it again, compare it.",
     rich_markup_mode=None,
 )
 
@@ -30,11 +33,18 @@ bench = typer.Typer(
 @bench.command(_DEFAULT)
 @connects
 def run(
-    bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="Measure this bundle here.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(metavar="[BUNDLE]", help="Measure this bundle here, or beside the server of --address."),
+    ] = None,
     address: Address = None,
     security: Connection = None,
     model: Model = None,
     target: TargetNames = None,
+    pytorch: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Measure PyTorch too, on the checkpoint of BUNDLE."),
+    ] = None,
     image: Annotated[
         list[Path] | None, typer.Option(help="Picture or folder of pictures to measure with; may be repeated.")
     ] = None,
@@ -64,6 +74,8 @@ def run(
     max_regression: Annotated[
         str, typer.Option(metavar="SHARE", help="Exit with 1 when it is surely slower than the baseline by more.")
     ] = "5%",
+    accuracy: AccuracyPlace = None,
+    html: Html = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when the measurement is unreliable.")] = False,
     threads: Threads = None,
     streams: Streams = None,
@@ -74,18 +86,25 @@ def run(
 
     More: `ferryman bench report FILE...` shows what --json wrote, `ferryman bench diff A B` compares two.
     """
-    from ferryman.commands.bench import BenchOptions, run_bench
+    from ferryman.commands.bench import run_bench
+    from ferryman.commands.bench_options import BenchOptions, Places
     from ferryman.commands.predict import Asker
     from ferryman.runtimes.base import Settings
 
     settings = Settings(threads, streams, hint or "latency")
-    targets = list(dict.fromkeys(target or ()))
-    asker = Asker(bundle, address, model, targets[0] if targets else None, settings, security, retries=False)
+    targets = tuple(dict.fromkeys(target or ()))
+    first = targets[0] if targets else None
+    if bundle is None or address is None:  # which is checked there
+        asker = Asker(bundle, address, model, first, settings, security, retries=False)
+        places = Places(bundle, targets, settings, None if address is None else asker, pytorch)
+    else:
+        server = Asker(None, address, model, None, security=security, retries=False)
+        places = Places(bundle, targets, settings, server, pytorch)
     options = BenchOptions(
         seconds, tuple(percentile or ()), at_most, strict, baseline, max_regression,
-        scenario, images, clients, bound, max_batch,
+        scenario, images, clients, bound, max_batch, accuracy, html,
     )  # fmt: skip
-    run_bench(asker, targets, image or [], options, json_output)
+    run_bench(places, image or [], options, json_output)
 
 
 @bench.command()
@@ -93,12 +112,13 @@ def report(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="What `ferryman bench --json` wrote.")],
     markdown: Annotated[bool, typer.Option("--markdown", help="As tables for a README.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="A line a variant, numbers in full.")] = False,
+    html: Html = None,
     json_output: Json = False,
 ) -> None:
-    """Show measurements again, without measuring; several of them side by side."""
+    """Show measurements again, without measuring: one, or those of many devices on one page."""
     from ferryman.commands.bench_report import run_report
 
-    run_report(files, markdown, csv, json_output)
+    run_report(files, markdown, csv, html, json_output)
 
 
 @bench.command()

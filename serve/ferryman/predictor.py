@@ -28,7 +28,7 @@ from ferryman.results import (
     embedding_from_outputs,
 )
 from ferryman.runtimes import open_sessions
-from ferryman.runtimes.base import DEFAULT, Settings
+from ferryman.runtimes.base import DEFAULT, Session, Settings
 from ferryman.segmenting import segmentation_from_outputs
 from ferryman.specs import DETECTING, SEGMENTING, PreprocessSpec, Task
 
@@ -109,13 +109,20 @@ def join_fitted(parts: Sequence[Fitted]) -> Fitted:
 class Predictor:
     """An opened bundle and its target's loaded variants, one a size.
 
+    sessions: in their place, one a size; they are closed with it
     Raises TaskError when asked for another task than the model's.
     """
 
-    def __init__(self, bundle: Bundle, target: str | None = None, settings: Settings = DEFAULT) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        target: str | None = None,
+        settings: Settings = DEFAULT,
+        sessions: Sequence[Session] | None = None,
+    ) -> None:
         self.bundle = bundle
         self.spec = bundle.spec
-        self.sessions = open_sessions(bundle, target, settings)
+        self.sessions = open_sessions(bundle, target, settings) if sessions is None else tuple(sessions)
 
     @classmethod
     def open(cls, path: Path | str, target: str | None = None, settings: Settings = DEFAULT) -> Self:

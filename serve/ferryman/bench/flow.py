@@ -117,12 +117,12 @@ async def run_open(
         tasks: set[asyncio.Task[None]] = set()
         for number, arrival in enumerate(arrivals):
             due = start + float(arrival)
-            while (pause := due - clock()) > 0:
+            while not ended and (pause := due - clock()) > 0:
                 await asyncio.sleep(min(pause, _POLL_S) if pause > 2 * _POLL_S else pause)
-                if given_up():
-                    break
-            ended = given_up()
-            if ended:
+                ended = given_up()
+            # once is enough: what was due later must not be sent early
+            if ended or given_up():
+                ended = True
                 break
             late = max(late, clock() - due)
             task = group.create_task(ask(number, due))

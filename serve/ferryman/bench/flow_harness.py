@@ -16,6 +16,7 @@ from ferryman.bench.samples import Run
 from ferryman.bench.search import Bound, Trial, find_rate
 from ferryman.bench.turns import ROUNDS
 from ferryman.bench.warming import Warming
+from ferryman.errors import UsageError
 
 Advance = Callable[[Moment], None]
 BOUND_TIMES = 5.0  # of one request alone: the bound, where none is given
@@ -57,10 +58,14 @@ class FlowHarness:
         """Of each contender the highest rate of Poisson arrivals that keeps the bound; its run is what proved it.
 
         bound_ms: None for `BOUND_TIMES` what the first contender takes alone; it is the same for all
+        Raises UsageError for a bound that no request keeps even alone, and what a request raises.
         """
         clock = asyncio.get_running_loop().time
         typical_ms = await self._warm_up(requests, advance)
         self.bound = bound = Bound(percentile=percentile, ms=bound_ms or BOUND_TIMES * typical_ms[0])
+        for name, typical in zip(requests, typical_ms, strict=True):
+            if typical > bound.ms:
+                raise UsageError(f"a bound of {bound.ms:g} ms is below what {name} takes alone, {typical:.3g} ms")
         enough = max(_FEWEST, count_needed(percentile))
         before, origin = self._counters(), clock()
         try:
@@ -69,6 +74,7 @@ class FlowHarness:
 
                 async def attempt(rate: float, least: int, name: str = name, request: AsyncRequest = request) -> Trial:
                     advance(Moment(f"{name}: {rate:.4g} requests a second", 0.0, self._newest(name)))
+                    least = min(least, int(rate * self.plan.patience_s) + 1)
                     arrivals = draw_arrivals(rate, self.plan.seconds, least, len(self.trials[name]))
                     flood = await run_open(request, arrivals, origin, _give_up(bound, len(arrivals)))
                     trial = judge_flood(flood, rate, bound, len(arrivals))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 
+from ferryman.bench.gpu import GpuState, read_gpus, read_power_mode
 from ferryman.device import DeviceFacts, read_device
 from ferryman.specs import Facts
 
@@ -23,6 +24,7 @@ class MachineFacts(Facts):
 
     governor: of the processor's frequency; virtual: whether it is a guest of another machine
     quota: processors that the control group may use; memory_limit_bytes: of the group; versions: of libraries
+    power_mode: of a Jetson
     """
 
     device: DeviceFacts
@@ -31,6 +33,7 @@ class MachineFacts(Facts):
     quota: float | None
     memory_limit_bytes: int | None
     versions: dict[str, str]
+    power_mode: str | None = None
 
 
 class MachineState(Facts):
@@ -43,6 +46,7 @@ class MachineState(Facts):
     frequency_mhz: float | None
     temperatures_c: dict[str, float]
     memory_available_bytes: int
+    gpus: tuple[GpuState, ...] = ()
 
 
 def read_machine() -> MachineFacts:
@@ -54,6 +58,7 @@ def read_machine() -> MachineFacts:
         quota=_read_quota(),
         memory_limit_bytes=_read_memory_limit(),
         versions=_read_versions(),
+        power_mode=read_power_mode(),
     )
 
 
@@ -61,6 +66,7 @@ def read_state() -> MachineState:
     return MachineState(
         load=_read_load(), frequency_mhz=_read_frequency(), temperatures_c=_read_temperatures(),
         memory_available_bytes=psutil.virtual_memory().available,
+        gpus=read_gpus(),
     )  # fmt: skip
 
 

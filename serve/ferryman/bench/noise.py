@@ -6,6 +6,7 @@ import numpy as np
 
 from ferryman.bench.clock import ClockFacts
 from ferryman.bench.disturbance import Disturbance
+from ferryman.bench.machine import MachineState
 from ferryman.bench.samples import Run
 from ferryman.bench.search import Bound
 from ferryman.bench.steady import measure_drift
@@ -18,6 +19,7 @@ STALLS = 0.002  # of the requests
 _FEWEST_STALLS = 3
 _SURE = 2.58  # standard deviations: one in a hundred by chance
 STEAL, WAITING, THROTTLED = 0.02, 0.05, 0.01  # shares of the time
+SLOWER = 0.1  # of the frequency that was there before
 OTHERS = 0.1  # processors that others keep busy, for each that this process may use
 CLOCK_SHARE = 0.02  # of the median that reading the clock takes, or that its steps are
 
@@ -75,6 +77,18 @@ def measure_spread(run: Run) -> float:
     means = np.array([block.mean() for block in blocks])
     explained = float(np.mean([block.var(ddof=1) / len(block) for block in blocks]))
     return float(np.sqrt(max(0.0, float(means.var(ddof=1)) - explained)) / means.mean())
+
+
+def find_throttling(before: MachineState, after: MachineState) -> list[str]:
+    """Of the processors' frequency and of GPUs: what was slower at the end than the machine can be."""
+    reasons: list[str] = []
+    first, last = before.frequency_mhz, after.frequency_mhz
+    if first and last and last < (1 - SLOWER) * first:
+        reasons.append(f"the processors' frequency fell from {first:.0f} to {last:.0f} MHz")
+    for gpu in after.gpus:
+        if gpu.throttled:
+            reasons.append(f"{gpu.name} was held down: {', '.join(gpu.throttled)}")
+    return reasons
 
 
 def find_disturbance(found: Disturbance, processors: int, alone: bool) -> list[str]:

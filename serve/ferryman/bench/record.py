@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
+from ferryman.accuracy.report import AccuracyReport
 from ferryman.bench.alone import SessionCost
 from ferryman.bench.clock import ClockFacts
 from ferryman.bench.curve import Curve
@@ -124,6 +125,7 @@ class BenchRecord(Facts):
     unreliable: reasons that hold for all runs; ratios: to the first run, of those that answered right
     refused: contenders that were not measured, and why; ended: why it ended early, None when it did not
     clients, bound, curves: of the scenarios that have such, curves of each variant
+    accuracy: on labelled pictures, of the variants that were measured; None where there were none
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -150,6 +152,7 @@ class BenchRecord(Facts):
     ended: str | None = None
     clients: int | None = None
     bound: Bound | None = None
+    accuracy: AccuracyReport | None = None
     curves: dict[str, Curve] = Field(default_factory=dict[str, Curve])
 
     @property

@@ -8,6 +8,7 @@ from ferryman.specs import Facts
 PRECISION = 0.05  # between the highest rate that kept the bound and the lowest that did not
 _MOST = 40  # trials
 _CONFIRMATIONS = 8
+_HALVINGS = 5  # below the start, where requests hardly meet any more
 
 
 class Bound(Facts):
@@ -55,7 +56,7 @@ async def find_rate(
     else:
         while not await attempt(low := high / 2):
             high = low
-            if len(trials) >= _MOST // 2:
+            if len(trials) > _HALVINGS:
                 return None, trials
     while high / low > 1 + PRECISION:
         middle = sqrt(low * high)

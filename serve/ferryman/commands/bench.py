@@ -3,91 +3,64 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ferryman import __version__
-from ferryman.bench.alone import SessionCost
+from ferryman.accuracy import Truth, measure_accuracy, read_truth
 from ferryman.bench.clock import ClockFacts, measure_clock
 from ferryman.bench.harness import Plan
 from ferryman.bench.machine import read_machine, read_state
-from ferryman.bench.noise import find_disturbance, find_noise
+from ferryman.bench.noise import find_disturbance, find_noise, find_throttling
+from ferryman.bench.page import check_page, write_page
 from ferryman.bench.percentiles import PERCENTILES, check_percentiles
 from ferryman.bench.pictures import Pictures, encode_golden, read_pictures
-from ferryman.bench.record import BenchRecord, BlockRecord, Check, Proven, RunRecord, Scenario, read_record
+from ferryman.bench.record import BenchRecord, BlockRecord, RunRecord, read_record
 from ferryman.bench.report import report_latency
 from ferryman.bench.samples import Block
 from ferryman.bench.turns import Ratio, compare_speed
 from ferryman.bundle import Bundle
-from ferryman.commands.bench_contenders import Contender, Opened, When, open_local, open_served
+from ferryman.commands.bench_contenders import open_contenders
 from ferryman.commands.bench_diff import check_baseline, parse_share
+from ferryman.commands.bench_options import BenchOptions, Places
 from ferryman.commands.bench_progress import show_measuring
-from ferryman.commands.bench_scenarios import Found, Load, measure
+from ferryman.commands.bench_ready import Ready, make_ready
+from ferryman.commands.bench_scenarios import Found, measure
 from ferryman.commands.bench_tables import print_record
-from ferryman.commands.console import StageProgress, print_json
-from ferryman.commands.predict import Asker
-from ferryman.errors import FerrymanError, ParityError, UsageError
+from ferryman.commands.console import out, print_json
+from ferryman.errors import FerrymanError, FileAccessError, ParityError, UsageError
 
 
-@dataclass(frozen=True)
-class BenchOptions:
-    """seconds: of each contender, at least; at_most: in all the rounds that a percentile needs beyond that
-
-    scenario, count, clients, bound_ms, max_batch: see `bench_scenarios.Load`
-    percentiles: that were asked for, empty for those that the requests carry; strict: an unreliable one fails
-    baseline: a record that it must not be surely slower than, by more than `max_regression`
-    """
-
-    seconds: float
-    percentiles: tuple[float, ...] = ()
-    at_most: float = 600.0
-    strict: bool = False
-    baseline: Path | None = None
-    max_regression: str = "5%"
-    scenario: Scenario = "single-stream"
-    count: int | None = None
-    clients: int | None = None
-    bound_ms: float | None = None
-    max_batch: int = 64
-
-    def load(self) -> Load:
-        """Raises UsageError for what does not belong to the scenario."""
-        return Load.choose(self.scenario, self.count, self.clients, self.percentiles, self.bound_ms, self.max_batch)
-
-    def __post_init__(self) -> None:
-        if not self.seconds > 0:
-            raise UsageError(f"--seconds must be above 0, got {self.seconds:g}")
-        check_percentiles(self.percentiles)
-        parse_share(self.max_regression)
-
-
-def run_bench(
-    asker: Asker, targets: Sequence[str], images: Sequence[Path], options: BenchOptions, json_output: bool
-) -> None:
+def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, json_output: bool) -> None:
     """Times the pictures in `images`, or the bundle's golden samples, and prints what was found.
 
-    targets: of the bundle, measured in turn; none for its first
     What was measured before an error or Ctrl-C is printed before that is raised. Raises ParityError (exit status 3)
     for wrong answers, SystemExit 1 for what is unreliable when `strict`, RegressionError.
     """
     # before anything is measured: it may be no record
     baseline = None if options.baseline is None else read_record(options.baseline)
-    bundle = None if asker.bundle is None else Bundle.open(asker.bundle)
+    if options.html is not None:
+        check_page()
+    bundle = None if places.bundle is None else Bundle.open(places.bundle)
+    truth = read_labelled(bundle, options.accuracy)
     pictures = choose_pictures(bundle, images)
     percentiles = check_percentiles(options.percentiles)
     load, clock = options.load(), measure_clock()
     plan = Plan(options.seconds, len(pictures.images), percentiles, options.at_most, max(2.0, options.seconds))
-    opening: AbstractContextManager[Opened]
-    opening = open_served(asker) if bundle is None else open_local(bundle, targets or [None], asker.settings)
+    opening = open_contenders(bundle, places.targets, places.settings, places.server, places.pytorch)
     with show_measuring() as (show, advance), opening as opened:
         ready = make_ready(opened.contenders, show)
         before = read_state()
         found = measure(load, plan, ready.contenders, pictures.images, advance)
-        error, after = found.error, read_state()
-        if error is None:
-            ready.check("after")
+        error, after, counted = found.error, read_state(), None
+        try:
+            if error is None:
+                ready.check("after")
+            if error is None and bundle is not None and truth is not None:
+                counted = measure_accuracy(bundle, ready.targets, truth, places.settings, show)
+        except (FerrymanError, SystemExit) as late:  # what was measured is not lost with it
+            error = late
         machine = read_machine()
         shown = (50.0,) if load.scenario == "batch-curve" else PERCENTILES
         runs = make_runs(ready, found, clock, percentiles or shown)
@@ -98,17 +71,21 @@ def run_bench(
         scenario=load.scenario,
         model=opened.contenders[0].model,
         bundle_digest=opened.bundle_digest,
-        address=asker.address,
+        address=None if places.server is None else places.server.address,
         images=pictures.what,
         broken=pictures.broken,
         seconds=options.seconds,
-        settings=dict(vars(asker.settings)),
+        settings=dict(vars(places.settings)),
         machine=machine,
         before=before,
         after=after,
         clock=clock,
         disturbance=found.disturbance,
-        unreliable=tuple(find_disturbance(found.disturbance, machine.device.cores, alone=bundle is not None)),
+        unreliable=(
+            *opened.notes,
+            *find_disturbance(found.disturbance, machine.device.cores, alone=places.server is None),
+            *find_throttling(before, after),
+        ),
         runs=runs,
         ratios={} if load.scenario in ("server", "batch-curve") else compare_runs(runs, load.scenario == "offline"),
         refused=ready.refused,
@@ -116,8 +93,11 @@ def run_bench(
         clients=load.clients if load.scenario in ("server", "offline") else None,
         bound=found.bound,
         curves=found.curves,
+        accuracy=counted,
     )
     show_record(record, json_output)
+    if options.html is not None:
+        write_record_page(record, options.html, json_output)
     if error is not None:
         if isinstance(error, FerrymanError):
             error.answered = json_output
@@ -127,6 +107,26 @@ def run_bench(
         check_baseline(baseline, record, parse_share(options.max_regression), json_output)
 
 
+def read_labelled(bundle: Bundle | None, place: Path | None) -> Truth[Any] | None:
+    """Raises UsageError for a server, and what `read_truth` raises."""
+    if place is None:
+        return None
+    if bundle is None:
+        raise UsageError("--accuracy belongs to a bundle: give it instead of --address")
+    return read_truth(place, bundle.spec)
+
+
+def write_record_page(record: BenchRecord, path: Path, json_output: bool) -> None:
+    """After all is shown: what took minutes must not be lost to a folder that can't be written."""
+    try:
+        write_page([record], path)
+    except FileAccessError as error:
+        error.answered = json_output
+        raise
+    if not json_output:
+        out.print(f"written: {path}")
+
+
 def choose_pictures(bundle: Bundle | None, paths: Sequence[Path]) -> Pictures:
     """Raises UsageError where there are none, and what `read_pictures` raises."""
     if paths:
@@ -134,41 +134,6 @@ def choose_pictures(bundle: Bundle | None, paths: Sequence[Path]) -> Pictures:
     if bundle is None:
         raise UsageError("--address needs --image: a server does not hand out its golden samples")
     return encode_golden(bundle)
-
-
-@dataclass(frozen=True)
-class Ready:
-    """contenders: those that answer right; refused: why the others are not measured; checks, costs, proven: by name"""
-
-    contenders: tuple[Contender, ...]
-    refused: dict[str, tuple[str, ...]]
-    checks: dict[str, list[Check]]
-    costs: dict[str, SessionCost | None]
-    proven: dict[str, Proven | None]
-
-    def check(self, when: When) -> None:
-        for one in self.contenders:
-            check = one.check(when)
-            if check is not None:
-                self.checks[one.name].append(check)
-
-
-def make_ready(contenders: Sequence[Contender], show: StageProgress) -> Ready:
-    """Raises ParityError when none answers right, EngineError for one that can't be loaded by itself."""
-    checks: dict[str, list[Check]] = {}
-    for one in contenders:
-        show(f"check {one.name}", 0, 1)
-        check = one.check("before")
-        checks[one.name] = [] if check is None else [check]
-    refused = {name: found[0].failures for name, found in checks.items() if found and not found[0].passed}
-    fit = tuple(one for one in contenders if one.name not in refused)
-    if not fit:
-        raise ParityError("; ".join(f"{name} is out of tolerance: {lines[0]}" for name, lines in refused.items()))
-    costs: dict[str, SessionCost | None] = {}
-    for one in fit:
-        show(f"load {one.name} by itself", 0, 1)
-        costs[one.name] = one.measure_cost()
-    return Ready(fit, refused, checks, costs, {one.name: one.prove() for one in fit})
 
 
 def make_runs(ready: Ready, found: Found, clock: ClockFacts, percentiles: Sequence[float]) -> tuple[RunRecord, ...]:

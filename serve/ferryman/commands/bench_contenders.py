@@ -14,16 +14,17 @@ from ferryman.bench.record import Check, Proven
 from ferryman.bundle import Bundle
 from ferryman.certificates import check_certificate
 from ferryman.commands.predict import Answers, Asker, Local, Remote
-from ferryman.errors import CertificateError, TaskError
+from ferryman.errors import CertificateError, MissingExtraError, TaskError
+from ferryman.manifest import Tolerance
 from ferryman.parity import ParityReport, check_parity
 from ferryman.predictor import Predictor, Timings
-from ferryman.runtimes import RUNTIMES, find_runtime
+from ferryman.runtimes import find_runtime
 from ferryman.runtimes.base import Session, Settings
 from ferryman.specs import Target
 
 Ask = Callable[[Sequence[bytes]], Timings]
 When = Literal["before", "after"]
-SERVER = "the server"
+SERVER, PYTORCH = "the server", "PyTorch eager"
 _COST_PROCESSES = 1
 _STAGES = tuple(field.name for field in fields(Timings) if field.name != "total_ms")
 
@@ -72,6 +73,11 @@ class LocalContender:
             pool.shutdown(cancel_futures=True)
 
     @property
+    def target(self) -> Target | None:
+        """None for what is none of the bundle's variants."""
+        return self._target
+
+    @property
     def sessions(self) -> tuple[Session, ...]:
         return self._predictor.sessions
 
@@ -81,14 +87,8 @@ class LocalContender:
 
     def check(self, when: When) -> Check:
         """Every golden sample alone, in each size: on the very sessions that are measured."""
-        tolerance, version = self._bundle.tolerance(self._target), RUNTIMES[self._target.runtime].version()
-        reports = [
-            check_parity(
-                session.run, self._bundle.golden(index), session.spec, tolerance, self.name, version, batches=(1,)
-            )
-            for index, session in enumerate(self._predictor.sessions)
-        ]
-        return summarize_check(when, reports)
+        tolerance = self._bundle.tolerance(self._target)
+        return check_sessions(when, self._bundle, self._predictor.sessions, tolerance, self.name)
 
     def measure_cost(self) -> SessionCost:
         """Raises EngineError."""
@@ -107,6 +107,24 @@ class LocalContender:
         loaded = runtime.loaded_digest(self._bundle.file(variant.path), self._target, digest)
         version = f"{self._target.runtime} {runtime.version()}"
         return Proven(target=self.name, runtime_version=version, digest=loaded, certificate=certificate)
+
+
+class EagerContender(LocalContender):
+    """PyTorch itself, on the checkpoint that the bundle was made from; within fp32's tolerance."""
+
+    def __init__(self, bundle: Bundle, predictor: Predictor, settings: Settings, version: str) -> None:
+        super().__init__(bundle, predictor, bundle.targets[0], settings)
+        self.name, self._version = PYTORCH, version
+
+    @property
+    def target(self) -> None:
+        return None
+
+    def measure_cost(self) -> None: ...
+
+    def prove(self) -> Proven:
+        digest = self._bundle.manifest.source.sha256
+        return Proven(target=self.name, runtime_version=self._version, digest=digest, certificate="")
 
 
 class ServedContender:
@@ -157,31 +175,67 @@ class ServedContender:
 
 @dataclass(frozen=True)
 class Opened:
+    """bundle_digest: of the first; notes: why they may not be comparable, a line each"""
+
     contenders: tuple[Contender, ...]
     bundle_digest: str
+    notes: tuple[str, ...] = ()
 
 
 @contextmanager
-def open_local(bundle: Bundle, targets: Sequence[str | None], settings: Settings) -> Generator[Opened, None, None]:
-    """Loads them all. Raises EngineError when one can't be loaded."""
+def open_contenders(
+    bundle: Bundle | None, targets: Sequence[str], settings: Settings, server: Asker | None, pytorch: str | None = None
+) -> Generator[Opened, None, None]:
+    """A bundle's targets, by default its first, and after them a server's model, whichever are given.
+
+    pytorch: the checkpoint that the bundle was made from, to be measured before all others in PyTorch itself
+    Raises EngineError when one can't be loaded, UnavailableError, ModelNotFoundError ... for a server.
+    """
     with ExitStack() as opened:
         found: list[Contender] = []
-        for name in dict.fromkeys(targets):
-            target = bundle.variants(name)[0].target
-            predictor = opened.enter_context(Predictor(bundle, str(target), settings))
-            found.append(LocalContender(bundle, predictor, target, settings))
-        yield Opened(tuple(found), bundle.digest)
+        digests: list[str] = []
+        notes: list[str] = []
+        if bundle is not None:
+            digests.append(bundle.digest)
+            if pytorch is not None:
+                found.append(opened.enter_context(open_pytorch(bundle, pytorch, settings)))
+            for name in dict.fromkeys(targets or [str(bundle.targets[0])]):
+                target = bundle.variants(name)[0].target
+                predictor = opened.enter_context(Predictor(bundle, str(target), settings))
+                found.append(LocalContender(bundle, predictor, target, settings))
+        if server is not None:
+            remote = opened.enter_context(server.connect())
+            facts = remote.facts()
+            proven = Proven(
+                target=facts.target, runtime_version=facts.runtime_version, digest="", certificate=facts.certified
+            )
+            digests.append(facts.bundle_digest)
+            if found and facts.target not in [one.name for one in found]:
+                notes.append(f"the server answers with {facts.target}, which is not measured here")
+            found.append(ServedContender(remote, server, proven))
+        if len(set(digests)) > 1:
+            notes.append("the server answers with another bundle than the one here")
+        yield Opened(tuple(found), digests[0], tuple(notes))
 
 
 @contextmanager
-def open_served(asker: Asker) -> Generator[Opened, None, None]:
-    """Connects. Raises UnavailableError, ModelNotFoundError ..."""
-    with asker.connect() as answers:
-        facts = answers.facts()
-        proven = Proven(
-            target=facts.target, runtime_version=facts.runtime_version, digest="", certificate=facts.certified
-        )
-        yield Opened((ServedContender(answers, asker, proven),), facts.bundle_digest)
+def open_pytorch(bundle: Bundle, source: str, settings: Settings) -> Generator[Contender, None, None]:
+    """Raises MissingExtraError without PyTorch, and what `open_eager` raises."""
+    try:
+        from ferryman_export.eager import VERSION, open_eager
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"measuring PyTorch ({error.name} is missing)", "export") from error
+    with Predictor(bundle, sessions=open_eager(bundle, source, settings)) as predictor:
+        yield EagerContender(bundle, predictor, settings, VERSION)
+
+
+def check_sessions(when: When, bundle: Bundle, sessions: Sequence[Session], tolerance: Tolerance, name: str) -> Check:
+    """On every golden sample alone, in each size. Nothing of the runtime's version is kept: the record has it."""
+    reports = [
+        check_parity(session.run, bundle.golden(index), session.spec, tolerance, name, "", batches=(1,))
+        for index, session in enumerate(sessions)
+    ]
+    return summarize_check(when, reports)
 
 
 def summarize_check(when: When, reports: Sequence[ParityReport]) -> Check:

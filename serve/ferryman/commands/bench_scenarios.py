@@ -18,7 +18,7 @@ from ferryman.bench.record import Scenario
 from ferryman.bench.samples import Run
 from ferryman.bench.search import Bound, Trial
 from ferryman.commands.bench_contenders import Contender, LocalContender
-from ferryman.errors import EngineError, FerrymanError, UsageError
+from ferryman.errors import DeadlineError, EngineError, FerrymanError, UsageError
 
 Advance = Callable[[Moment], None]
 MULTI_STREAM = 8  # pictures a request, as MLPerf's MultiStream has them
@@ -84,8 +84,10 @@ def measure(
             requests = {one.name: one.request(images, load.count) for one in contenders}
             error = _keep(harness, partial(harness.measure, requests, advance))
             found = Found(harness.runs, harness.disturbance, error=error)
-    for run in found.runs.values():
+    for name, run in found.runs.items():
         run.images = load.count
+        if not run.blocks:  # of a server whose every trial was given up before anything was answered
+            raise DeadlineError(f"{name} answered no request in time: raise --bound")
     return found
 
 

@@ -4,42 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from ferryman.bench.clock import ClockFacts
 from ferryman.bench.compare import compare_apart, compare_records, list_differences
-from ferryman.bench.disturbance import Disturbance
-from ferryman.bench.harness import Plan
-from ferryman.bench.machine import read_machine, read_state
-from ferryman.bench.record import BenchRecord, BlockRecord, Check, RunRecord
-from ferryman.bench.report import report_latency
+from ferryman.bench.record import BenchRecord, Check
 from ferryman.commands.bench_diff import parse_share
 from ferryman.errors import UsageError
 
 from ..commands.outcome import Cli
-from .synthetic import Latency, constant, play
-
-PLAN = Plan(seconds=2, warm_s=1)
-
-
-def make_record(latencies: dict[str, Latency], **changes: object) -> BenchRecord:
-    state = read_state()
-    runs = [
-        RunRecord(
-            name=name,
-            warmup=run.warmup,
-            blocks=tuple(map(BlockRecord.pack, run.blocks)),
-            figures=report_latency(run),
-            unreliable=(),
-        )
-        for name, run in play(latencies, PLAN).runs.items()
-    ]
-    record = BenchRecord(
-        ferryman="1", created="2025-01-01T00:00:00+00:00", command="ferryman bench x", scenario="single-stream",
-        model="toy/1", bundle_digest="ab" * 32, address=None, images="pictures", broken=(), seconds=2,
-        settings={"threads": 1}, machine=read_machine(), before=state, after=state,
-        clock=ClockFacts(resolution_ns=1, overhead_ns=50), disturbance=Disturbance(), unreliable=(),
-        runs=tuple(runs), ratios={}, refused={},
-    )  # fmt: skip
-    return record.model_copy(update=changes)
+from .records import PLAN, make_record
+from .synthetic import constant, play
 
 
 def test_changes_are_found_and_no_more() -> None:

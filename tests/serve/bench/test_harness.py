@@ -9,8 +9,10 @@ import pytest
 
 from ferryman.bench.clock import ClockFacts, measure_clock
 from ferryman.bench.disturbance import Counters, Disturbance, read_counters
+from ferryman.bench.gpu import GpuState
 from ferryman.bench.harness import FEWEST_ROUNDS, Harness, Moment, Plan, Request
-from ferryman.bench.noise import find_disturbance, find_noise
+from ferryman.bench.machine import MachineState
+from ferryman.bench.noise import find_disturbance, find_noise, find_throttling
 from ferryman.bench.report import report_latency
 from ferryman.bench.samples import Run
 from ferryman.bench.turns import ROUNDS, compare_speed
@@ -243,6 +245,19 @@ def test_a_disturbed_machine() -> None:
     assert len(find_disturbance(found, 2, False)) == 3  # a server that was asked is another process too
     assert find_disturbance(found, 16, True)[1].startswith("this process waited")
     assert find_disturbance(Disturbance(), 2, True) == []
+
+
+def test_what_gets_slower_by_itself() -> None:
+    state = MachineState(load=1, frequency_mhz=3000, temperatures_c={}, memory_available_bytes=1)
+    hot = GpuState(name="H", driver="1", clock_mhz=900, memory_clock_mhz=None, temperature_c=90, power_w=None,
+                   throttled=("heat (hardware)",))  # fmt: skip
+    after = state.model_copy(update={"frequency_mhz": 2600, "gpus": (hot,)})
+    assert find_throttling(state, state) == []
+    assert find_throttling(state, state.model_copy(update={"frequency_mhz": 2800})) == []
+    assert find_throttling(state, after) == [
+        "the processors' frequency fell from 3000 to 2600 MHz",
+        "H was held down: heat (hardware)",
+    ]
 
 
 def test_counters_of_this_machine() -> None:

@@ -22,11 +22,18 @@ class _Selector(selectors.SelectSelector):
 
 class _Loop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
-        self._virtual = _Selector()
-        super().__init__(self._virtual)
+        self.selector = _Selector()
+        super().__init__(self.selector)
 
     def time(self) -> float:
-        return self._virtual.now
+        return self.selector.now
+
+
+def hold(seconds: float) -> None:
+    """The running loop stands still for so long, as when something else keeps the processor."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, _Loop)
+    loop.selector.now += seconds
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

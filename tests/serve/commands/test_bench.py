@@ -4,17 +4,18 @@ import csv
 import json
 import re
 import shutil
-import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from ferryman.bench.record import BenchRecord
+from ferryman.bench.record import BenchRecord, Check
 from ferryman.client import Client
+from ferryman.commands.bench_contenders import LocalContender, When
 
 from ..server.process import ServerProcess, free_address
 from ..toy import change_golden, make_picture, make_toy_repository, shift_boxes
-from .outcome import Cli, spawn
+from .outcome import Cli, finish, spawn
 
 FAST = ("--seconds", 0.3)
 
@@ -61,6 +62,26 @@ def test_scenarios(cli: Cli, bundle: Path, toy_server: str, picture: Path, where
     assert any(not trial.kept for trial in server.runs[0].trials)
 
 
+def test_what_a_server_costs(cli: Cli, toy_repository: Path, toy_server: str) -> None:
+    """The bundle here and the server's in turn: the golden samples are asked of both, and the ratio is told."""
+    place = (toy_repository / "toy-detector", "--threads", 1, "--address", toy_server, "--model", "toy-detector")
+    document = cli("bench", *place, *FAST, "--json").document
+    assert [run["name"] for run in document["runs"]] == ["onnxruntime-cpu-fp32", "the server"]
+    assert list(document["ratios"]) == ["the server"]
+    assert [len(run["checks"]) for run in document["runs"]] == [2, 0]
+    assert not any("the server answers with" in line for line in document["unreliable"])
+    assert not any("other processes" in line for line in document["unreliable"])  # the server is one
+    other = cli("bench", toy_repository / "toy-classifier", *place[1:5], "--model", "toy-detector", *FAST)
+    assert "unreliable: the server answers with another bundle than the one here" in other.stdout
+
+
+def test_a_bound_that_nothing_keeps(cli: Cli, bundle: Path) -> None:
+    options = ("--scenario", "server", "--bound", 1e-4, "--threads", 1, *FAST)
+    outcome = cli("bench", bundle, *options)
+    assert outcome.status == 2
+    assert "a bound of 0.0001 ms is below what onnxruntime-cpu-fp32 takes alone, " in outcome.complaint
+
+
 def test_a_batch_curve(cli: Cli, bundle: Path, toy_server: str, picture: Path) -> None:
     options = ("--scenario", "batch-curve", "--max-batch", 4)
     outcome = cli("bench", bundle, "--threads", 1, *FAST, *options, "--json")
@@ -102,15 +123,18 @@ def test_no_server(cli: Cli, picture: Path) -> None:
 
 
 @pytest.mark.parametrize("scenario", ["single-stream", "offline"])
-def test_a_server_that_dies(cli: Cli, tmp_path: Path, picture: Path, scenario: str) -> None:
+def test_a_server_that_dies(tmp_path: Path, picture: Path, scenario: str) -> None:
     """What was measured is told, and marked; the document is the only one."""
     repository = make_toy_repository(tmp_path / "models", ["toy-classifier"])
     with ServerProcess({"repository": str(repository), "threads": 1}) as server:
-        killer = threading.Timer(4, server.process.kill)
-        killer.start()
         place = ("--address", server.address, "--model", "toy-classifier", "--image", picture)
-        outcome = cli("bench", *place, "--scenario", scenario, "--seconds", 60, "--json")
-        killer.join()
+        process = spawn("bench", *place, "--scenario", scenario, "--seconds", 60, "--json")
+        assert process.stderr is not None
+        while process.stderr.readline() != "- measure\n":
+            assert process.poll() is None
+        time.sleep(2)
+        server.kill()
+        outcome = finish(process)
     assert outcome.status == 1
     record = BenchRecord.model_validate_json(outcome.stdout)
     assert record.ended is not None
@@ -145,6 +169,20 @@ def test_wrong_answers_are_no_result(cli: Cli, folder: Path) -> None:
     outcome = cli("bench", folder, *FAST)
     assert (outcome.status, outcome.stdout) == (3, "")
     assert "onnxruntime-cpu-fp32 is out of tolerance: " in outcome.complaint
+
+
+def test_answers_that_go_wrong_while_they_are_measured(cli: Cli, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The requests are told; their figures are not."""
+
+    def check(self: LocalContender, when: When) -> Check:
+        return Check(when=when, passed=when == "before", error=0.5, failures=() if when == "before" else ("wrong",))
+
+    monkeypatch.setattr(LocalContender, "check", check)
+    outcome = cli("bench", bundle, *FAST, "--threads", 1)
+    assert outcome.status == 3
+    assert re.search(r"^onnxruntime-cpu-fp32 +[\d,]+ +wrong answers *$", outcome.stdout, re.MULTILINE)
+    assert re.search(r"^onnxruntime-cpu-fp32 .* wrong after$", outcome.stdout, re.MULTILINE)
+    assert outcome.complaint == "ferryman: wrong answers are no result: onnxruntime-cpu-fp32"
 
 
 def test_broken_files_are_named(cli: Cli, bundle: Path, tmp_path: Path, picture: Path) -> None:

@@ -1,0 +1,66 @@
+"""What `ferryman bench` is told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ferryman.bench.percentiles import check_percentiles
+from ferryman.bench.record import Scenario
+from ferryman.commands.bench_diff import parse_share
+from ferryman.commands.bench_scenarios import Load
+from ferryman.commands.predict import Asker
+from ferryman.errors import UsageError
+from ferryman.runtimes.base import Settings
+
+
+@dataclass(frozen=True)
+class Places:
+    """Whom to ask: a bundle's variants in this process, a server's model, or both, so that what a server costs is seen.
+
+    targets: of the bundle, measured in turn; none for its first
+    pytorch: the checkpoint that it was made from, to be measured in PyTorch itself
+    """
+
+    bundle: Path | None
+    targets: tuple[str, ...]
+    settings: Settings
+    server: Asker | None
+    pytorch: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.pytorch is not None and self.bundle is None:
+            raise UsageError("--pytorch belongs to a bundle: its checkpoint is measured beside its variants")
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """seconds: of each contender, at least; at_most: in all the rounds that a percentile needs beyond that
+
+    accuracy: labelled pictures to count right answers on; html: a page to write
+    scenario, count, clients, bound_ms, max_batch: see `bench_scenarios.Load`
+    percentiles: that were asked for, empty for those that the requests carry; strict: an unreliable one fails
+    baseline: a record that it must not be surely slower than, by more than `max_regression`
+    """
+
+    seconds: float
+    percentiles: tuple[float, ...] = ()
+    at_most: float = 600.0
+    strict: bool = False
+    baseline: Path | None = None
+    max_regression: str = "5%"
+    scenario: Scenario = "single-stream"
+    count: int | None = None
+    clients: int | None = None
+    bound_ms: float | None = None
+    max_batch: int = 64
+    accuracy: Path | None = None
+    html: Path | None = None
+
+    def load(self) -> Load:
+        """Raises UsageError for what does not belong to the scenario."""
+        return Load.choose(self.scenario, self.count, self.clients, self.percentiles, self.bound_ms, self.max_batch)
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise UsageError(f"--seconds must be above 0, got {self.seconds:g}")
+        check_percentiles(self.percentiles)
+        parse_share(self.max_regression)

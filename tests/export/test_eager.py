@@ -1,0 +1,63 @@
+"""PyTorch itself beside a bundle's variants in `ferryman bench`."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ferryman.bench.record import BenchRecord
+from ferryman.bundle import Bundle
+from ferryman.errors import EngineError, UsageError
+from ferryman.parity import TOLERANCES, check_parity
+from ferryman.runtimes.base import Settings
+from ferryman_export.eager import open_eager
+from ferryman_export.pipeline import ExportRequest, export
+
+from ..serve.commands.outcome import Cli
+
+
+@pytest.fixture(scope="module", params=["vit", "detr"])
+def exported(
+    request: pytest.FixtureRequest,
+    checkpoints: dict[str, Path],
+    pictures: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Bundle, str]:
+    """A bundle of a tiny checkpoint, and the checkpoint."""
+    checkpoint = str(checkpoints[request.param])
+    folder = tmp_path_factory.mktemp("eager")
+    return export(ExportRequest(checkpoint, folder, "tiny", pictures)), checkpoint
+
+
+def test_it_answers_as_the_golden_samples(exported: tuple[Bundle, str]) -> None:
+    bundle, source = exported
+    (session,) = open_eager(bundle, source, Settings(threads=1))
+    report = check_parity(session.run, bundle.golden(), bundle.spec, TOLERANCES["fp32"], "PyTorch eager", "")
+    report.raise_for_failures()
+    with pytest.raises(EngineError, match="no artefact"):
+        session.attest(bundle.golden().batch([0]))
+
+
+def test_the_command(exported: tuple[Bundle, str], cli: Cli) -> None:
+    bundle, source = exported
+    outcome = cli("bench", bundle.path, "--pytorch", source, "--threads", 1, "--seconds", 0.3, "--json")
+    assert outcome.status == 0
+    record = BenchRecord.model_validate_json(outcome.stdout)
+    first, second = record.runs
+    assert (first.name, second.name) == ("PyTorch eager", "onnxruntime-cpu-fp32")
+    assert list(record.ratios) == ["onnxruntime-cpu-fp32"]
+    assert first.right
+    assert first.cost is None
+    assert first.proven is not None
+    assert first.proven.digest == bundle.manifest.source.sha256
+    assert first.proven.runtime_version.startswith("torch ")
+
+
+def test_another_checkpoint(exported: tuple[Bundle, str], cli: Cli, tmp_path: Path) -> None:
+    bundle, _ = exported
+    with pytest.raises(UsageError, match=r"vit-digits is not what .* was made from: that was .*tiny-\w+\.safetensors"):
+        open_eager(bundle, "vit-digits", Settings())
+    shutil.copy(bundle.file("model.onnx"), tmp_path / "x.png")
+    served = ("--address", "127.0.0.1:1", "--model", "x", "--image", tmp_path / "x.png")
+    outcome = cli("bench", *served, "--pytorch", "vit-digits")
+    assert (outcome.status, "--pytorch belongs to a bundle" in outcome.complaint) == (2, True)
