@@ -99,7 +99,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
                     f"{max_pixels:,}; shrink it first"
                 )
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)  # a copy only where it is turned
+            return _to_rgb(image)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -125,7 +126,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def fit_image(image: Image.Image, spec: PreprocessSpec) -> tuple[NDArray[np.uint8], Geometry]:
