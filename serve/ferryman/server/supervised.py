@@ -1,4 +1,4 @@
-"""What systemd, or whoever else started the server, is told: that it is ready, that its event loop turns, that it stops.
+"""What systemd, or whatever else started the server, is told: that it is ready, that its loop turns, that it stops.
 
 The protocol of sd_notify(3): lines `NAME=value`, each message a datagram to the socket that `NOTIFY_SOCKET` names.
 """
