@@ -57,7 +57,7 @@ def run(
         float, typer.Option(min=1, max=36000, help="Seconds after which a percentile's requests are given up.")
     ] = 600.0,
     scenario: Annotated[Scenario, typer.Option(help="How requests come; see docs/benchmarks.md.")] = "single-stream",
-    images: Annotated[
+    per_request: Annotated[
         int | None, typer.Option(min=1, max=4096, help="Pictures in a request; 8 of multi-stream, else 1.")
     ] = None,
     clients: Annotated[
@@ -102,7 +102,7 @@ def run(
         places = Places(bundle, targets, settings, server, pytorch)
     options = BenchOptions(
         seconds, tuple(percentile or ()), at_most, strict, baseline, max_regression,
-        scenario, images, clients, bound, max_batch, accuracy, html,
+        scenario, per_request, clients, bound, max_batch, accuracy, html,
     )  # fmt: skip
     run_bench(places, image or [], options, json_output)
 

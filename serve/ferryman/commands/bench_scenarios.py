@@ -44,7 +44,7 @@ class Load:
     ) -> "Load":  # fmt: skip
         """With the scenario's own defaults. Raises UsageError for what does not belong to it."""
         for name, given, owners in (
-            ("--images", count, ("multi-stream", "server", "offline")),
+            ("--per-request", count, ("multi-stream", "server", "offline")),
             ("--clients", clients, ("server", "offline")),
             ("--bound", bound_ms, ("server",)),
         ):

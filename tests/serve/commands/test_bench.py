@@ -48,7 +48,7 @@ def test_scenarios(cli: Cli, bundle: Path, toy_server: str, picture: Path, where
     figures = multi.runs[0].figures
     assert figures.images_per_s == pytest.approx(8 * figures.requests / figures.seconds)
 
-    offline = run("offline", "--clients", 3, "--images", 2)
+    offline = run("offline", "--clients", 3, "--per-request", 2)
     assert (offline.clients, offline.runs[0].images, len(offline.runs[0].blocks)) == (3, 2, 12)
 
     # far beyond what anything here takes: every rate keeps it until requests queue for so long
