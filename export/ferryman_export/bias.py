@@ -45,7 +45,7 @@ def round_values(
 ) -> NDArray[np.float32]:
     """Values as whole numbers of the zero point's type hold them, or as 8-bit floating point does."""
     if zero.dtype.kind in "ui":
-        ends = np.iinfo(zero.dtype)
+        ends = np.iinfo(np.uint8 if zero.dtype.kind == "u" else np.int8)
         whole = np.clip(np.round(values / scale) + float(zero), ends.min, ends.max) - float(zero)
         return (whole * scale).astype(np.float32)
     return (values / scale).astype(zero.dtype).astype(np.float32) * scale

@@ -107,10 +107,16 @@ def test_how_it_was_calibrated_is_told(bundle: Bundle, calibration: Path) -> Non
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_it_reads_the_demo_pictures(bundle: Bundle, target: str) -> None:
-    with Predictor(bundle, target) as predictor:
+    """As fp32 does, which reads them all; of two digits that it can hardly tell apart, as parity counts, either."""
+    margin = bundle.manifest.tolerances[Target.parse(target).precision].tie_margin
+    with Predictor(bundle, target) as predictor, Predictor(bundle, "onnxruntime-cpu-fp32") as full:
         for path in sorted(pictures_folder("classification").iterdir()):
+            (reference,), _ = full.classify([path.read_bytes()])
             (answer,), _ = predictor.classify([path.read_bytes()])
-            assert answer.predictions[0].label == path.stem.removeprefix("digit-")
+            best = reference.predictions[0]
+            assert best.label == path.stem.removeprefix("digit-")
+            ties = {one.label for one in reference.predictions if best.score - one.score <= margin}
+            assert answer.predictions[0].label in ties
 
 
 def test_verify_proves_them_all(bundle: Bundle) -> None:

@@ -1,7 +1,7 @@
 """What every recipe gets, and what it gives."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ferryman.manifest import Tolerance
 from ferryman.parity import ParityReport
 from ferryman.specs import Facts, ModelSpec, Target
 from ferryman_export.calibration import Calibration, CalibrationFacts
-from ferryman_export.islands import Error, IslandReport
+from ferryman_export.islands import BlockError, Error, IslandReport
 from ferryman_export.quantize import QuantizationPlan, Quantizer
 from ferryman_export.steps import Progress, count_steps
 
@@ -70,6 +70,7 @@ class Workpiece:
     """One size of a model, whose fp32 graph is proved: what all its variants are made from.
 
     graph: the file; golden: samples that calibration never sees; calibration: None when no folder was named
+    ranked: by the numbers that activations are in, the blocks by their error, once a recipe has ranked them
     """
 
     graph: Path
@@ -77,6 +78,7 @@ class Workpiece:
     golden: GoldenSamples
     calibration: Calibration | None
     progress: Progress
+    ranked: dict[str, list[BlockError]] = field(default_factory=dict[str, list[BlockError]])
 
     def need_calibration(self, target: Target) -> Calibration:
         """Raises UsageError when no pictures were named."""

@@ -16,10 +16,11 @@ from ferryman_export.ranges import METHODS, Method
 from ferryman_export.smoothing import SMOOTHING
 from ferryman_export.steps import count_steps
 from ferryman_export.variants.base import BuildReport, Trial, Workpiece
-from ferryman_export.variants.judge import Bench
+from ferryman_export.variants.judge import Bench, spread
 
-# Enough to tell a bad block from a good one; the verdicts that count are made on all held-out pictures.
-_RANKING_PICTURES = 8
+# Enough to tell a bad block from a good one, and one plan from another: the error is a mean over all numbers of the
+# answers. The verdicts that count are made on all held-out pictures.
+_RANKING_PICTURES, _TRIAL_PICTURES = 4, 24
 _JUDGED_PLANS = 4
 _FREE_WORK = 0.02  # of the multiplications: in fp32 they cost less time than a benchmark can tell
 
@@ -36,8 +37,9 @@ class Style:
     form: Form = "plain"
 
     def plan(self, method: Method) -> QuantizationPlan:
-        facts = {"numbers": self.numbers, "answers": self.answers, "form": self.form}
-        return QuantizationPlan(method=method, bias="corrected", **facts)
+        return QuantizationPlan(
+            method=method, numbers=self.numbers, answers=self.answers, form=self.form, bias="corrected"
+        )
 
 
 PLAIN = Style()
@@ -48,11 +50,9 @@ def quantize_within(
     target: Target,
     tolerance: Tolerance,
     style: Style = PLAIN,
-    ranked: tuple[BlockError, ...] = (),
 ) -> tuple[onnx.ModelProto, BuildReport]:
     """The graph in 8 bits with as few blocks in floating point as the tolerance allows, and how it was found.
 
-    ranked: the blocks, where another style has ranked them; empty to do so here
     Raises UsageError without calibration pictures, ParityError when no graph holds.
     """
     calibration = piece.need_calibration(target)
@@ -72,11 +72,11 @@ def quantize_within(
     room = allowed // 2
     if style.answers == "float":
         trials = _try_plans(piece, bench, style, unable)
-        ranked = ranked or _rank(bench, cost, trials[0].plan, unable)
+        ranked = _rank_once(bench, cost, trials[0].plan, unable)
         free = (*unable, *choose_free(ranked, quantizer.work(), cost, room))
     else:  # an answer of the patches in 8 bits errs so much that it would drown what the plans differ in
         first = style.plan(style.methods[0]).model_copy(update={"smooth": SMOOTHING[0]})
-        ranked = ranked or _rank(bench, cost, first, unable)
+        ranked = _rank_once(bench, cost, first, unable)
         free = (*unable, *choose_free(ranked, quantizer.work(), cost, room))
         trials = _try_plans(piece, bench, style, free)
     piece.progress(f"{target}: search what must stay in floating point", 0, 1)
@@ -101,11 +101,21 @@ def quantize_within(
     return quantizer.quantize(plan, frozenset(found.islands)), report
 
 
+def _rank_once(
+    bench: Bench, cost: Mapping[str, int], plan: QuantizationPlan, unable: Sequence[str]
+) -> tuple[BlockError, ...]:
+    """`_rank` of the first style or target that asks: a block that errs in one of them errs in the others."""
+    known = bench.piece.ranked.setdefault(plan.numbers, [])
+    if not known:
+        known += _rank(bench, cost, plan, unable)
+    return tuple(one for one in known if one.block in cost)
+
+
 def _rank(
     bench: Bench, cost: Mapping[str, int], plan: QuantizationPlan, unable: Sequence[str]
 ) -> tuple[BlockError, ...]:
     """The blocks that `cost` names, each alone in 8 bits on a few pictures, the best to give back first."""
-    quantizer, few = bench.piece.quantizer, bench.piece.held_out.first(_RANKING_PICTURES)
+    quantizer, few = bench.piece.quantizer, spread(bench.piece.held_out, _RANKING_PICTURES)
     advance = count_steps(bench.piece.progress, f"{bench.target}: quantise block by block", len(cost))
     found = rank_blocks(
         list(cost), lambda islands: bench.measure(quantizer.quantize(plan, {*unable, *islands}), few), advance
@@ -125,17 +135,17 @@ def _find_unable(piece: Workpiece, bench: Bench, style: Style) -> tuple[str, ...
 
 
 def _try_plans(piece: Workpiece, bench: Bench, style: Style, islands: Sequence[str]) -> list[Trial]:
-    """Every way to find ranges, the two best with smoothing, the two best of all with weights rounded by data.
+    """Every way to find ranges, the two best with smoothing, the best of all with weights rounded by data.
 
     All blocks but the islands are in 8 bits; the best comes first.
     """
-    quantizer = piece.quantizer
-    by_data = 0 if style.numbers == "fp8" else 2  # fp8 is not rounded in whole steps
+    quantizer, some = piece.quantizer, spread(piece.held_out, _TRIAL_PICTURES)
+    by_data = 0 if style.numbers == "fp8" else 1  # fp8 is not rounded in whole steps
     count = len(style.methods) + min(2, len(style.methods)) * len(SMOOTHING) + by_data
     advance = count_steps(piece.progress, f"{bench.target}: calibrate", count)
 
     def attempt(plan: QuantizationPlan) -> Trial:
-        trial = Trial(plan=plan, error=bench.measure(quantizer.quantize(plan, frozenset(islands)), piece.held_out))
+        trial = Trial(plan=plan, error=bench.measure(quantizer.quantize(plan, frozenset(islands)), some))
         advance(1)
         return trial
 

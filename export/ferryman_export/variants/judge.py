@@ -18,6 +18,7 @@ from ferryman.specs import Target
 from ferryman_export.islands import Verdict
 from ferryman_export.onnx import save_graph
 from ferryman_export.quantize import distance
+from ferryman_export.samples import choose_evenly
 from ferryman_export.steps import count_steps
 from ferryman_export.variants.base import CANONICAL, Workpiece
 from ferryman_export.variants.rehearsal import run_as
@@ -40,6 +41,17 @@ def answer_in_fp32(piece: Workpiece) -> GoldenSamples:
             advance(1)
     outputs = {name: np.concatenate([answer[name] for answer in answers]) for name in piece.spec.output_names}
     return GoldenSamples(pictures.names, pictures.inputs, outputs)
+
+
+def spread(samples: GoldenSamples, most: int) -> GoldenSamples:
+    """At most so many, at equal distances: pictures that stand next to each other in a folder are often alike."""
+    chosen = choose_evenly(range(len(samples)), most)
+    names = tuple(samples.names[index] for index in chosen)
+    return GoldenSamples(
+        names,
+        {name: array[chosen] for name, array in samples.inputs.items()},
+        {name: array[chosen] for name, array in samples.outputs.items()},
+    )
 
 
 class Bench:

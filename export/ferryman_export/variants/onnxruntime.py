@@ -13,7 +13,7 @@ from ferryman.bench.turns import Blocks, compare_speed, run_in_turn, time_sessio
 from ferryman.errors import ParityError
 from ferryman.manifest import Tolerance
 from ferryman.specs import Target
-from ferryman_export.islands import BlockError, IslandReport
+from ferryman_export.islands import IslandReport
 from ferryman_export.onnx import count_operators, save_graph
 from ferryman_export.variants.base import Artefact, BuildReport, Candidate, Workpiece
 from ferryman_export.variants.integer import Style, quantize_within
@@ -66,13 +66,11 @@ def build_int8(piece: Workpiece, target: Target, tolerance: Tolerance, path: Pat
     """
     piece.need_calibration(target)
     bench, found, missed = Bench(piece, target, tolerance), dict[str, Built](), list[Candidate]()
-    ranked: tuple[BlockError, ...] = ()  # by the first, for all: a block that errs in one style errs in the others
     for name, style in STYLES.items():
         if style.answers == "convolutions" and not piece.quantizer.has_sums():
             continue
         try:
-            found[name] = _build(bench, style, ranked)
-            ranked = found[name].islands.blocks
+            found[name] = _build(bench, style)
         except ParityError as error:
             missed.append(Candidate(name=name, why=str(error)))
     if not found:
@@ -84,9 +82,9 @@ def build_int8(piece: Workpiece, target: Target, tolerance: Tolerance, path: Pat
     return Artefact(save_graph(best.model, path.with_name(f"{path.name}.onnx")), count_operators(best.model), report)
 
 
-def _build(bench: Bench, style: Style, ranked: tuple[BlockError, ...]) -> Built:
-    """Raises ParityError when it is out of tolerance, or not in 8 bits. ranked: see `quantize_within`"""
-    model, report = quantize_within(bench.piece, bench.target, bench.tolerance, style, ranked)
+def _build(bench: Bench, style: Style) -> Built:
+    """Raises ParityError when it is out of tolerance, or not in 8 bits."""
+    model, report = quantize_within(bench.piece, bench.target, bench.tolerance, style)
     with bench.load(model) as session:
         failures = session.attest(bench.piece.held_out.batch([0])).find_failures(bench.target.precision)
     if failures:
