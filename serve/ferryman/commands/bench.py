@@ -44,9 +44,11 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
         check_page()
     bundle = None if places.bundle is None else Bundle.open(places.bundle)
     truth = read_labelled(bundle, options.accuracy)
+    load, clock = options.load(), measure_clock()
+    if load.scenario == "batch-curve" and bundle is not None and images:
+        raise UsageError("--image belongs to the other scenarios: batch-curve runs the golden samples as tensors")
     pictures = choose_pictures(bundle, images)
     percentiles = check_percentiles(options.percentiles)
-    load, clock = options.load(), measure_clock()
     plan = Plan(options.seconds, len(pictures.images), percentiles, options.at_most, max(2.0, options.seconds))
     opening = open_contenders(bundle, places.targets, places.settings, places.server, places.pytorch)
     with show_measuring() as (show, advance), opening as opened:
@@ -73,7 +75,7 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
         model=opened.contenders[0].model,
         bundle_digest=opened.bundle_digest,
         address=None if places.server is None else places.server.address,
-        images=pictures.what,
+        images="the golden samples as tensors" if load.scenario == "batch-curve" else pictures.what,
         broken=pictures.broken,
         seconds=options.seconds,
         settings=dict(vars(places.settings)),

@@ -91,6 +91,9 @@ def test_a_batch_curve(cli: Cli, bundle: Path, toy_server: str, picture: Path) -
     assert [point.batch for point in curve.points] == [1, 2, 4]
     assert curve.knee <= curve.best
     assert curve.ended == "4 was the most that was asked for"
+    assert record.images == "the golden samples as tensors"
+    wrong = cli("bench", bundle, "--image", picture, *options)
+    assert (wrong.status, "--image belongs to the other scenarios" in wrong.complaint) == (2, True)
     served = cli("bench", "--address", toy_server, "--model", "toy-classifier", "--image", picture, *options)
     assert (served.status, "give a bundle, not --address" in served.complaint) == (2, True)
 
