@@ -14,7 +14,7 @@ from ferryman.commands.verify import print_report
 from ferryman.proof import read_reports
 from ferryman_export.pipeline import ExportRequest, export
 from ferryman_export.sources import SourceOptions, open_source
-from ferryman_export.variants import choose_targets
+from ferryman_export.variants import choose_targets, left_out
 
 
 def run_export(
@@ -38,6 +38,8 @@ def run_export(
     start = time.monotonic()
     found: list[str] = []
     with show_stages() as progress:
+        for name_left, why in left_out(targets).items():
+            progress(f"{name_left} is left out: {why}", 1, 1)
         tell = found.append if bisect else None
         request = ExportRequest(
             source,

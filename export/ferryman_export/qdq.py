@@ -7,6 +7,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from ferryman_export.bias import find_bias
 from ferryman_export.graph_edit import GraphEditor
 from ferryman_export.products import Product
 from ferryman_export.ranges import LEAST
@@ -38,10 +39,38 @@ def quantize_activation(
     ]
 
 
-def measure_activation(name: str, source: str) -> onnx.NodeProto:
-    """`source` -> `name.quantized`, in uint8 between the extremes of the values at hand, whose scale it gives too."""
-    outputs = [f"{name}.quantized", f"{name}.scale", f"{name}.zero"]
-    return helper.make_node("DynamicQuantizeLinear", [source], outputs, name=f"{name}.quantize")
+def quantize_rows(graph: GraphEditor, name: str, source: str, low: float) -> list[onnx.NodeProto]:
+    """`source` -> `name.quantized`, in uint8 from `low` to 1, each row as a share of its largest magnitude `name.rows`.
+
+    A row is a position: a few positions with large values don't take the levels from the others, and no picture's
+    answer depends on its neighbours in a batch.
+    """
+    scale = np.float32((1 - low) / 255)
+    zero = np.array(np.clip(np.round(-low / scale), 0, 255), np.uint8)
+    facts = [graph.put(f"{name}.scale", np.array(scale)), graph.put(f"{name}.zero", zero)]
+    last, least = graph.put("rows.axis", np.array([-1])), graph.put("rows.least", np.array(LEAST, np.float32))
+    rows = f"{name}.rows"
+    return [
+        helper.make_node("ReduceMax", [source, last], [f"{rows}.high"], name=f"{rows}.high", keepdims=1),
+        helper.make_node("ReduceMin", [source, last], [f"{rows}.low"], name=f"{rows}.low", keepdims=1),
+        helper.make_node("Neg", [f"{rows}.low"], [f"{rows}.below"], name=f"{rows}.below"),
+        helper.make_node("Max", [f"{rows}.high", f"{rows}.below", least], [rows], name=rows),
+        helper.make_node("Div", [source, rows], [f"{rows}.share"], name=f"{rows}.share"),
+        helper.make_node("QuantizeLinear", [f"{rows}.share", *facts], [f"{name}.quantized"], name=f"{name}.quantize"),
+    ]
+
+
+def multiply_rows(node: onnx.NodeProto, product: Product) -> onnx.NodeProto:
+    """Makes a MatMul ONNX Runtime's product of whole numbers, and gives the node that multiplies each row back.
+
+    Comes after `quantize_rows` and the weights.
+    """
+    del node.input[:]
+    node.input.extend(_whole_inputs(product))
+    node.output[0] = f"{product.output}.shares"
+    node.op_type, node.domain = "MatMulIntegerToFloat", OWN
+    inputs = [node.output[0], f"{product.activation}.rows"]
+    return helper.make_node("Mul", inputs, [product.output], name=f"{product.output}.grow")
 
 
 def multiply_whole(graph: GraphEditor, node: onnx.NodeProto, product: Product) -> set[str]:
@@ -49,20 +78,22 @@ def multiply_whole(graph: GraphEditor, node: onnx.NodeProto, product: Product) -
 
     Comes after the activation and the weights.
     """
-    activation, weights = product.activation, f"{product.output}.weights"
-    inputs = [f"{activation}.quantized", weights, f"{activation}.scale", f"{weights}.scale"]
-    inputs += [f"{activation}.zero", f"{weights}.zero"]
-    taken, taker = set[str](), graph.only_consumer(product.output)
-    if taker is not None and taker.op_type == "Add":
-        constants = [name for name in taker.input if graph.is_constant(name) and graph.value(name).ndim == 1]
-        if constants and graph.value(constants[0]).shape == graph.value(f"{weights}.scale").shape:
-            inputs.append(constants[0])
-            taken = {str(taker.output[0])}
+    inputs = _whole_inputs(product)
+    taken, bias = set[str](), find_bias(graph, product)
+    if bias is not None:
+        inputs.append(bias)
+        taken = {str(graph.consumers[product.output][0].output[0])}
     del node.input[:]
     node.input.extend(inputs)
     node.output[0] = next(iter(taken), product.output)
     node.op_type, node.domain = "MatMulIntegerToFloat", OWN
     return taken
+
+
+def _whole_inputs(product: Product) -> list[str]:
+    activation, weights = product.activation, f"{product.output}.weights"
+    inputs = [f"{activation}.quantized", weights, f"{activation}.scale", f"{weights}.scale"]
+    return [*inputs, f"{activation}.zero", f"{weights}.zero"]
 
 
 def quantize_answers(graph: GraphEditor, name: str, low: float, high: float) -> list[onnx.NodeProto]:

@@ -21,6 +21,7 @@ from onnx import helper
 from ferryman.errors import ExportError
 from ferryman.golden import Tensors
 from ferryman.specs import Facts
+from ferryman_export.bias import correct_bias, round_rows, round_values
 from ferryman_export.calibration import Pictures
 from ferryman_export.graph_edit import GraphEditor
 from ferryman_export.half import raise_opset
@@ -30,14 +31,15 @@ from ferryman_export.products import Product, find_answers, find_products, gemm_
 from ferryman_export.qdq import (
     Numbers,
     finish_with,
-    measure_activation,
+    multiply_rows,
     multiply_whole,
     quantize_activation,
     quantize_answers,
     quantize_bias,
+    quantize_rows,
     quantize_weights,
 )
-from ferryman_export.ranges import Method, Statistics, find_range
+from ferryman_export.ranges import Method, Statistics, find_range, find_row_low
 from ferryman_export.rounding import round_by_data
 from ferryman_export.smoothing import smooth_block
 
@@ -51,13 +53,14 @@ class QuantizationPlan(Facts):
     """How ranges are found and what is done before.
 
     method: of an activation's range over the pictures: the extremes of all, the mean of each picture's, what 99.99 % of
-    the values lie in, or what loses the least information (entropy); dynamic: none, but the extremes of the values at
-    hand, found as it runs, where a product is written in ONNX Runtime's form
+    the values lie in, or what loses the least information (entropy); dynamic: of each row, a position of a picture, the
+    largest magnitude, found as it runs, where a product is written in ONNX Runtime's form
     smooth: how much of the activations' range moves into the weights before (SmoothQuant's alpha), None for nothing
     rounding: of weights, to the nearest, or so that the products on the calibration pictures change least (GPTQ)
     numbers: of activations, uint8 with a zero point; or, as TensorRT wants them, int8 or fp8 (e4m3) around zero
     answers: of convolutions: in floating point, or in 8 bits too, those alone or also the sums of two (`find_answers`)
     form: of products: plain ONNX for every runtime, or ONNX Runtime's own operator, which takes the bias with it
+    bias: kept, or corrected by what 8 bits add to the answers on average
     """
 
     method: Method
@@ -66,6 +69,7 @@ class QuantizationPlan(Facts):
     numbers: Numbers = "uint8"
     answers: Answers = "float"
     form: Form = "plain"
+    bias: Literal["kept", "corrected"] = "kept"
 
 
 class Quantizer:
@@ -149,10 +153,7 @@ class Quantizer:
         }
 
     def quantize(self, plan: QuantizationPlan, islands: Set[str] = frozenset()) -> onnx.ModelProto:
-        """The graph with every block that `costs` names, but the islands, in 8 bits.
-
-        With dynamic ranges its batch is fixed at 1: a range of several pictures would make each depend on the others.
-        """
+        """The graph with every block that `costs` names, but the islands, in 8 bits."""
         model = onnx.ModelProto()
         model.CopyFrom(self._raised if plan.numbers == "fp8" else self._model)
         graph = GraphEditor(model)
@@ -176,29 +177,37 @@ class Quantizer:
         for product in chosen:
             node, before, activation = nodes[product.output], added[product.output], product.activation
             own = plan.form == "onnxruntime" and not product.convolution and graph.value(product.weights).ndim == 2
+            by_row = own and plan.method == "dynamic" and activation not in convolved
+            seen = statistics[activation]
             if activation not in done:
                 source = smoothed.get(activation, activation)
-                if own and plan.method == "dynamic" and activation not in convolved:
-                    before.append(measure_activation(activation, source))
-                else:
-                    low, high = find_range(statistics[activation], plan.method)
-                    before += quantize_activation(graph, activation, source, low, high, plan.numbers)
+                before += self._quantize_activation(graph, activation, source, seen, plan, by_row)
                 done.add(activation)
             weights = quantize_weights(graph, product, plan.numbers, rounded.get(product.output))
-            if own:
+            if plan.bias == "corrected":
+                correct_bias(graph, product, seen.values, _as_stored(seen.values, graph, activation, by_row))
+            if by_row:
+                answers[product.output] = [node, multiply_rows(node, product)]
+            elif own:
                 gone |= multiply_whole(graph, node, product)
-                continue
-            before.append(weights)
-            node.input[0], node.input[1] = f"{activation}.dequantized", weights.output[0]
-            if answers and product.convolution and len(node.input) > 2:
-                before.append(quantize_bias(graph, product, node.input[2]))
-                node.input[2] = before[-1].output[0]
+            else:
+                before.append(weights)
+                node.input[0], node.input[1] = f"{activation}.dequantized", weights.output[0]
+                if plan.answers != "float" and product.convolution and len(node.input) > 2:
+                    before.append(quantize_bias(graph, product, node.input[2]))
+                    node.input[2] = before[-1].output[0]
         kept = {name: node for name, node in nodes.items() if name not in gone}
         order = [(*added.get(name, ()), *answers.get(name, (node,))) for name, node in kept.items()]
-        if plan.method == "dynamic":
-            for value in (*model.graph.input, *model.graph.output):
-                value.type.tensor_type.shape.dim[0].dim_value = 1
         return finish_with(graph, [one for several in order for one in several])
+
+    @staticmethod
+    def _quantize_activation(
+        graph: GraphEditor, name: str, source: str, seen: Statistics, plan: QuantizationPlan, by_row: bool
+    ) -> list[onnx.NodeProto]:
+        if by_row:
+            return quantize_rows(graph, name, source, find_row_low(seen.values))
+        low, high = find_range(seen, plan.method)
+        return quantize_activation(graph, name, source, low, high, plan.numbers)
 
     def _smooth(
         self,
@@ -235,6 +244,12 @@ class Quantizer:
             parts = np.split(whole, np.cumsum([array.shape[1] for array in weights])[:-1], axis=1)
             self._rounded[block, smooth] = {p.output: part for p, part in zip(products, parts, strict=True)}
         return self._rounded[block, smooth]
+
+
+def _as_stored(values: NDArray[np.float32], graph: GraphEditor, activation: str, by_row: bool) -> NDArray[np.float32]:
+    """Values (rows, channels) of an activation as the 8 bits that it was given hold them."""
+    scale, zero = (graph.value(f"{activation}.{fact}") for fact in ("scale", "zero"))
+    return round_rows(values, scale, zero) if by_row else round_values(values, scale, zero)
 
 
 def distance(answers: Iterable[Tensors], references: Iterable[Tensors]) -> float:

@@ -1,5 +1,6 @@
 """The `ferryman` command: what each subcommand takes. What it does stands in `commands/`, imported when called."""
 
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -219,6 +220,8 @@ def serve(
     json_output: Json = False,
 ) -> None:
     """Serve a model repository over gRPC until SIGTERM or Ctrl-C."""
+    # Read when grpc is imported. Its own log has a line for each TLS handshake that fails, which strangers could fill.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from ferryman.commands.serve import run_schema, run_serve
 
     if schema:

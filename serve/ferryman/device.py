@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Collection
 from pathlib import Path
 
 from ferryman.specs import Facts
@@ -36,6 +37,11 @@ def read_device() -> DeviceFacts:
         memory_bytes=_read_memory(),
         python=platform.python_version(),
     )
+
+
+def saturates(features: Collection[str]) -> bool:
+    """Whether a processor cuts off at 16 bits what it adds up of uint8 times int8: those with AVX2 but without VNNI."""
+    return "avx2" in features and not {"avx_vnni", "avx512_vnni"} & set(features)
 
 
 def _read_cpuinfo() -> tuple[str, frozenset[str]]:

@@ -13,10 +13,11 @@ from ferryman.errors import EngineError, ParityError
 from ferryman.proof import read_reports
 from ferryman.runtimes import RUNTIMES, open_session, why_not
 from ferryman.runtimes.onnxruntime import PRODUCTS
+from ferryman.runtimes.openvino import OpenVino
 from ferryman.specs import Target
 from ferryman_export import half
 from ferryman_export.pipeline import ExportRequest, export
-from ferryman_export.variants import GROUPS, RECIPES, choose_targets
+from ferryman_export.variants import GROUPS, RECIPES, choose_targets, left_out
 from ferryman_export.variants.base import CANONICAL
 from ferryman_export.variants.rehearsal import is_rehearsed, run_as
 from ferryman_models.zoo.digits import load_digits, load_photographs
@@ -118,7 +119,20 @@ def test_every_row_of_a_runtime_can_be_exported() -> None:
     known = {str(target) for runtime in RUNTIMES.values() for target in runtime.targets()}
     assert set(RECIPES) | {str(CANONICAL)} == known
     assert set(GROUPS["all-cpu"]) == {name for name in RECIPES if "-cpu-" in name}
-    assert [str(target) for target in choose_targets(["all-cpu"])] == list(GROUPS["all-cpu"])
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_a_group_without_what_this_processor_can_not_do(able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor without bf16 gets the others, and is told; by its own name it is an error, as for any target."""
+    lacks = "this CPU has no bf16"
+    monkeypatch.setattr(
+        OpenVino, "_lacks", lambda _, target: lacks if target.precision == "bf16" and not able else None
+    )
+    group, half = list(GROUPS["all-cpu"]), "openvino-cpu-bf16"
+    assert [str(one) for one in choose_targets(["all-cpu"])] == [one for one in group if able or one != half]
+    assert left_out(["all-cpu"]) == ({} if able else {half: lacks})
+    assert [str(one) for one in choose_targets([half])] == [half]
+    assert left_out([half]) == {}
 
 
 def test_what_stands_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:

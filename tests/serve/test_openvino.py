@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from ferryman.bundle import Bundle
+from ferryman.device import read_device
 from ferryman.runtimes import RUNTIMES, why_not
 from ferryman.runtimes.base import Settings
 from ferryman.runtimes.openvino import name_device, open_core
-from ferryman.specs import Target
+from ferryman.runtimes.seven_bits import narrow_weights
+from ferryman.specs import PreprocessSpec, Target, classification_spec
 
 openvino = pytest.importorskip("openvino")
 ABLE = {"CPU": ["FP32", "INT8", "BF16"], "GPU": ["FP32", "FP16", "INT8"], "NPU": ["FP16", "INT8"]}
@@ -98,7 +102,8 @@ from pathlib import Path
 from ferryman.bundle import Bundle
 from ferryman.runtimes.base import Settings
 from ferryman.runtimes.openvino import OpenVino
-from ferryman.specs import Target
+from ferryman.runtimes.seven_bits import narrow_weights
+from ferryman.specs import PreprocessSpec, Target, classification_spec
 
 bundle, told = Bundle.open(Path(sys.argv[1])), []
 signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
@@ -132,3 +137,67 @@ def test_a_device_is_named(core: PlayedCore, device: str, name: str) -> None:
 def test_the_processor_as_openvino_names_it() -> None:
     """Of what runs here, the one real answer to what other devices are asked."""
     assert name_device(open_core(), "CPU")
+
+
+def make_wide(path: Path) -> None:
+    """Pictures of 4x4 times int8 weights of nearly 127: two products of a white pixel are more than 16 bits hold."""
+    weights = np.random.default_rng(0).integers(100, 128, (48, 5)).astype(np.int8)
+    constants = {
+        "weights": weights,
+        "scales": np.linspace(0.9, 1.1, 5, dtype=np.float32),
+        "zeros": np.zeros(5, np.int8),
+        "one": np.array(1, np.float32),
+        "zero": np.array(0, np.uint8),
+        "shape": np.array([-1, 48]),
+    }
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["float", "shape"], ["flat"]),
+        helper.make_node("QuantizeLinear", ["flat", "one", "zero"], ["quantized"]),
+        helper.make_node("DequantizeLinear", ["quantized", "one", "zero"], ["values"]),
+        helper.make_node("DequantizeLinear", ["weights", "scales", "zeros"], ["wide"], axis=1),
+        helper.make_node("MatMul", ["values", "wide"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "wide",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 4, 4, 3])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 5]) for name in ("logits", "probabilities")],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+
+
+@pytest.mark.parametrize("features", [None, ("avx2",)], ids=["this processor", "AVX2 without VNNI"])
+def test_sums_of_int8_are_whole(
+    features: tuple[str, ...] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left alone a processor with AVX2 and no VNNI answers a third less, and OpenVINO says nothing."""
+    make_wide(tmp_path / "wide.onnx")
+    if features is not None:
+        device = read_device().model_copy(update={"cpu_features": features})
+        monkeypatch.setattr("ferryman.runtimes.openvino.read_device", lambda: device)
+    preprocess = PreprocessSpec(size=(4, 4), fit="crop", shortest_edge=4, mean=(0, 0, 0), std=(1, 1, 1))
+    spec, image = classification_spec(preprocess, tuple("abcde")), np.full((1, 4, 4, 3), 255, np.uint8)
+    weights = {one.name: numpy_helper.to_array(one) for one in onnx.load(tmp_path / "wide.onnx").graph.initializer}
+    exact = 255 * weights["weights"].astype(float).sum(0) * weights["scales"]
+    target = Target.parse("openvino-cpu-int8")
+    with RUNTIMES["openvino"].load(tmp_path / "wide.onnx", target, spec) as session:
+        inputs = {"image": image}
+        np.testing.assert_allclose(session.run(inputs)["logits"][0], exact, rtol=0.01)
+        assert session.attest(inputs).products == {"int8": 1}
+
+
+def test_a_zero_point_that_is_not_zero_stays(tmp_path: Path) -> None:
+    """Halving weights around another number would move them."""
+    make_wide(tmp_path / "wide.onnx")
+    model = onnx.load(tmp_path / "wide.onnx")
+    (zeros,) = (tensor for tensor in model.graph.initializer if tensor.name == "zeros")
+    zeros.CopyFrom(numpy_helper.from_array(np.full(5, 3, np.int8), "zeros"))
+    onnx.save(model, tmp_path / "off.onnx")
+    for name, largest in (("wide.onnx", 64), ("off.onnx", 127)):
+        read = open_core().read_model(tmp_path / name)
+        narrow_weights(read)
+        stored = [node.get_data() for node in read.get_ops() if node.get_type_name() == "Constant"]
+        assert max(int(each.max()) for each in stored if each.dtype == np.int8 and each.ndim == 2) == largest

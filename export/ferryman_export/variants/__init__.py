@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ferryman.errors import UsageError, propose
-from ferryman.runtimes import find_runtime
+from ferryman.runtimes import RUNTIMES, find_runtime, why_not
 from ferryman.specs import Target
 from ferryman_export.calibration import LEAST_PICTURES, MAX_PICTURES
 from ferryman_export.samples import find_pictures
@@ -53,16 +53,36 @@ CALIBRATED = ("int8", "fp8")
 GROUPS = {"all-cpu": tuple(name for name in RECIPES if "-cpu-" in name)}
 
 
+def is_beyond(target: Target) -> bool:
+    """Whether this machine can never run a target whose runtime it has, such as bf16 on a processor without.
+
+    A runtime that is missing is another matter: that can be mended, and the command that does so is told.
+    """
+    return RUNTIMES[target.runtime].missing() is None and why_not(run_as(target)) is not None
+
+
 def choose_targets(names: list[str]) -> tuple[Target, ...]:
-    """What to build beside the canonical variant. Raises UsageError for a name that is neither a target nor a group."""
+    """What to build beside the canonical variant; of a group, without what is beyond this machine.
+
+    Raises UsageError for a name that is neither a target nor a group.
+    """
     chosen: dict[str, None] = {}
+    groups = {
+        group: [name for name in members if not is_beyond(Target.parse(name))] for group, members in GROUPS.items()
+    }
     for name in names:
         if name not in RECIPES and name not in GROUPS and name != str(CANONICAL):
             known = [str(CANONICAL), *RECIPES, *GROUPS]
             near = propose(name, known) or f"; it builds {', '.join(known)}"
             raise UsageError(f"target {name} can't be built by this version{near}")
-        chosen.update(dict.fromkeys(GROUPS.get(name, (name,))))
+        chosen.update(dict.fromkeys(groups.get(name, (name,))))
     return tuple(Target.parse(name) for name in chosen if name != str(CANONICAL))
+
+
+def left_out(names: list[str]) -> dict[str, str]:
+    """Of the groups among the names, the targets that are beyond this machine, and why."""
+    members = [Target.parse(member) for name in names for member in GROUPS.get(name, ()) if member not in names]
+    return {str(target): why_not(run_as(target)) or "" for target in members if is_beyond(target)}
 
 
 def check_targets(targets: tuple[Target, ...], calibration: Path | None) -> None:

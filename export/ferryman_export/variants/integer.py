@@ -36,7 +36,8 @@ class Style:
     form: Form = "plain"
 
     def plan(self, method: Method) -> QuantizationPlan:
-        return QuantizationPlan(method=method, numbers=self.numbers, answers=self.answers, form=self.form)
+        facts = {"numbers": self.numbers, "answers": self.answers, "form": self.form}
+        return QuantizationPlan(method=method, bias="corrected", **facts)
 
 
 PLAIN = Style()

@@ -110,12 +110,18 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         try:
             async for message in call:
                 yield stream.parse(message)
-        except grpc.RpcError as error:
+        except grpc.aio.AioRpcError as error:
+            if error.details() == _STATUS_LOST:
+                raise UnavailableError("the server ended the stream while a frame was sent to it") from error
             raise error_from_rpc(error, self.settings.address) from error
         finally:
             call.cancel()
         if failures:
             raise failures[0]
+
+
+# What grpc.aio makes of a stream that ends while it writes to it: INTERNAL, and the server's own status is gone.
+_STATUS_LOST = "Internal error from Core"
 
 
 async def _each_frame(frames: Frames) -> AsyncIterator[Image]:

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferryman.attest import Attestation, astray, attestation
-from ferryman.device import read_device
+from ferryman.device import read_device, saturates
 from ferryman.errors import EngineError
 from ferryman.runtimes.base import Arrays, Runtime, Session, Settings
 from ferryman.runtimes.hardware import name_hardware
@@ -76,6 +76,11 @@ class OnnxRuntime(Runtime):
             else f"ONNX Runtime can't start {provider.name}: {why}; it comes with: {provider.install}"
         )
 
+    def _lacks(self, target: Target) -> str | None:
+        if target.device == "openvino" and target.precision == "int8" and saturates(read_device().cpu_features):
+            return "OpenVINO cuts off sums of int8 on this processor, AVX2 without VNNI; openvino-cpu-int8 sees to that"
+        return None
+
     def _load(self, path: Path, target: Target, spec: ModelSpec, settings: Settings) -> Session:
         source = Source(path, PROVIDERS[target.device], target, spec, settings)
         session = source.open()
@@ -103,11 +108,6 @@ def why_not_started(name: str) -> str | None:
         return _one_line(error)
     # One whose libraries are missing is left out with no more than a line on stderr.
     return None if name in session.get_providers() else "for the reason that it gave above"
-
-
-def saturates(features: Collection[str]) -> bool:
-    """Whether a processor cuts off at 16 bits what it adds up of uint8 times int8: those with AVX2 but without VNNI."""
-    return "avx2" in features and not {"avx_vnni", "avx512_vnni"} & set(features)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferryman.attest import Attestation, attestation
+from ferryman.device import read_device, saturates
 from ferryman.errors import EngineError
 from ferryman.runtimes.base import Arrays, Runtime, Session, Settings
+from ferryman.runtimes.seven_bits import narrow_weights
 from ferryman.specs import ModelSpec, Target
 
 if TYPE_CHECKING:
@@ -81,6 +83,8 @@ class OpenVino(Runtime):
                 raise EngineError(
                     f"{path} has inputs and outputs {names}, expected {spec.input_names}, {spec.output_names}"
                 )
+            if device == "CPU" and saturates(read_device().cpu_features):
+                narrow_weights(model)
             model.reshape({tensor.name: [1, *tensor.shape[1:]] for tensor in spec.inputs})
             compiled = core.compile_model(model, device, config)
         except RuntimeError as error:

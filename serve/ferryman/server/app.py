@@ -40,6 +40,7 @@ from ferryman.server.security.exposure import check_security, describe_exposure
 from ferryman.server.security.tls import server_credentials
 from ferryman.server.security.tokens import TokenFile
 from ferryman.server.servicer import RequestLimits, VisionServicer
+from ferryman.server.supervised import Supervisor
 from ferryman.server.transport import TransportLimits, caller_of, grpc_options
 from ferryman.server.watching import Watcher
 from ferryman.v1 import vision_pb2_grpc
@@ -181,7 +182,7 @@ class VisionServer:
         config = self.config
         server = grpc.aio.server(
             interceptors=[
-                AccessInterceptor(access, self.observer.counts.calls),
+                AccessInterceptor(access, self.observer.counts.calls, max(1, config.max_calls // 4)),
                 self.observer,
                 ErrorInterceptor(self.calls),
                 PermissionInterceptor(self.models.model_of),
@@ -321,10 +322,12 @@ async def serve(
 ) -> None:
     """Serves until SIGTERM or SIGINT; a second one ends it without waiting. Runs in the main thread.
 
+    A supervisor that started the process and waits for word of it gets that, see Supervisor.
+
     on_ready: called with HOST:PORT and the names of the models once requests can be answered
     Raises what VisionServer and its `start` raise.
     """
-    server = VisionServer(config, load)
+    server, supervisor = VisionServer(config, load), Supervisor(os.environ)
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def interrupt() -> None:
@@ -335,15 +338,20 @@ async def serve(
     for number in before:
         loop.add_signal_handler(number, interrupt)
     starting, stopping = asyncio.create_task(server.start()), asyncio.create_task(stop.wait())
+    feeding = asyncio.create_task(supervisor.feed())
     try:
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
-            on_ready(server.address, starting.result())
+            served = starting.result()
+            on_ready(server.address, served)
+            supervisor.ready(f"serving {', '.join(served)} on {server.address}")
             await stopping
     finally:
         starting.cancel()
         stopping.cancel()
+        supervisor.stopping()
         await server.stop(hurry)
+        feeding.cancel()
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler)

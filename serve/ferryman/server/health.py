@@ -10,10 +10,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from ferryman.inference import grpc_service_pb2
 from ferryman.v1 import vision_pb2
 
-SERVICES = (
-    vision_pb2.DESCRIPTOR.services_by_name["VisionService"].full_name,
-    grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
+_SERVICES = (
+    vision_pb2.DESCRIPTOR.services_by_name["VisionService"],
+    grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"],
 )
+SERVICES = tuple(service.full_name for service in _SERVICES)
+METHODS = {f"/{service.full_name}/{method.name}": method for service in _SERVICES for method in service.methods}
 _OVERALL = ("", *SERVICES)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

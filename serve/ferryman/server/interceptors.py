@@ -12,7 +12,8 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from ferryman.errors import FerrymanError, UnavailableError, UsageError
-from ferryman.server.health import SERVICES
+from ferryman.server.health import METHODS, SERVICES
+from ferryman.server.security.wire import check_fields, inner_fields
 from ferryman.status import status_from_error
 
 log = logging.getLogger(__name__)
@@ -101,11 +102,16 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             else (grpc.unary_unary_rpc_method_handler, handler.unary_unary, _check_message)
         )
 
-        def read(data: bytes) -> Any:
+        inner = inner_fields(METHODS[method].input_type)
+
+        def read(data: bytes) -> Any:  # grpc would answer UNKNOWN to what is raised here, with the error's text
             try:
+                check_fields(data, inner)
                 return handler.request_deserializer(data)
-            except DecodeError:  # grpc would answer UNKNOWN, with the error's text
-                return _UNREADABLE
+            except DecodeError:
+                return UsageError("the request is no message of this method")
+            except UsageError as error:
+                return error
 
         guarded = kind(self._guard(behaviour, check, method), read, handler.response_serializer)
         self._handlers[method] = guarded
@@ -128,12 +134,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return guarded
 
 
-_UNREADABLE = object()  # what stands for bytes that are no message
-
-
 def _check_message(request: Any) -> Any:
-    if request is _UNREADABLE:
-        raise UsageError("the request is no message of this method")
+    if isinstance(request, UsageError):  # what stands for bytes that are no message, or not one that is parsed
+        raise request
     return request
 
 

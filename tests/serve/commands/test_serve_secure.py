@@ -1,8 +1,10 @@
 """`ferryman serve` with TLS and tokens, `--check`, `--schema`, and `ferryman token`, with real processes."""
 
+import contextlib
 import json
 import re
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,26 @@ def test_a_server_of_which_everything_is_asked_for(
     assert "open to other machines" not in log
     assert made["token"] not in log
     assert f"everything is allowed at admin_address={admin}" in log
+
+
+def test_strangers_at_the_tls_port_do_not_fill_the_log(toy_repository: Path, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pem = authority.issue("server")
+    tls = ("--tls-certificate", pem.certificate, "--tls-key", pem.key, "--address", "127.0.0.1:0")
+    process, address = ready(toy_repository, *tls)
+    host, port = address.split(":")
+    for request in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x02\x01\x00", bytes(range(256))) * 5:
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionResetError):
+                while connection.recv(4096):  # until the server hangs up
+                    pass
+    with Client(f"localhost:{port}", security=Security(ca=authority.ca)) as client:
+        assert client.is_ready()
+    process.send_signal(signal.SIGTERM)
+    lines = finish(process).stderr.splitlines()
+    assert all("ferryman" in line or line == "stopped" for line in lines), lines
 
 
 def test_it_says_what_is_open(toy_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,8 +138,9 @@ async def test_an_alias_is_no_way_to_other_versions(copy: Path) -> None:
     (copy / "versions.toml").write_text(f'[aliases]\nold = "{MODEL}/1"\nnow = "{MODEL}"\n', encoding="utf-8")
     async with opened(copy, Loader()) as repository:
         assert [(await repository.get(name)).model.version for name in ("old", "now")] == [1, 2]
-        assert (await repository.get("old", 1)).model.version == 1
-        assert repository.versions("old") == (1, 2)
+        # what may be asked for by an alias is what it stands for, and by number too
+        assert (repository.versions("old"), repository.versions("now")) == ((1,), (2,))
+        assert [(await repository.get(*asked)).model.version for asked in (("old", 1), ("now", 2))] == [1, 2]
         for name, version in (("old", 2), ("now", 1)):
             with pytest.raises(ModelNotFoundError, match=f"{name} is an alias of {MODEL}"):
                 await repository.get(name, version)

@@ -5,5 +5,6 @@ tls         certificates and keys
 tokens      the file of tokens
 limiter     how often, and how many at a time
 access      the interceptors that ask all of them
+wire        how many fields a message has
 exposure    what an address without them leaves open
 """

@@ -18,8 +18,15 @@ import grpc
 import grpc.aio
 from grpc_status import rpc_status
 
-from ferryman.errors import FerrymanError, ForbiddenError, UnauthenticatedError
-from ferryman.server.interceptors import Behaviour, Context, Handler
+from ferryman.errors import (
+    DeadlineError,
+    FerrymanError,
+    ForbiddenError,
+    OverloadedError,
+    UnauthenticatedError,
+    UsageError,
+)
+from ferryman.server.interceptors import Behaviour, Context, Handler, abort
 from ferryman.server.security.limiter import Limiter
 from ferryman.server.security.tokens import Token, TokenFile
 from ferryman.status import status_from_error
@@ -59,6 +66,7 @@ NO_MODEL = frozenset(f"{_INFERENCE}{name}" for name in ("ServerLive", "ServerRea
 _METHODS = ADMIN | HEALTH | NO_MODEL | frozenset(MODEL_OF) | {f"{_VISION}ListModels"}
 CALLER: ContextVar[Token | None] = ContextVar("caller", default=None)  # of the call under way
 _QUIET_S = 10.0
+_SOON_S = 5.0
 
 
 class Access:
@@ -83,6 +91,10 @@ class Access:
             )
         return token
 
+    def is_open(self, method: str) -> bool:
+        """Whether strangers may call it where others need a token."""
+        return self._tokens is not None and self._open_health and not self._admin and method in HEALTH
+
     def owner(self) -> str:
         """Whose shared memory the call under way reaches: its token's, or that of all at the address for
         administrators, whom nothing tells apart; empty for those who may register none.
@@ -97,10 +109,12 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls that `access` does not admit, and remembers the token of those that it does.
 
     calls: where refusals are counted, by method and code
+    max_strangers: calls at a time that need no token where others do, so that places are left for those that have one
     """
 
-    def __init__(self, access: Access, calls: Counter[tuple[str, str]]) -> None:
+    def __init__(self, access: Access, calls: Counter[tuple[str, str]], max_strangers: int) -> None:
         self._access, self._calls = access, calls
+        self._max_strangers, self._strangers = max_strangers, 0
         self._refused = 0  # since the last line in the log, which strangers must not fill
         self._silent_until = 0.0
 
@@ -113,7 +127,30 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             CALLER.set(self._access.admit(method, handler_call_details.invocation_metadata))
         except FerrymanError as error:
             return self._refusal(error, method)
-        return await continuation(handler_call_details)
+        handler = await continuation(handler_call_details)
+        return self._hurry(handler) if handler is not None and self._access.is_open(method) else handler
+
+    def _hurry(self, handler: Any) -> "Handler":
+        """A handler of one request, which must come soon: grpc would wait for it as long as the caller likes."""
+
+        async def answer(requests: AsyncIterable[Any], context: Context) -> None:
+            if self._strangers >= self._max_strangers:
+                await abort(context, OverloadedError("too many health checks at a time; ask again later", 1.0))
+            self._strangers += 1
+            try:
+                request = await asyncio.wait_for(anext(aiter(requests), None), _SOON_S)
+                if request is None:
+                    await abort(context, UsageError("the call holds no request"))
+                elif handler.response_streaming:
+                    await handler.unary_stream(request, context)
+                else:
+                    await context.write(await handler.unary_unary(request, context))
+            except TimeoutError:
+                await abort(context, DeadlineError(f"the request did not come within {_SOON_S:g} s"))
+            finally:
+                self._strangers -= 1
+
+        return grpc.stream_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
 
     def _refusal(self, error: FerrymanError, method: str) -> "Handler":
         # Strangers choose the names of methods that there are not.

@@ -235,6 +235,31 @@ async def test_a_refused_call_is_not_read(toy_repository: Path, tokens: Path, ca
         assert (await check).status == health_pb2.HealthCheckResponse.SERVING
 
 
+async def test_strangers_leave_places_to_those_with_a_token(
+    toy_repository: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Watches that never end and health checks that say nothing: a quarter of the calls, these not for long."""
+    monkeypatch.setattr("ferryman.server.security.access._SOON_S", 1.0)
+    health, watch = "/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest()
+    async with guarded(toy_repository, tokens, max_calls=16) as (caller, _):
+        watches = [caller.health.Watch(watch) for _ in range(2)]
+        assert [(await one.read()).status for one in watches] == [health_pb2.HealthCheckResponse.SERVING] * 2
+        silent = [
+            caller.channel.stream_stream(path)() for path in (health, "/inference.GRPCInferenceService/ServerLive")
+        ]
+        more = [caller.channel.stream_stream(health)() for _ in range(10)]
+        assert {(await one.code()).name for one in more} == {"RESOURCE_EXHAUSTED"}
+        request = infer_pictures("toy-classifier", PICTURES)
+        assert (await caller.inference.ModelInfer(request, metadata=bearer("fm_all"))).outputs
+        assert [(await one.code()).name for one in silent] == ["DEADLINE_EXCEEDED"] * 2
+        empty = caller.channel.stream_stream(health)()
+        await empty.done_writing()
+        assert (await empty.code()).name == "INVALID_ARGUMENT"
+        assert (await caller.health.Check(watch)).status == health_pb2.HealthCheckResponse.SERVING
+        assert not any(one.done() for one in watches)
+        [one.cancel() for one in watches]
+
+
 async def test_callers_do_not_mix(toy_repository: Path, tokens: Path) -> None:
     """Each of many calls at once over one connection is held to its own token."""
     async with guarded(toy_repository, tokens) as (caller, _):

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import re
 import socket
 import struct
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,18 @@ def test_messages_beyond_the_limit(victim: Victim) -> None:
         for kind in (grpc.Compression.Gzip, grpc.Compression.Deflate):
             code, details = status_of(lambda kind=kind: stub.Classify(large, compression=kind, timeout=120))
             assert (code, "larger than max" in details) == ("RESOURCE_EXHAUSTED", True)
+
+
+def test_messages_of_nothing(victim: Victim) -> None:
+    """Two bytes each that a parser makes a hundred of: refused before they are parsed, in calls and in streams."""
+    bombs = {number: bytes([number << 3 | 2, 0]) * ((LIMIT_BYTES - 1000) // 2) for number in (5, 6, 7)}
+    service = "/inference.GRPCInferenceService/"
+    with bounded(victim), grpc.insecure_channel(victim.address, [("grpc.max_send_message_length", -1)]) as channel:
+        call, stream = channel.unary_unary(f"{service}ModelInfer"), channel.stream_stream(f"{service}ModelStreamInfer")
+        asks = (lambda data: call(data, timeout=60), lambda data: next(stream(iter([data]), timeout=60)))
+        for ask, data in itertools.product(asks, bombs.values()):
+            code, details = status_of(partial(ask, data))
+            assert (code, "more than 16,384 fields" in details) == ("INVALID_ARGUMENT", True)
 
 
 def test_metadata_beyond_the_limit(victim: Victim) -> None:
