@@ -116,6 +116,7 @@ def draw_curves(record: BenchRecord) -> str:
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.set_xlabel("batch; ring: the knee, disc: the best")
+    axes.margins(y=0.15)
     axes.set_ylim(bottom=0)
     return _close(figure, axes, len(record.curves))
 

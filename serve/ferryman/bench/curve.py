@@ -7,6 +7,7 @@ import numpy as np
 from ferryman.specs import Facts
 
 _ENOUGH = 0.9  # of the highest throughput: the knee
+_SAME = 0.98  # of it: what lies between may be noise, and a larger batch costs latency and memory
 
 
 class Point(Facts):
@@ -18,7 +19,7 @@ class Point(Facts):
 
 
 class Curve(Facts):
-    """best: the batch of the highest throughput; knee: the smallest with nine tenths of that
+    """best: the smallest batch with 98 % of the highest throughput; knee: the smallest with nine tenths of it
 
     launch_ms, image_ms: the line through the medians, whose relative errors count: a batch takes launch_ms +
     image_ms * batch; worst_fit: the largest relative error of the line; ended: why no larger batch was measured
@@ -52,7 +53,7 @@ def draw_curve(medians_ms: Sequence[tuple[int, float]], ended: str) -> Curve:
     fitted = launch + image * sizes
     return Curve(
         points=points,
-        best=next(point.batch for point in points if point.images_per_s == most),
+        best=next(point.batch for point in points if point.images_per_s >= _SAME * most),
         knee=next(point.batch for point in points if point.images_per_s >= _ENOUGH * most),
         launch_ms=float(launch),
         image_ms=float(image),

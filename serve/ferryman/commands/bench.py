@@ -16,7 +16,7 @@ from ferryman.bench.noise import find_disturbance, find_noise, find_throttling
 from ferryman.bench.page import check_page, write_page
 from ferryman.bench.percentiles import PERCENTILES, check_percentiles
 from ferryman.bench.pictures import Pictures, encode_golden, read_pictures
-from ferryman.bench.record import BenchRecord, BlockRecord, RunRecord, read_record
+from ferryman.bench.record import BenchRecord, BlockRecord, RunRecord, Scenario, read_record
 from ferryman.bench.report import report_latency
 from ferryman.bench.samples import Block
 from ferryman.bench.turns import Ratio, compare_speed
@@ -44,26 +44,29 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
         check_page()
     bundle = None if places.bundle is None else Bundle.open(places.bundle)
     truth = read_labelled(bundle, options.accuracy)
+    load, clock = options.load(), measure_clock()
+    if load.scenario == "batch-curve" and bundle is not None and images:
+        raise UsageError("--image belongs to the other scenarios: batch-curve runs the golden samples as tensors")
     pictures = choose_pictures(bundle, images)
     percentiles = check_percentiles(options.percentiles)
-    load, clock = options.load(), measure_clock()
     plan = Plan(options.seconds, len(pictures.images), percentiles, options.at_most, max(2.0, options.seconds))
     opening = open_contenders(bundle, places.targets, places.settings, places.server, places.pytorch)
     with show_measuring() as (show, advance), opening as opened:
         ready = make_ready(opened.contenders, show)
         before = read_state()
         found = measure(load, plan, ready.contenders, pictures.images, advance)
-        error, after, counted = found.error, read_state(), None
+        after, counted = read_state(), None
         try:
-            if error is None:
+            if found.error is None:
                 ready.check("after")
-            if error is None and bundle is not None and truth is not None:
+            if found.error is None and bundle is not None and truth is not None:
                 counted = measure_accuracy(bundle, ready.targets, truth, places.settings, show)
         except (FerrymanError, SystemExit) as late:  # what was measured is not lost with it
-            error = late
-        machine = read_machine()
-        shown = (50.0,) if load.scenario == "batch-curve" else PERCENTILES
-        runs = make_runs(ready, found, clock, percentiles or shown)
+            found.error = late
+        shown = percentiles or ((50.0,) if load.scenario == "batch-curve" else PERCENTILES)
+        runs = make_runs(ready, found, clock, shown)
+    machine = read_machine()
+    reasons = find_disturbance(found.disturbance, machine.device.cores, alone=places.server is None)
     record = BenchRecord(
         ferryman=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -72,7 +75,7 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
         model=opened.contenders[0].model,
         bundle_digest=opened.bundle_digest,
         address=None if places.server is None else places.server.address,
-        images=pictures.what,
+        images="the golden samples as tensors" if load.scenario == "batch-curve" else pictures.what,
         broken=pictures.broken,
         seconds=options.seconds,
         settings=dict(vars(places.settings)),
@@ -81,27 +84,21 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
         after=after,
         clock=clock,
         disturbance=found.disturbance,
-        unreliable=(
-            *opened.notes,
-            *find_disturbance(found.disturbance, machine.device.cores, alone=places.server is None),
-            *find_throttling(before, after),
-        ),
+        unreliable=(*opened.notes, *reasons, *find_throttling(before, after)),
         runs=runs,
-        ratios={} if load.scenario in ("server", "batch-curve") else compare_runs(runs, load.scenario == "offline"),
+        ratios=compare_runs(runs, load.scenario),
         refused=ready.refused,
-        ended=None if error is None else describe_end(error),
+        ended=None if found.error is None else describe_end(found.error),
         clients=load.clients if load.scenario in ("server", "offline") else None,
         bound=found.bound,
         curves=found.curves,
         accuracy=counted,
     )
-    show_record(record, json_output)
-    if options.html is not None:
-        write_record_page(record, options.html, json_output)
-    if error is not None:
-        if isinstance(error, FerrymanError):
-            error.answered = json_output
-        raise error
+    show_record(record, options.html, json_output)
+    if found.error is not None:
+        if isinstance(found.error, FerrymanError):
+            found.error.answered = json_output
+        raise found.error
     judge(record, options.strict, json_output)
     if baseline is not None:
         check_baseline(baseline, record, parse_share(options.max_regression), json_output)
@@ -114,17 +111,6 @@ def read_labelled(bundle: Bundle | None, place: Path | None) -> Truth[Any] | Non
     if bundle is None:
         raise UsageError("--accuracy belongs to a bundle: give it instead of --address")
     return read_truth(place, bundle.spec)
-
-
-def write_record_page(record: BenchRecord, path: Path, json_output: bool) -> None:
-    """After all is shown: what took minutes must not be lost to a folder that can't be written."""
-    try:
-        write_page([record], path)
-    except FileAccessError as error:
-        error.answered = json_output
-        raise
-    if not json_output:
-        out.print(f"written: {path}")
 
 
 def choose_pictures(bundle: Bundle | None, paths: Sequence[Path]) -> Pictures:
@@ -156,14 +142,16 @@ def make_runs(ready: Ready, found: Found, clock: ClockFacts, percentiles: Sequen
     )
 
 
-def compare_runs(runs: Sequence[RunRecord], throughput: bool = False) -> dict[str, Ratio]:
+def compare_runs(runs: Sequence[RunRecord], scenario: Scenario) -> dict[str, Ratio]:
     """Each but the first against it, over the rounds that both had; wrong answers are compared with nothing.
 
-    By latency, or where several clients wait side by side by the time a request of each block.
+    By latency, or where several clients wait side by side by the time a request of each block. Empty for scenarios in
+    which contenders take no turns.
     """
-    if not runs[0].right:
+    if scenario in ("server", "batch-curve") or not runs[0].right:
         return {}
-    blocks = {run.name: [_list_times(block, throughput) for block in run.unpack().blocks] for run in runs if run.right}
+    offline = scenario == "offline"
+    blocks = {run.name: [_list_times(block, offline) for block in run.unpack().blocks] for run in runs if run.right}
     first, *others = blocks
     rounds = min(map(len, blocks.values()))
     return {name: compare_speed(blocks[first][:rounds], blocks[name][:rounds]) for name in others}
@@ -177,11 +165,24 @@ def describe_end(error: FerrymanError | SystemExit) -> str:
     return str(error) if isinstance(error, FerrymanError) else "it was told to stop"
 
 
-def show_record(record: BenchRecord, json_output: bool) -> None:
+def show_record(record: BenchRecord, html: Path | None, json_output: bool) -> None:
+    """html: a page to write after all is shown: what took minutes must not be lost to a folder that can't be written
+
+    Raises FileAccessError.
+    """
     if json_output:
         print_json(record.model_dump(mode="json"))
     else:
         print_record(record)
+    if html is None:
+        return
+    try:
+        write_page([record], html)
+    except FileAccessError as error:
+        error.answered = json_output
+        raise
+    if not json_output:
+        out.print(f"written: {html}")
 
 
 def judge(record: BenchRecord, strict: bool, json_output: bool) -> None:

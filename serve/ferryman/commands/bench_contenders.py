@@ -90,7 +90,7 @@ class LocalContender:
         tolerance = self._bundle.tolerance(self._target)
         return check_sessions(when, self._bundle, self._predictor.sessions, tolerance, self.name)
 
-    def measure_cost(self) -> SessionCost:
+    def measure_cost(self) -> SessionCost | None:
         """Raises EngineError."""
         variant = self._bundle.variants(self.name)[0]
         path = self._bundle.file(variant.path)

@@ -20,6 +20,7 @@ from ferryman.bench.turns import ROUNDS
 from ferryman.errors import OverloadedError, UnavailableError
 
 from . import virtual
+from .synthetic import constant, play
 
 
 def serve(service_s: Callable[[int], float], workers: int = 1) -> AsyncRequest:
@@ -216,8 +217,22 @@ CURVES: dict[str, tuple[Callable[[int], float], int, int]] = {
     "a launch that is shared": (lambda size: 9 + size, 64, 64),
     "no gain": (lambda size: 10.0 * size, 1, 1),
     "memory ends at 16": (lambda size: 4 + size if size <= 16 else 4 + size * 2, 16, 16),
-    "a small launch": (lambda size: 1 + size, 64, 8),
+    "a small launch": (lambda size: 1 + size, 32, 8),
 }
+
+
+@pytest.mark.parametrize(("took", "best", "knee"), CURVES.values(), ids=CURVES)
+def test_sessions_that_grow_with_the_batch(took: Callable[[int], float], best: int, knee: int) -> None:
+    """Through the harness, with 2 % of noise: the knee and the best exactly, throughput within 1 %."""
+    sizes = (1, 2, 4, 8, 16, 32, 64)
+    runs = play({str(size): constant(took(size), 0.02, size) for size in sizes}, Plan(seconds=10, warm_s=2)).runs
+    curve = draw_curve(
+        [(size, float(np.median(run.latencies_ms))) for size, run in zip(sizes, runs.values(), strict=True)], ""
+    )
+    assert (curve.knee, curve.best) == (knee, best)
+    gains = {size: size / took(size) for size in sizes}
+    for point in curve.points:
+        assert point.images_per_s == pytest.approx(1e3 * gains[point.batch], rel=0.01)
 
 
 @pytest.mark.parametrize(("took", "best", "knee"), CURVES.values(), ids=CURVES)

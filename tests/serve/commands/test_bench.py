@@ -91,6 +91,9 @@ def test_a_batch_curve(cli: Cli, bundle: Path, toy_server: str, picture: Path) -
     assert [point.batch for point in curve.points] == [1, 2, 4]
     assert curve.knee <= curve.best
     assert curve.ended == "4 was the most that was asked for"
+    assert record.images == "the golden samples as tensors"
+    wrong = cli("bench", bundle, "--image", picture, *options)
+    assert (wrong.status, "--image belongs to the other scenarios" in wrong.complaint) == (2, True)
     served = cli("bench", "--address", toy_server, "--model", "toy-classifier", "--image", picture, *options)
     assert (served.status, "give a bundle, not --address" in served.complaint) == (2, True)
 
@@ -203,6 +206,24 @@ def test_strict(cli: Cli, bundle: Path) -> None:
     assert re.search(r"^unreliable: only \d+ requests were measured$", text.stdout, re.MULTILINE)
     assert cli(*options, "--strict").status == 1
     assert cli(*options, "--strict", "--json").document["runs"][0]["unreliable"]
+
+
+def test_a_page_and_accuracy(cli: Cli, bundle: Path, tmp_path: Path, picture: Path) -> None:
+    """Right answers stand beside the speed; a page that can't be written costs nothing that was measured."""
+    (tmp_path / "labelled" / "red").mkdir(parents=True)
+    shutil.copy(picture, tmp_path / "labelled" / "red")
+    options = ("bench", bundle, *FAST, "--threads", 1, "--accuracy", tmp_path / "labelled")
+    html = tmp_path / "page.html"
+    text = cli(*options, "--html", html).stdout
+    assert re.search(r"^variant .* top-1$", text, re.MULTILINE)
+    assert "top-1 of 1 labelled pictures of labelled" in text
+    assert text.endswith(f"written: {html}\n")
+    assert "Speed against accuracy" in html.read_text(encoding="utf-8")
+    lost = cli(*options, "--html", html / "page.html", "--json")
+    assert (lost.status, lost.complaint.startswith("ferryman: can't write")) == (1, True)
+    assert lost.document["accuracy"]["variants"][0]["scores"]["top1"] == 1
+    server = ("bench", "--address", "127.0.0.1:1", "--model", "x", "--image", picture)
+    assert "--accuracy belongs to a bundle" in cli(*server, "--accuracy", tmp_path).complaint
 
 
 def test_reports(cli: Cli, bundle: Path, tmp_path: Path) -> None:
