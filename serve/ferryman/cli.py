@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ferryman.cli_asking import bench, classify, detect, embed, segment
+from ferryman.cli_asking import bench, classify, detect, embed, health, segment
 from ferryman.errors import MissingExtraError, UsageError
 from ferryman.options import (
     AccuracyPlace,
@@ -260,6 +260,7 @@ app.command()(classify)
 app.command()(detect)
 app.command()(embed)
 app.command()(segment)
+app.command()(health)
 app.command()(bench)
 
 
