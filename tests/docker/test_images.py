@@ -3,9 +3,10 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def _contained(root: Path, models: Path, *command: str) -> list[str]:
 
 
 @contextmanager
-def _serving(root: Path, models: Path, address: str) -> Iterator[None]:
+def _serving(root: Path, models: Path, address: str) -> Generator[None]:
     metrics = free_address()
     line = _contained(root, models, "serve", "--address", address, "--json")
     environment = _environment() | {"PATH": os.environ["PATH"], "FERRYMAN_SERVE_METRICS_ADDRESS": metrics}
@@ -111,9 +112,18 @@ def _serving(root: Path, models: Path, address: str) -> Iterator[None]:
         with Client(address) as client:
             client.wait_ready(timeout=120)
         yield
+        # What engines send to the first process of a container, which ignores a signal that it has no handler for.
+        os.kill(_first_process(process.pid), signal.SIGTERM)
+        assert process.wait(timeout=120) == 0
     finally:
-        process.kill()
+        if process.poll() is None:
+            os.kill(_first_process(process.pid), signal.SIGKILL)
         process.communicate()
+
+
+def _first_process(outside: int) -> int:
+    """Of the namespace that `outside` made."""
+    return int(Path(f"/proc/{outside}/task/{outside}/children").read_text(encoding="utf-8"))
 
 
 @images
