@@ -6,6 +6,8 @@
 #   make bench-serving   the server's speed beside a bare loop's and others', fifteen minutes; a flood too: ARGS="--overload 60"
 #   make lint     style, types, protos
 #   make protos   regenerate the gRPC code in serve/ferryman
+#   make test-images   what docker/ builds, without a container engine; as root on Debian 12, ten minutes
+#   make requirements  pin what docker/ installs, by hash, to the versions of constraints.txt
 #   make clean    remove .venv and everything generated
 #
 # PYTHON=python3.12 picks the interpreter, TORCH_INDEX=URL another index for torch, WORKERS=4 how many processes test.
@@ -23,7 +25,7 @@ PROTOC := $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=serve --pyi_o
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test bench-targets bench-serving lint protos clean
+.PHONY: help demo test bench-targets bench-serving test-images requirements lint protos clean
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -54,6 +56,17 @@ lint: $(VENV)/.installed-dev
 
 protos: $(VENV)/.installed-dev
 	$(PROTOC) $$(find protos -name '*.proto' | sort)
+
+test-images: $(VENV)/.installed-dev
+	FERRYMAN_IMAGES=1 $(BIN)/python -m pytest tests/docker $(ARGS)
+
+# From inside, so that the files don't name where they were made.
+PIN := cd docker/requirements && ../../$(BIN)/uv pip compile --constraint ../../constraints.txt --generate-hashes \
+	--universal --python-version 3.11 --no-annotate --no-header --upgrade --quiet
+requirements: $(VENV)/.installed-dev
+	$(BIN)/python -m pip --disable-pip-version-check --quiet install uv
+	$(PIN) build.in --output-file build.txt
+	$(PIN) ../../pyproject.toml --output-file server.txt
 
 clean:
 	rm -rf $(VENV) demo dist .pytest_cache .ruff_cache

@@ -22,4 +22,4 @@ pip --target "$lib" --require-hashes --requirement "$requirements" "$@"
 (cd "$here/.." && PYTHONPATH=$build/tools "$python" -m hatchling build --target wheel --directory "$build")
 rm -rf "${lib:?}/bin"   # commands that name the interpreter of this machine
 pip --target "$lib" --no-deps --no-index "$build"/ferryman-*.whl
-rm -rf "${lib:?}/bin"
+rm -rf "${lib:?}/bin" "$lib"/ferryman-*.dist-info/direct_url.json   # a path of this machine

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ferryman.cli_asking import classify, detect, embed, segment
+from ferryman.cli_asking import classify, detect, embed, health, segment
 from ferryman.cli_bench import bench
 from ferryman.errors import MissingExtraError, UsageError
 from ferryman.options import (
@@ -264,6 +264,7 @@ app.command()(classify)
 app.command()(detect)
 app.command()(embed)
 app.command()(segment)
+app.command()(health)
 app.add_typer(bench, name="bench")
 
 

