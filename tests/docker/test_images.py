@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,14 @@ def test_requirements_are_pinned_as_the_tests_run() -> None:
             name = _normal(block.split(";")[0].split("--hash")[0].strip())
             assert "--hash=sha256:" in block, name
             assert name in pinned or "sys_platform == 'win32'" in block, f"{file.name}: {name}"
+
+
+def test_an_image_gets_all_that_the_server_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pinned = (DOCKER / "requirements" / "server.txt").read_text(encoding="utf-8").lower()
+    for line in project["dependencies"]:
+        name = re.split(r"[^\w.-]", line)[0].lower()
+        assert re.search(rf"^{re.escape(name)}==", pinned, re.MULTILINE), f"{name} is missing: make requirements"
 
 
 images = pytest.mark.skipif(
