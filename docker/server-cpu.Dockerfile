@@ -1,10 +1,8 @@
 # syntax=docker/dockerfile:1
 # The server on a processor, x86-64 or arm64:
 #   docker build -f docker/server-cpu.Dockerfile -t ferryman/server-cpu .
-# To pin the base: --build-arg BASE=debian:12-slim@sha256:...
-ARG BASE=debian:12-slim
-
-FROM ${BASE} AS build
+# Only the first stage has a shell. Pin its base by digest where the same bytes must come out next year too.
+FROM debian:12-slim AS build
 SHELL ["/bin/sh", "-eu", "-c"]
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends python3.11 python3-pip

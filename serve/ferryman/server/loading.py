@@ -13,6 +13,7 @@ from ferryman.proof import prove_sessions, read_reports
 from ferryman.runtimes import RUNTIMES, open_sessions
 from ferryman.runtimes.base import DEFAULT, Session, Settings
 from ferryman.server.costs import Costs, measure_costs
+from ferryman.server.memory import check_room
 from ferryman.specs import Target
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,8 @@ def load_model(
     """
     bundle = Bundle.open(folder)
     built = bundle.variants(target)[0].target
+    weights = sum(bundle.file(variant.path).stat().st_size for variant in bundle.variants(target))
+    check_room(f"{folder.parent.name}/{bundle.version}", weights)
     try:
         certificate = check_certificate(bundle, built, certificates)
     except CertificateError as error:

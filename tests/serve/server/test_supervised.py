@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ferryman.client import Client, RetryPolicy
+from ferryman.client import Client
 from ferryman.server.supervised import Supervisor
 
 from ..toy import make_pictures
@@ -62,7 +62,7 @@ def test_a_life(
         *before, ready = _until(heard, "READY=1")
         assert set(before) <= {"WATCHDOG=1"}  # from the first moment: loading holds nothing up
         assert ready == f"READY=1\nSTATUS=serving {', '.join(server.models)} on {server.address}"
-        with Client(server.address, retry=RetryPolicy(attempts=1), timeout=240) as client:
+        with Client(server.address, timeout=240) as client:
             assert client.classify(make_pictures(1), model="toy-classifier").results
         _read(heard)
         assert [heard.recv(4096), heard.recv(4096)] == [b"WATCHDOG=1"] * 2
