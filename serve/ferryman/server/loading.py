@@ -85,7 +85,7 @@ def load_model(
     """
     bundle = Bundle.open(folder)
     built = bundle.variants(target)[0].target
-    weights = sum(bundle.file(variant.path).stat().st_size for variant in bundle.variants(target))
+    weights = sum(bundle.size_bytes(variant) for variant in bundle.variants(target))
     check_room(f"{folder.parent.name}/{bundle.version}", weights)
     try:
         certificate = check_certificate(bundle, built, certificates)
