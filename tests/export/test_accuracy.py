@@ -12,6 +12,7 @@ from PIL import Image
 from ferryman.accuracy import AccuracyReport, read_accuracy
 from ferryman.accuracy.scores import BoxScores, TopScores
 from ferryman.bundle import Bundle
+from ferryman.device import read_device, saturates
 from ferryman.specs import Target
 from ferryman_export.pipeline import ExportRequest, export
 from ferryman_export.variants.base import BuildReport
@@ -53,7 +54,10 @@ def test_digits_in_two_precisions(digits: Path, cli: Cli, tmp_path: Path) -> Non
     wanted = np.array([int(path.parent.name) for path in paths])
     classes: list[np.ndarray] = []
     for variant, found in zip(bundle.manifest.variants, report.variants, strict=True):
-        session = onnxruntime.InferenceSession(bundle.path / variant.path, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        if saturates(read_device().cpu_features):
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        session = onnxruntime.InferenceSession(bundle.path / variant.path, options, ["CPUExecutionProvider"])
         logits = np.concatenate([np.asarray(session.run(["logits"], {"image": image[None]})[0]) for image in images])
         order = np.argsort(-logits, axis=1)
         classes.append(order[:, 0])

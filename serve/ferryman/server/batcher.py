@@ -217,14 +217,7 @@ class Batcher(Generic[Item, Output]):
     # From here on in the threads.
 
     def _work(self) -> None:
-        results: list[_Result[Item, Output]] = []
-        while True:
-            taken, late = self._take()
-            # Once a batch, whatever there is to tell: to wake the event loop costs as much as all else here.
-            if results or late or taken is None:
-                self._tell(results + late, ended=taken is None)
-            if taken is None:
-                return
+        while (taken := self._take()) is not None:
             number, batch = taken
             results = self._launch(batch, number)
             with self._lock:
@@ -232,14 +225,19 @@ class Batcher(Generic[Item, Output]):
                 for (request, _), result in results:
                     if isinstance(result, BaseException) and not request.over:
                         self._drop(request)
+            self._tell(self._deliver, results)
 
-    def _take(self) -> tuple[tuple[int, list[_Place[Item, Output]]] | None, list[_Result[Item, Output]]]:
-        """The next batch and its number, None when there is none, and the thread shall end; and what is too late."""
+    def _take(self) -> tuple[int, list[_Place[Item, Output]]] | None:
+        """The next batch and its number; None when there is none, and the thread shall end."""
         late: list[_Result[Item, Output]] = []
         with self._lock:
             taken = None if self._paused else self._take_locked(late)
             self._workers -= taken is None
-        return taken, late
+        if late:
+            self._tell(self._deliver, late)
+        if taken is None:
+            self._tell(self._check_idle)
+        return taken
 
     def _take_locked(self, late: list[_Result[Item, Output]]) -> tuple[int, list[_Place[Item, Output]]] | None:
         now, earliest = self._clock(), None
@@ -324,18 +322,19 @@ class Batcher(Generic[Item, Output]):
         request, index = place
         return self._key(request.items[index])
 
-    def _tell(self, results: list[_Result[Item, Output]], ended: bool) -> None:
+    def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._deliver, results, ended)
+        self._loop.call_soon_threadsafe(callback, *arguments)
 
     # And on the event loop again.
 
-    def _deliver(self, results: list[_Result[Item, Output]], ended: bool) -> None:
-        """ended: so has the thread that tells; none of its results comes after these"""
+    def _deliver(self, results: list[_Result[Item, Output]]) -> None:
         for (request, index), result in results:
             if isinstance(result, BaseException):
                 request.fail(result)
             else:
                 request.add(index, result)
-        if ended and self._workers == 0:
+
+    def _check_idle(self) -> None:
+        if self._workers == 0:
             self._idle.set()
