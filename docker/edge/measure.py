@@ -53,7 +53,8 @@ def _ask(address: str, model: str, picture: Path | None) -> None:
         for _ in range(_REQUESTS):
             client.detect([data], model=model)
         for frame in client.stream_detect((data for _ in range(_STREAMED)), model=model):
-            frame.result  # noqa: B018 - raises the frame's error
+            if frame.error is not None:
+                raise frame.error
 
 
 def _grey() -> bytes:

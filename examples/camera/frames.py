@@ -11,6 +11,8 @@ import av
 import av.error
 from PIL import Image
 
+from ferryman.errors import FileAccessError
+
 _REOPEN_S = 1.0  # after a camera hung up
 _PATIENCE_S = 10.0  # with a camera that connects or says nothing
 
@@ -28,7 +30,7 @@ class Shot:
 def read_shots(source: str, fps: float) -> Iterator[Shot]:
     """At most `fps` a second. A file is played at its own pace and ends; a URL is opened again whenever it breaks off.
 
-    Raises av.error.FFmpegError for a file that can't be read.
+    Raises FileAccessError for a file that can't be read, and for what holds no video.
     """
     live = "://" in source
     count = 0
@@ -37,9 +39,9 @@ def read_shots(source: str, fps: float) -> Iterator[Shot]:
             for shot in _play(source, fps, live, count):
                 yield shot
                 count = shot.number + 1
-        except av.error.FFmpegError:
+        except av.error.FFmpegError as error:
             if not live:
-                raise
+                raise FileAccessError(f"can't read {source}: {error.strerror}") from error
         if not live:
             return
         time.sleep(_REOPEN_S)
@@ -48,6 +50,8 @@ def read_shots(source: str, fps: float) -> Iterator[Shot]:
 def _play(source: str, fps: float, live: bool, count: int) -> Iterator[Shot]:
     options = {"rtsp_transport": "tcp"} if source.startswith("rtsp://") else {}
     with av.open(source, options=options, timeout=_PATIENCE_S) as container:
+        if not container.streams.video:
+            raise FileAccessError(f"{source} holds no video")
         stream = container.streams.video[0]
         stream.thread_type = "SLICE" if live else "AUTO"  # frame threads hold frames back
         start, first, due = time.monotonic(), None, 0.0

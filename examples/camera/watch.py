@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
+from av.error import FFmpegError
 from frames import Film, Newest, Shot, read_shots
 
 from ferryman import Client
@@ -84,13 +85,13 @@ class Asking:
 def watch(source: str, client: Client, model: str, fps: float, max_age_s: float, draw: Path | None) -> None:
     """Prints, and draws, until the source ends. Raises what reading and asking raise."""
     newest = Newest(max_age_s)
-    failures: list[Exception] = []
+    failures: list[FerrymanError] = []
 
     def read() -> None:
         try:
             for shot in read_shots(source, fps):
                 newest.put(shot)
-        except Exception as error:  # noqa: BLE001 - raised below; a thread would only print it
+        except FerrymanError as error:
             failures.append(error)
         finally:
             newest.end()
@@ -134,7 +135,7 @@ def main() -> int:
         with Client(given.address) as client:
             client.wait_ready(given.model)
             watch(given.source, client, given.model, given.fps, given.max_age, given.draw)
-    except (FerrymanError, OSError) as error:  # PyAV's are OSErrors, most of them
+    except (FerrymanError, FFmpegError) as error:  # the latter of the video that is drawn
         sys.stderr.write(f"watch.py: {error}\n")
         return 1
     return 0

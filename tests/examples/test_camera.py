@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+import wave
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,17 +40,7 @@ def test_a_server_that_is_killed_and_comes_back(tmp_path: Path) -> None:
     _make_video(video)
     make_toy_repository(tmp_path / "models", ["toy-detector"])
     settings = {"repository": str(tmp_path / "models"), "threads": 1, "address": address}
-    line = [
-        sys.executable,
-        str(WATCH),
-        str(video),
-        "--address",
-        address,
-        "--model",
-        "toy-detector",
-        "--draw",
-        str(drawn),
-    ]
+    line = [sys.executable, str(WATCH), str(video), "--address", address, "--model", "toy-detector"]
     with ServerProcess(settings) as server:
         watching = subprocess.Popen(
             [*line, "--draw", str(drawn)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -95,12 +87,47 @@ def test_old_frames_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert newest.dropped == 2
 
 
-def test_a_source_that_is_none(tmp_path: Path) -> None:
-    make_toy_repository(tmp_path / "models", ["toy-detector"])
-    line = [sys.executable, str(WATCH), str(tmp_path / "none.mp4"), "--model", "toy-detector", "--address"]
-    with ServerProcess({"repository": str(tmp_path / "models"), "threads": 1}) as server:
-        done = subprocess.run([*line, server.address], capture_output=True, text=True, check=False, timeout=120)
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    models = make_toy_repository(tmp_path_factory.mktemp("models"), ["toy-detector"])
+    with ServerProcess({"repository": str(models), "threads": 1}) as server:
+        yield server.address
+
+
+def _write_sound(path: Path) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(bytes(16000))
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda path: None, "No such file"),
+        (lambda path: path.write_bytes(b""), "can't read"),
+        (lambda path: path.write_text("no video"), "Invalid data"),
+        (_write_sound, "holds no video"),
+    ],
+    ids=["none", "empty", "text", "sound"],
+)
+def test_a_source_that_is_no_video(make: Callable[[Path], object], why: str, address: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    make(source)
+    line = [sys.executable, str(WATCH), str(source), "--model", "toy-detector", "--address", address]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("watch.py: ")
-    assert "No such file" in done.stderr
+    assert why in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_drawing_that_can_not_be_written(address: str, tmp_path: Path) -> None:
+    _make_video(tmp_path / "street.mp4")
+    line = [sys.executable, str(WATCH), str(tmp_path / "street.mp4"), "--model", "toy-detector", "--address", address]
+    line += ["--draw", str(tmp_path / "nowhere" / "found.mp4")]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("watch.py: ")
     assert "Traceback" not in done.stderr

@@ -112,7 +112,7 @@ def _read_load() -> float | None:
 def _read_frequency() -> float | None:
     try:
         found = psutil.cpu_freq()
-    except (OSError, NotImplementedError, AttributeError, RuntimeError):  # each means that it can't be read
+    except (OSError, RuntimeError):  # psutil, of a guest whose kernel does not tell: NotImplementedError is the latter
         return None
     return float(found.current) or None if found else None
 

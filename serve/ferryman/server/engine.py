@@ -104,7 +104,8 @@ class Engine:
         self._empty = asyncio.Event()
         self._empty.set()
         name = f"{model.name}-{model.version}"
-        self._mender = Mender(name, self._repair, on_ready)
+        self._on_ready = on_ready
+        self._mender = Mender(name, self._repair, self._change_ready)
         # A batch is of one size, so that they are its keys.
         self._batcher = Batcher[_Canvas, _Ran](
             self._compute,
@@ -355,7 +356,11 @@ class Engine:
         except BaseException:
             self._batcher.refuse(UnavailableError(f"{self.model.name} has failed and can't be rebuilt now"))
             raise
-        self._batcher.resume()
+
+    def _change_ready(self, ready: bool) -> None:
+        if ready:  # not earlier: a batch that ended before the model is ready would hold the batcher again, for ever
+            self._batcher.resume()
+        self._on_ready(ready)
 
     async def _in_pool(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)

@@ -80,7 +80,10 @@ def test_nothing_is_omitted() -> None:
     Of 10 s at 100 requests a second a fifth waited, from 0 to 2 s: the 90th percentile is 1 s. A closed loop has but
     one slow request in ten thousand.
     """
-    stuck: Callable[[int], float] = lambda number: 2.0 if number == 300 else 0.001  # noqa: E731 - a table of one row
+
+    def stuck(number: int) -> float:
+        return 2.0 if number == 300 else 0.001
+
     flood = virtual.run(run_open(serve(stuck), np.arange(1000) / 100, 1000.0))
     assert np.percentile(flood.block.latencies_ms, 90) == pytest.approx(1000, rel=0.15)
     closed = close(serve(stuck), 1, 10.0)

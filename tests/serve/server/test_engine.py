@@ -25,9 +25,11 @@ from ferryman.results import Detections, detections_from_outputs
 from ferryman.server.clients import ClientLimits, Clients
 from ferryman.server.decoding import Decoder
 from ferryman.server.engine import Engine, EngineLimits
+from ferryman.server.loading import LoadedModel
 
 from ..toy import SPECS, make_pictures
 from .gate import Gate, load_gated
+from .inside import until
 
 SPEC = SPECS["toy-detector"]
 to_detections = partial(detections_from_outputs, spec=SPEC, score_threshold=0.0)
@@ -193,6 +195,30 @@ async def test_requests_and_batches_are_counted(engine: Engine, shut: Gate) -> N
     # the first request was in both batches, the second in one of them
     assert batches.compute_infer.ns < requests.compute_infer.ns < 2 * batches.compute_infer.ns
     assert found.queue.ns + requests.compute_infer.ns < found.success.ns
+
+
+async def test_what_waits_is_answered_by_a_new_session(toy_repository: Path, shut: Gate) -> None:
+    """It has answered the first before the event loop gets to say that the model is ready again."""
+    folder = toy_repository / "toy-detector" / "1"
+
+    async def reload() -> LoadedModel:
+        model = await asyncio.to_thread(load_gated, folder, shut)
+        shut.fail_with(None)
+        asyncio.get_running_loop().call_soon(time.sleep, 0.3)
+        return model
+
+    model, decoder = await asyncio.to_thread(load_gated, folder, shut), Decoder(1)
+    with ThreadPoolExecutor(1) as pool:
+        engine = Engine(model, EngineLimits(max_batch=1), decoder, Clients(ClientLimits()), pool, reload)
+        asked = [asyncio.create_task(engine.answer(make_pictures(1), to_detections)) for _ in range(6)]
+        await until(lambda: engine.images_waiting == 5)
+        shut.fail_with(EngineError("broken"))
+        shut.open()
+        answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 30)
+        assert [type(answer) for answer in answers] == [EngineError] * 3 + [tuple] * 3
+        await until(lambda: engine.ready)
+        await engine.close()
+        await decoder.close()
 
 
 async def test_draining_answers_what_is_inside(engine: Engine, shut: Gate) -> None:
