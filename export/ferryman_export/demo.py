@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ferryman.bundle import Bundle
@@ -27,10 +26,9 @@ from ferryman.preprocess import preprocess_image, stack_inputs
 from ferryman.proof import prove_target
 from ferryman.specs import ModelSpec
 from ferryman_export.demo_html import DrawnPicture, ModelSection, render_demo
+from ferryman_export.eager import EagerSession
 from ferryman_export.pipeline import ExportRequest, export
 from ferryman_export.sources import open_source
-from ferryman_export.wrappers import EXPORT_MODULES
-from ferryman_models.attention import attend_fused, set_attend
 from ferryman_models.zoo import EMBEDDED, pictures_folder
 
 ROUNDS = 17  # of every picture through every way, interleaved: what disturbs one disturbs all
@@ -205,14 +203,11 @@ def compare_latency(client: Client, bundle: Bundle, progress: StageProgress) -> 
 
 def eager_asker(name: str, spec: ModelSpec) -> Callable[[bytes], object]:
     """The same model in PyTorch, with the same preprocessing and the answer's computation included."""
-    module = EXPORT_MODULES[spec.task](open_source(name).module, spec)
-    set_attend(module, attend_fused)  # as PyTorch is at its best; the plain form is for the export
+    session = EagerSession(open_source(name).module, spec)
 
     def ask(image: bytes) -> object:
         canvas, geometry = preprocess_image(image, spec.preprocess)
-        inputs = stack_inputs([canvas], [geometry], spec.input_names)
-        with torch.inference_mode():
-            return module(*(torch.from_numpy(inputs[name]) for name in spec.input_names))
+        return session.run(stack_inputs([canvas], [geometry], spec.input_names))
 
     return ask
 

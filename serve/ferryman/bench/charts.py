@@ -241,7 +241,7 @@ def join_charts(records: Sequence[BenchRecord]) -> str:
         (f"{record.model}, {run.name}, {record.machine.device.cpu}", run.unpack().latencies_ms)
         for record in records
         for run in _right(record)
-        if " batch " not in run.name
+        if run.name == run.contender
     ][::-1]
     if len(records) < 2 or not rows:
         return ""

@@ -86,13 +86,15 @@ class Proven(Facts):
 
 
 class RunRecord(Facts):
-    """One contender. figures: made from `blocks`, and again when they are drawn; unreliable: a reason each
+    """A row: one contender, or one batch of its curve, as `name` says.
 
+    figures: made from `blocks`, and again when they are drawn; unreliable: a reason each
     checks: before and after, empty for a server; cost: of the first size of several; cost, proven: None where unknown
     images: in each request; trials: of the scenario server, the last one at the highest rate that kept the bound
     """
 
     name: str
+    contender: str
     images: Annotated[int, Field(ge=1)] = 1
     warmup: Warmup | None
     blocks: Annotated[tuple[BlockRecord, ...], Field(min_length=1)]
@@ -114,7 +116,7 @@ class RunRecord(Facts):
         return all(check.passed for check in self.checks)
 
     def unpack(self) -> Run:
-        return Run(self.images, self.warmup, [block.unpack() for block in self.blocks])
+        return Run(self.contender, self.images, self.warmup, [block.unpack() for block in self.blocks])
 
 
 class BenchRecord(Facts):

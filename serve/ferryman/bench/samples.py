@@ -36,8 +36,9 @@ class Block:
 
 @dataclass
 class Run:
-    """All that was measured of one contender so far. images: in each request"""
+    """All that was measured of one contender in one way so far. contender: its name; images: in each request"""
 
+    contender: str = ""
     images: int = 1
     warmup: Warmup | None = None
     blocks: list[Block] = field(default_factory=list[Block])

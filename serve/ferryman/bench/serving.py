@@ -60,7 +60,7 @@ def serving(config: ServerConfig) -> Generator[VisionServer]:
         loop.close()
 
 
-class Load:
+class LoadGenerator:
     """The process of `ferryman.bench.load`; made before a server is, since gRPC and forks don't go together."""
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ def run_clients(
     return [Block(images=images, seconds=found.seconds, cpu_s=cpu_s, latencies_ms=tuple(found.latencies_ms))]
 
 
-def run_overload(load: Load, bare_rate: float, times: float, seconds: float, timeout: float) -> OverloadRow:
+def run_overload(load: LoadGenerator, bare_rate: float, times: float, seconds: float, timeout: float) -> OverloadRow:
     found = load(Open(clients=16, seconds=seconds, rate=times * bare_rate, timeout=timeout))
     after = load(Closed(clients=1, seconds=1.0))
     return OverloadRow(
@@ -184,7 +184,7 @@ def bench_serving(
     )
     with show_stages() as show, ExitStack() as opened:
         show("load", 0, 1)
-        loads = [opened.enter_context(Load()) for _ in range(1 + plain + (mlserver_python is not None))]
+        generators = [opened.enter_context(LoadGenerator()) for _ in range(1 + plain + (mlserver_python is not None))]
         server = opened.enter_context(serving(config))
         engine = asyncio.run(server.models.get(server.models.names[0]))
         request, inputs = make_request(engine)
@@ -201,7 +201,7 @@ def bench_serving(
             peers.append(opened.enter_context(mlserver(python, bundle, built, threads, request, expected)))
         servers += [(f"{peer.name}, ", peer.address, peer.cpu_s) for peer in peers]
         measures: dict[str, Callable[[float], list[Block]]] = {_BARE: partial(run_bare, session, inputs)}
-        for (name, address, cpu), load in zip(servers, loads, strict=True):
+        for (name, address, cpu), load in zip(servers, generators, strict=True):
             load.connect(address, request)
             for count in clients or (1, 4, 16):
                 measures[f"{name}{count} clients"] = partial(run_clients, load, count, cpu=cpu)
@@ -212,7 +212,7 @@ def bench_serving(
         floods: list[OverloadRow] = []
         if overload:
             show("overload", 0, 1)
-            floods.append(run_overload(loads[0], rate, 3.0, overload, timeout))
+            floods.append(run_overload(generators[0], rate, 3.0, overload, timeout))
         costs = engine.model.costs[0]
         document = Document(
             device=read_device(),

@@ -59,7 +59,7 @@ def tabulate_costs(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
     header = ["variant", "load s", "first ms", "memory MB", "size MB", "worst error", "answers"]
     rows: list[list[str]] = []
     # the batches of a curve are all of one variant
-    for name, run in {run.name.partition(" batch ")[0]: run for run in record.runs}.items():
+    for name, run in {run.contender: run for run in record.runs}.items():
         cost = run.cost
         figures = ["-"] * 4
         if cost is not None:
@@ -127,7 +127,7 @@ def tabulate_machine(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
         ("libraries", ", ".join(f"{name} {number}" for name, number in machine.versions.items())),
         ("bundle", record.bundle_digest[:16] or None),
     ]
-    for run in {run.name.partition(" batch ")[0]: run for run in record.runs}.values():
+    for run in {run.contender: run for run in record.runs}.values():
         if run.proven is not None:
             proven = run.proven
             certified = f"certified {proven.certificate}" if proven.certificate else "not certified"

@@ -44,8 +44,8 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
         check_page()
     bundle = None if places.bundle is None else Bundle.open(places.bundle)
     truth = read_labelled(bundle, options.accuracy)
-    load, clock = options.load(), measure_clock()
-    if load.scenario == "batch-curve" and bundle is not None and images:
+    workload, clock = options.workload(), measure_clock()
+    if workload.scenario == "batch-curve" and bundle is not None and images:
         raise UsageError("--image belongs to the other scenarios: batch-curve runs the golden samples as tensors")
     pictures = choose_pictures(bundle, images)
     percentiles = check_percentiles(options.percentiles)
@@ -54,7 +54,7 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
     with show_measuring() as (show, advance), opening as opened:
         ready = make_ready(opened.contenders, show)
         before = read_state()
-        found = measure(load, plan, ready.contenders, pictures.images, advance)
+        found = measure(workload, plan, ready.contenders, pictures.images, advance)
         after, counted = read_state(), None
         try:
             if found.error is None:
@@ -63,7 +63,7 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
                 counted = measure_accuracy(bundle, ready.targets, truth, places.settings, show)
         except (FerrymanError, SystemExit) as late:  # what was measured is not lost with it
             found.error = late
-        shown = percentiles or ((50.0,) if load.scenario == "batch-curve" else PERCENTILES)
+        shown = percentiles or ((50.0,) if workload.scenario == "batch-curve" else PERCENTILES)
         runs = make_runs(ready, found, clock, shown)
     machine = read_machine()
     reasons = find_disturbance(found.disturbance, machine.device.cores, alone=places.server is None)
@@ -71,11 +71,11 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
         ferryman=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["ferryman", *sys.argv[1:]]),
-        scenario=load.scenario,
+        scenario=workload.scenario,
         model=opened.contenders[0].model,
         bundle_digest=opened.bundle_digest,
         address=None if places.server is None else places.server.address,
-        images="the golden samples as tensors" if load.scenario == "batch-curve" else pictures.what,
+        images="the golden samples as tensors" if workload.scenario == "batch-curve" else pictures.what,
         broken=pictures.broken,
         seconds=options.seconds,
         settings=dict(vars(places.settings)),
@@ -86,10 +86,10 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
         disturbance=found.disturbance,
         unreliable=(*opened.notes, *reasons, *find_throttling(before, after)),
         runs=runs,
-        ratios=compare_runs(runs, load.scenario),
+        ratios=compare_runs(runs, workload.scenario),
         refused=ready.refused,
         ended=None if found.error is None else describe_end(found.error),
-        clients=load.clients if load.scenario in ("server", "offline") else None,
+        clients=workload.clients if workload.scenario in ("server", "offline") else None,
         bound=found.bound,
         curves=found.curves,
         accuracy=counted,
@@ -123,19 +123,18 @@ def choose_pictures(bundle: Bundle | None, paths: Sequence[Path]) -> Pictures:
 
 
 def make_runs(ready: Ready, found: Found, clock: ClockFacts, percentiles: Sequence[float]) -> tuple[RunRecord, ...]:
-    """Several runs of a batch curve are one contender's."""
-    contender = {name: name.partition(" batch ")[0] for name in found.runs}
     return tuple(
         RunRecord(
             name=name,
+            contender=run.contender,
             images=run.images,
             warmup=run.warmup,
             blocks=tuple(map(BlockRecord.pack, run.blocks)),
             figures=report_latency(run, percentiles),
             unreliable=tuple(find_noise(run, clock, found.bound)),
-            checks=tuple(ready.checks[contender[name]]),
-            cost=ready.costs[contender[name]],
-            proven=ready.proven[contender[name]],
+            checks=tuple(ready.checks[run.contender]),
+            cost=ready.costs[run.contender],
+            proven=ready.proven[run.contender],
             trials=tuple(found.trials.get(name, ())),
         )
         for name, run in found.runs.items()

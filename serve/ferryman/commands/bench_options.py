@@ -6,7 +6,7 @@ from pathlib import Path
 from ferryman.bench.percentiles import check_percentiles
 from ferryman.bench.record import Scenario
 from ferryman.commands.bench_diff import parse_share
-from ferryman.commands.bench_scenarios import Load
+from ferryman.commands.bench_scenarios import Workload
 from ferryman.commands.predict import Asker
 from ferryman.errors import UsageError
 from ferryman.runtimes.base import Settings
@@ -36,7 +36,7 @@ class BenchOptions:
     """seconds: of each contender, at least; at_most: in all the rounds that a percentile needs beyond that
 
     accuracy: labelled pictures to count right answers on; html: a page to write
-    scenario, count, clients, bound_ms, max_batch: see `bench_scenarios.Load`
+    scenario, count, clients, bound_ms, max_batch: see `bench_scenarios.Workload`
     percentiles: that were asked for, empty for those that the requests carry; strict: an unreliable one fails
     baseline: a record that it must not be surely slower than, by more than `max_regression`
     """
@@ -55,9 +55,9 @@ class BenchOptions:
     accuracy: Path | None = None
     html: Path | None = None
 
-    def load(self) -> Load:
+    def workload(self) -> Workload:
         """Raises UsageError for what does not belong to the scenario."""
-        return Load.choose(self.scenario, self.count, self.clients, self.percentiles, self.bound_ms, self.max_batch)
+        return Workload.choose(self.scenario, self.count, self.clients, self.percentiles, self.bound_ms, self.max_batch)
 
     def __post_init__(self) -> None:
         if not self.seconds > 0:

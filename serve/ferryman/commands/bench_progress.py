@@ -4,10 +4,10 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import numpy as np
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 
 from ferryman.bench.harness import Moment
-from ferryman.commands.console import StageProgress, err, show_stages
+from ferryman.commands.console import StageProgress, err, make_progress, show_stages
 
 
 @contextmanager
@@ -17,13 +17,7 @@ def show_measuring() -> Generator[tuple[StageProgress, Callable[[Moment], None]]
         with show_stages() as show:
             yield show, lambda moment: show(moment.stage, 0, 1)
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=30),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=True) as progress:
+    with make_progress(TimeRemainingColumn()) as progress:
         task = progress.add_task("", total=None)
 
         def advance(moment: Moment) -> None:

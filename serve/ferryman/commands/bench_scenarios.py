@@ -1,6 +1,7 @@
 """The scenarios of `ferryman bench`: each measures contenders and leaves runs, whatever ends it."""
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ _ALONE_PERCENTILE = 99.0
 
 
 @dataclass(frozen=True)
-class Load:
+class Workload:
     """How contenders are asked. count: pictures a request; clients: requests at a time; bound_ms: None for a default"""
 
     scenario: Scenario
@@ -41,7 +42,7 @@ class Load:
     def choose(
         cls, scenario: Scenario, count: int | None, clients: int | None, percentiles: Sequence[float],
         bound_ms: float | None, max_batch: int,
-    ) -> "Load":  # fmt: skip
+    ) -> "Workload":  # fmt: skip
         """With the scenario's own defaults. Raises UsageError for what does not belong to it."""
         for name, given, owners in (
             ("--per-request", count, ("multi-stream", "server", "offline")),
@@ -69,23 +70,23 @@ class Found:
 
 
 def measure(
-    load: Load, plan: Plan, contenders: Sequence[Contender], images: Sequence[bytes], advance: Advance
+    workload: Workload, plan: Plan, contenders: Sequence[Contender], images: Sequence[bytes], advance: Advance
 ) -> Found:
     """Raises an error, and SystemExit of Ctrl-C, only when there is a contender without any request."""
-    match load.scenario:
+    match workload.scenario:
         case "batch-curve":
-            return measure_curves(load, plan, contenders, advance)
+            return measure_curves(workload, plan, contenders, advance)
         case "server" | "offline":
             flow = FlowHarness(plan)
-            error = _keep(flow, partial(_run_flow, flow, load, contenders, images, advance))
+            error = _keep(flow, partial(_run_flow, flow, workload, contenders, images, advance))
             found = Found(flow.runs, flow.disturbance, flow.trials, flow.bound, error=error)
         case _:
             harness = Harness(plan)
-            requests = {one.name: one.request(images, load.count) for one in contenders}
+            requests = {one.name: one.request(images, workload.count) for one in contenders}
             error = _keep(harness, partial(harness.measure, requests, advance))
             found = Found(harness.runs, harness.disturbance, error=error)
     for name, run in found.runs.items():
-        run.images = load.count
+        run.contender, run.images = name, workload.count
         if not run.blocks:  # of a server whose every trial was given up before anything was answered
             raise DeadlineError(f"{name} answered no request in time: raise --bound")
     return found
@@ -117,49 +118,49 @@ def _first(group: BaseExceptionGroup[FerrymanError | SystemExit]) -> FerrymanErr
 
 
 def _run_flow(
-    flow: FlowHarness, load: Load, contenders: Sequence[Contender], images: Sequence[bytes], advance: Advance
+    flow: FlowHarness, workload: Workload, contenders: Sequence[Contender], images: Sequence[bytes], advance: Advance
 ) -> None:
     async def main() -> None:
         async with AsyncExitStack() as opened:
             requests: dict[str, AsyncRequest] = {}
             for one in contenders:
-                requests[one.name] = await opened.enter_async_context(one.connect(images, load.count, load.clients))
-            if load.scenario == "offline":
-                await flow.measure_offline(requests, load.clients, advance)
+                requests[one.name] = await opened.enter_async_context(
+                    one.connect(images, workload.count, workload.clients)
+                )
+            if workload.scenario == "offline":
+                await flow.measure_offline(requests, workload.clients, advance)
             else:
-                await flow.measure_server(requests, load.percentile, load.bound_ms, advance)
+                await flow.measure_server(requests, workload.percentile, workload.bound_ms, advance)
 
     asyncio.run(main())
 
 
-def measure_curves(load: Load, plan: Plan, contenders: Sequence[Contender], advance: Advance) -> Found:
+def measure_curves(workload: Workload, plan: Plan, contenders: Sequence[Contender], advance: Advance) -> Found:
     """Of each variant batches of 1, 2, 4 ... as tensors, in turn, until memory or patience ends."""
     found = Found({}, Disturbance())
     for one in contenders:
         if not isinstance(one, LocalContender):
             raise UsageError("batch-curve runs batches on a bundle's session: give a bundle, not --address")
-        requests, ended = make_batches(one, load.max_batch, plan.seconds)
-        shared = Plan(plan.seconds / len(requests), 1, (), plan.patience_s, plan.warm_s / len(requests))
+        batches, ended = make_batches(one, workload.max_batch, plan.seconds)
+        shared = Plan(plan.seconds / len(batches), 1, (), plan.patience_s, plan.warm_s / len(batches))
         harness = Harness(shared)
+        requests = {f"{one.name} batch {size}": request for size, request in batches.items()}
         error = _keep(harness, partial(harness.measure, requests, advance))
-        sizes = [int(name.rpartition(" ")[2]) for name in requests]
-        for size, run in zip(sizes, harness.runs.values(), strict=True):
-            run.images = size
+        for size, run in zip(batches, harness.runs.values(), strict=True):
+            run.contender, run.images = one.name, size
         found.runs |= harness.runs
         found.disturbance, found.error = harness.disturbance, error
         medians = [float(np.median(run.latencies_ms)) for run in harness.runs.values()]
-        found.curves[one.name] = draw_curve(list(zip(sizes, medians, strict=True)), ended)
+        found.curves[one.name] = draw_curve(list(zip(batches, medians, strict=True)), ended)
         if error is not None:
             break
     return found
 
 
-def make_batches(contender: LocalContender, most: int, patience_s: float) -> tuple[dict[str, Request], str]:
-    """A request for each size that could be run once, by name such as `onnxruntime-cpu-fp32 batch 8`; why no larger."""
-    import time
-
+def make_batches(contender: LocalContender, most: int, patience_s: float) -> tuple[dict[int, Request], str]:
+    """A request for each size that could be run once, ascending; why no larger."""
     session, golden = contender.sessions[0], contender.bundle.golden()
-    requests: dict[str, Request] = {}
+    requests: dict[int, Request] = {}
     size, ended = 1, f"{most} was the most that was asked for"
     while size <= most:
         inputs = golden.batch([index % len(golden) for index in range(size)])
@@ -175,7 +176,7 @@ def make_batches(contender: LocalContender, most: int, patience_s: float) -> tup
             ended = f"a batch of {size} failed: {error}"
             break
         took = time.perf_counter() - start
-        requests[f"{contender.name} batch {size}"] = request
+        requests[size] = request
         if took > patience_s:
             ended = f"a batch of {size} took {took:.1f} s"
             break

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 StageProgress = Callable[[str, int, int], None]
@@ -36,6 +36,12 @@ def print_table(table: Table) -> None:
     Console(width=width, highlight=False, markup=False, emoji=False).print(table)
 
 
+def make_progress(time: ProgressColumn) -> Progress:
+    """Of tasks on a terminal, gone when it is over. time: the column that says how long they take"""
+    text = TextColumn("{task.description}", markup=False)
+    return Progress(SpinnerColumn(), text, BarColumn(bar_width=30), time, console=err, transient=True)
+
+
 @contextmanager
 def show_stages() -> Generator[StageProgress, None, None]:
     """Progress on stderr: a bar on a terminal, one line a stage elsewhere."""
@@ -49,13 +55,7 @@ def show_stages() -> Generator[StageProgress, None, None]:
 
         yield write
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=30),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err, transient=True) as progress:
+    with make_progress(TimeElapsedColumn()) as progress:
         tasks: dict[str, int] = {}
 
         def draw(stage: str, done: int, total: int) -> None:

@@ -17,6 +17,7 @@ def make_record(latencies: dict[str, Latency], **changes: object) -> BenchRecord
     runs = [
         RunRecord(
             name=name,
+            contender=name,
             warmup=run.warmup,
             blocks=tuple(map(BlockRecord.pack, run.blocks)),
             figures=report_latency(run),
