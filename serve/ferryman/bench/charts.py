@@ -237,8 +237,12 @@ def _trim(svg: str) -> str:
 
 def join_charts(records: Sequence[BenchRecord]) -> str:
     """Of several records the median of every run, a bar each with its 10th and 90th percentile; empty for one."""
+    mixed = len({record.scenario for record in records}) > 1
     rows = [
-        (f"{record.model}, {run.name}, {record.machine.device.cpu}", run.unpack().latencies_ms)
+        (
+            f"{record.model}, {f'{record.scenario}, ' if mixed else ''}{run.name}, {record.machine.device.cpu}",
+            run.unpack().latencies_ms,
+        )
         for record in records
         for run in _right(record)
         if run.name == run.contender

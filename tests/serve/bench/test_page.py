@@ -133,3 +133,10 @@ def test_a_browser_shows_it(record: BenchRecord, tmp_path: Path, scheme: str, co
     for text in light if scheme == "light" else dark:
         wanted = tuple(int(text[start : start + 2], 16) for start in (1, 3, 5))
         assert (pixels == wanted).all(axis=-1).sum() > 50, text
+
+
+def test_scenarios_side_by_side_are_told_apart(record: BenchRecord) -> None:
+    server = record.model_copy(update={"scenario": "offline"})
+    text = render_page([record, server])
+    assert all(f"toy/1, {scenario}, fp32, " in text for scenario in ("single-stream", "offline"))
+    assert "toy/1, fp32, " in render_page([record, record])  # where they don't differ there is nothing to tell
