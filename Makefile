@@ -72,6 +72,10 @@ requirements: $(VENV)/.installed-dev
 	$(BIN)/python -m pip --disable-pip-version-check --quiet install uv
 	$(PIN) build.in --output-file build.txt
 	$(PIN) ../../pyproject.toml --output-file server.txt
+	$(PIN) ../../pyproject.toml export.in --extra export --extra hub --extra openvino --excludes elsewhere.in \
+	    --output-file export.txt
+	$(PIN) ../../pyproject.toml server-gpu.in --extra gpu --no-emit-package onnxruntime --output-file server-gpu.txt
+	$(PIN) ../../pyproject.toml server-jetson.in --output-file server-jetson.txt
 
 # checkov pins a hundred packages, hence an environment of its own.
 lint-deploy: $(VENV)/.installed-dev

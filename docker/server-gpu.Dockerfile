@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
-# The server on NVIDIA's GPUs, x86-64, with CUDA, cuDNN and TensorRT from wheels, checked by hash like all others; the driver
-# is the machine's, which NVIDIA's container toolkit puts in. It never ran: docs/deploy.md, "Images".
+# The server on NVIDIA's GPUs, x86-64, with CUDA and cuDNN from wheels that are checked by hash like all others; the driver is
+# the machine's, which NVIDIA's container toolkit puts in. It never ran: docs/deploy.md, "Images".
 #   docker build -f docker/server-gpu.Dockerfile -t ferryman/server-gpu .
 # Only the first stage has a shell. Pin its base by digest where the same bytes must come out next year too.
 FROM debian:12-slim AS build
@@ -10,6 +10,12 @@ RUN apt-get update \
 WORKDIR /source
 COPY . .
 RUN sh docker/root.sh /root-of-image server-gpu
+# TensorRT lies in NVIDIA's own index alone, and is pinned by its version. 10, as ONNX Runtime's provider was linked with it.
+ARG TENSORRT=10.16.1.11
+ARG TENSORRT_INDEX=https://pypi.nvidia.com
+RUN python3.11 -m pip install --no-cache-dir --no-compile --no-deps --only-binary :all: --index-url "${TENSORRT_INDEX}" \
+      --target /root-of-image/opt/ferryman/lib \
+      "tensorrt-cu13==${TENSORRT}" "tensorrt-cu13-bindings==${TENSORRT}" "tensorrt-cu13-libs==${TENSORRT}"
 
 FROM scratch
 ARG VERSION=0.1.0
@@ -25,6 +31,7 @@ COPY --from=build /root-of-image /
 ENV PYTHONPATH=/opt/ferryman/lib \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    LD_LIBRARY_PATH=/opt/ferryman/lib/nvidia/cu13/lib:/opt/ferryman/lib/nvidia/cudnn/lib:/opt/ferryman/lib/tensorrt_libs \
     HOME=/tmp \
     XDG_CACHE_HOME=/var/cache/ferryman \
     NVIDIA_VISIBLE_DEVICES=all \
