@@ -20,9 +20,9 @@ umask 022
 # Programs and libraries lie under /usr alone, as on every Debian since 12.
 mkdir -p "$root/usr/bin" "$root/usr/lib" "$root/usr/lib64" "$root/usr/sbin" "$root/var/lib/dpkg/status.d"
 for name in bin lib lib64 sbin; do ln -s "usr/$name" "$root/$name"; done
-grep -v '^#' "$here/packages.txt" | sed "s/\$/:$arch/" >"$packages/names"
+grep -v '^#' "$here/packages.txt" >"$packages/names"
 chmod 777 "$packages"   # apt downloads as a user of its own
-(cd "$packages" && xargs apt-get -qq download <names)
+(cd "$packages" && xargs apt-get -qq -o APT::Architecture="$arch" download <names)
 for package in "$packages"/*.deb; do
   dpkg-deb --fsys-tarfile "$package" | tar -x --keep-directory-symlink -C "$root"
   # Where scanners look for what is installed.

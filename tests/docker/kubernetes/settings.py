@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class Server:
         return self.pod["containers"][0]
 
 
+@cache
 def servers() -> dict[str, Server]:
     found: dict[str, Server] = {}
     for name, documents in rendered().items():

@@ -100,6 +100,16 @@ def test_pods_may_do_nothing_but_serve() -> None:
         assert container["resources"]["requests"].keys() == container["resources"]["limits"].keys() >= {"cpu", "memory"}
 
 
+def test_who_reaches_whom() -> None:
+    """Servers reach nothing, but where one fetches its models; all may come in where a server asks for tokens alone."""
+    for name, documents in rendered().items():
+        policy = only(documents, "NetworkPolicy")["spec"]
+        assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+        assert bool(policy["egress"]) == (name == "models-from-bucket")
+        open_ports = [port["port"] for rule in policy["ingress"] if not rule.get("from") for port in rule["ports"]]
+        assert open_ports == (["grpc"] if name == "edge" else []), name
+
+
 def test_the_autoscaler_asks_for_what_the_adapter_makes() -> None:
     """tests/serve/server/test_monitoring.py looks that a server has what the adapter and KEDA read."""
     (rule,) = read(FOLDER / "components" / "autoscaled" / "prometheus-adapter.yaml")["rules"]["custom"]
