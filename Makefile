@@ -83,7 +83,7 @@ lint-deploy: $(VENV)/.installed-dev
 	    $(VENV)/checkov/bin/pip --disable-pip-version-check -q install checkov==3.3.30 && \
 	    $(VENV)/checkov/bin/pip --disable-pip-version-check -q install --no-deps kserve==0.21.0; }
 	rm -rf build/manifests
-	sh docker/kubernetes/render.sh build/manifests
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh docker/kubernetes/render.sh build/manifests
 	cp docker/kubernetes/fill.yaml build/manifests
 	$(VENV)/checkov/bin/checkov --skip-download --quiet --compact --framework kubernetes --directory build/manifests
 	$(VENV)/checkov/bin/checkov --skip-download --quiet --compact --framework dockerfile --directory docker

@@ -17,12 +17,13 @@ import pytest
 import yaml
 
 from ferryman.client import Client
+from ferryman.server.settings import read_config
 
 from ..serve.server.process import free_address
 from ..serve.toy import make_picture, make_toy_repository
+from .dockerfiles import DOCKER, environment_of
 
 ROOT = Path(__file__).parents[2]
-DOCKER = ROOT / "docker"
 PYTHON = Path("/usr/bin/python3.11")
 BIN = Path(sys.executable).parent
 
@@ -110,6 +111,13 @@ def test_an_image_gets_all_that_the_server_needs() -> None:
         assert re.search(rf"^{re.escape(name)}==", pinned, re.MULTILINE), f"{name} is missing: make requirements"
 
 
+@pytest.mark.parametrize("image", ["server-cpu", "server-gpu", "server-jetson"])
+def test_the_server_takes_the_settings_of_its_image(image: str) -> None:
+    config = read_config(None, environment_of(f"{image}.Dockerfile"), {})
+    assert (config.repository, config.certificates) == (Path("/models"), Path("/var/lib/ferryman"))
+    assert config.certify
+
+
 images = pytest.mark.skipif(
     "FERRYMAN_IMAGES" not in os.environ or os.geteuid() != 0 or not PYTHON.exists() or shutil.which("apt-get") is None,
     reason="set FERRYMAN_IMAGES, as root on Debian 12 (minutes; needs its packages and PyPI)",
@@ -125,13 +133,6 @@ def server_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _environment() -> dict[str, str]:
-    """What the Dockerfile's ENV says."""
-    text = (DOCKER / "server-cpu.Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
-    (line,) = [line for line in text.splitlines() if line.startswith("ENV ")]
-    return dict(word.split("=", 1) for word in line.split()[1:])
-
-
 def _contained(root: Path, models: Path, *command: str) -> list[str]:
     contain = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", str(Path(__file__).parent / "contain.sh")]
     return [*contain, str(root), str(models), "/usr/bin/python3.11", "-P", "-m", "ferryman", *command]
@@ -141,7 +142,10 @@ def _contained(root: Path, models: Path, *command: str) -> list[str]:
 def _serving(root: Path, models: Path, address: str) -> Generator[None]:
     metrics = free_address()
     line = _contained(root, models, "serve", "--address", address, "--json")
-    environment = _environment() | {"PATH": os.environ["PATH"], "FERRYMAN_SERVE_METRICS_ADDRESS": metrics}
+    environment = environment_of("server-cpu.Dockerfile") | {
+        "PATH": os.environ["PATH"],
+        "FERRYMAN_SERVE_METRICS_ADDRESS": metrics,
+    }
     process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         with Client(address) as client:
@@ -174,7 +178,7 @@ def test_the_server_runs_in_its_image(server_root: Path, tmp_path: Path) -> None
         probe = [
             subprocess.run(
                 _contained(server_root, models, "health", address, *options),
-                env=_environment() | {"PATH": os.environ["PATH"]},
+                env=environment_of("server-cpu.Dockerfile") | {"PATH": os.environ["PATH"]},
                 capture_output=True,
                 check=False,
             ).returncode

@@ -9,6 +9,7 @@ from typing import Any
 from ferryman.server.app import ServerConfig
 from ferryman.server.settings import read_config
 
+from ..dockerfiles import environment_of
 from .manifests import FOLDER, RUNTIME, Document, pods_of, read, rendered
 
 
@@ -40,7 +41,7 @@ def servers() -> dict[str, Server]:
 
 
 def _config(container: Mapping[str, Any], dockerfile: str) -> ServerConfig:
-    environment = image_environment(dockerfile)
+    environment = environment_of(dockerfile)
     for variable in container["env"]:
         found = variable.get("value")
         if found is None:
@@ -50,10 +51,3 @@ def _config(container: Mapping[str, Any], dockerfile: str) -> ServerConfig:
     command, *arguments = container.get("args", ["serve"])
     assert command == "serve"
     return read_config(None, environment, {"repository": Path(arguments[0])} if arguments else {})
-
-
-def image_environment(dockerfile: str) -> dict[str, str]:
-    """What its ENV says."""
-    text = (FOLDER.parent / dockerfile).read_text(encoding="utf-8").replace("\\\n", " ")
-    (line,) = [line for line in text.splitlines() if line.startswith("ENV ")]
-    return dict(word.split("=", 1) for word in line.split()[1:])
