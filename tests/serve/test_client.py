@@ -51,6 +51,12 @@ def test_classify(both: Both, toy_repository: Path, tmp_path: Path) -> None:
     assert len(both.classify(pictures, model="toy-classifier").results[0].predictions) == 4
 
 
+def test_all_addresses_of_a_name(toy_server: str) -> None:
+    """tests/docker/kubernetes/test_draining.py has two of them."""
+    answer = Both(f"dns:///{toy_server}").classify(make_pictures(1), model="toy-classifier")
+    assert answer.answerer.name == "toy-classifier"
+
+
 def test_detect(both: Both) -> None:
     answer = both.detect([make_picture((200, 40, 90), 300, 100)], model="toy-detector", version=1, score_threshold=0)
     [result] = answer.results
