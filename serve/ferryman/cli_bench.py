@@ -1,5 +1,6 @@
 """`ferryman bench BUNDLE` and its subcommands: what each takes. What they do stands in `commands/`."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,18 @@ _DEFAULT = "run"
 Html = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write one self-contained page with charts and the machine.")
 ]
-Scenario = Literal["single-stream", "multi-stream", "server", "offline", "batch-curve"]
+Scenario = Literal[
+    "single-stream", "multi-stream", "server", "offline",
+    "batch-curve", "size-curve", "thread-curve", "stream-curve", "client-curve",
+]  # fmt: skip
+
+
+class Via(StrEnum):
+    """An enumeration, as Typer takes no list of literals."""
+
+    TYPED = "typed"
+    INFER = "infer"
+    TENSORS = "tensors"
 
 
 class _DefaultGroup(TyperGroup):
@@ -45,6 +57,11 @@ def run(
         str | None,
         typer.Option(metavar="SOURCE", help="Measure PyTorch too, on the checkpoint of BUNDLE."),
     ] = None,
+    compiled: Annotated[bool, typer.Option("--compiled", help="With --pytorch: torch.compile too.")] = False,
+    via: Annotated[
+        list[Via] | None,
+        typer.Option(help="How it is asked: typed calls; infer, ModelInfer with pictures; tensors, made beforehand."),
+    ] = None,
     image: Annotated[
         list[Path] | None, typer.Option(help="Picture or folder of pictures to measure with; may be repeated.")
     ] = None,
@@ -67,7 +84,9 @@ def run(
         float | None,
         typer.Option(metavar="MS", help="Of server: latency to keep; by default five times what one takes alone."),
     ] = None,
-    max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Of batch-curve: the largest.")] = 64,
+    most: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Of a curve: the largest batch, most threads, streams, clients.")
+    ] = None,
     baseline: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Compare with what --json wrote earlier, on this machine.")
     ] = None,
@@ -86,23 +105,24 @@ def run(
 
     More: `ferryman bench report FILE...` shows what --json wrote, `ferryman bench diff A B` compares two.
     """
-    from ferryman.commands.bench import run_bench
-    from ferryman.commands.bench_options import BenchOptions, Places
+    from ferryman.commands.bench.options import BenchOptions, Places
+    from ferryman.commands.bench.run import run_bench
     from ferryman.commands.predict import Asker
     from ferryman.runtimes.base import Settings
 
+    ways = tuple(dict.fromkeys(one.value for one in via or (Via.TYPED,)))
     settings = Settings(threads, streams, hint or "latency")
     targets = tuple(dict.fromkeys(target or ()))
     first = targets[0] if targets else None
     if bundle is None or address is None:  # which is checked there
         asker = Asker(bundle, address, model, first, settings, security, retries=False)
-        places = Places(bundle, targets, settings, None if address is None else asker, pytorch)
+        places = Places(bundle, targets, settings, None if address is None else asker, pytorch, compiled, ways)
     else:
         server = Asker(None, address, model, None, security=security, retries=False)
-        places = Places(bundle, targets, settings, server, pytorch)
+        places = Places(bundle, targets, settings, server, pytorch, compiled, ways)
     options = BenchOptions(
         seconds, tuple(percentile or ()), at_most, strict, baseline, max_regression,
-        scenario, per_request, clients, bound, max_batch, accuracy, html,
+        scenario, per_request, clients, bound, most, accuracy, html,
     )  # fmt: skip
     run_bench(places, image or [], options, json_output)
 
@@ -116,7 +136,7 @@ def report(
     json_output: Json = False,
 ) -> None:
     """Show measurements again, without measuring: one, or those of many devices on one page."""
-    from ferryman.commands.bench_report import run_report
+    from ferryman.commands.bench.report import run_report
 
     run_report(files, markdown, csv, html, json_output)
 
@@ -128,7 +148,7 @@ def diff(
     json_output: Json = False,
 ) -> None:
     """Whether B is faster or slower than A, how sure that is, and what else differs between them."""
-    from ferryman.commands.bench_diff import run_diff
+    from ferryman.commands.bench.diff import run_diff
 
     run_diff(before, after, json_output)
 
@@ -136,6 +156,6 @@ def diff(
 @bench.command()
 def schema() -> None:
     """Print the JSON schema of what `ferryman bench --json` writes."""
-    from ferryman.commands.bench_report import run_schema
+    from ferryman.commands.bench.report import run_schema
 
     run_schema()

@@ -36,8 +36,10 @@ class FlowHarness:
         self._counters = counters
         self._asked = 0
 
-    async def measure_offline(self, requests: Mapping[str, AsyncRequest], clients: int, advance: Advance) -> None:
-        """Closed loops of so many clients, in blocks of all contenders in turn. Raises what a request raises."""
+    async def measure_offline(
+        self, requests: Mapping[str, AsyncRequest], clients: Mapping[str, int], advance: Advance
+    ) -> None:
+        """Closed loops of so many clients each, in blocks of all contenders in turn. Raises what a request raises."""
         clock = asyncio.get_running_loop().time
         await self._warm_up(requests, advance)
         before, origin = self._counters(), clock()
@@ -47,7 +49,7 @@ class FlowHarness:
                 for name in list(requests) if number % 2 == 0 else list(requests)[::-1]:
                     advance(Moment("measure", number / ROUNDS, self._newest(name)))
                     blocks = self.runs[name].blocks
-                    await run_closed(requests[name], clients, seconds, origin, blocks, self._asked)
+                    await run_closed(requests[name], clients[name], seconds, origin, blocks, self._asked)
                     self._asked += len(blocks[-1].latencies_ms)
         finally:
             self.disturbance = before.until(self._counters(), clock() - origin)

@@ -29,7 +29,10 @@ from ferryman.errors import FileAccessError, UsageError
 from ferryman.specs import Facts
 
 SCHEMA_VERSION = 1
-Scenario = Literal["single-stream", "multi-stream", "server", "offline", "batch-curve"]
+Scenario = Literal[
+    "single-stream", "multi-stream", "server", "offline",
+    "batch-curve", "size-curve", "thread-curve", "stream-curve", "client-curve",
+]  # fmt: skip
 
 
 def pack_ms(values_ms: NDArray[np.float64]) -> str:
@@ -86,7 +89,7 @@ class Proven(Facts):
 
 
 class RunRecord(Facts):
-    """A row: one contender, or one batch of its curve, as `name` says.
+    """A row: one contender, or one point of its curve, as `name` says.
 
     figures: made from `blocks`, and again when they are drawn; unreliable: a reason each
     checks: before and after, empty for a server; cost: of the first size of several; cost, proven: None where unknown

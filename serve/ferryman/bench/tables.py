@@ -58,7 +58,7 @@ def tabulate_stages(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
 def tabulate_costs(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
     header = ["variant", "load s", "first ms", "memory MB", "size MB", "worst error", "answers"]
     rows: list[list[str]] = []
-    # the batches of a curve are all of one variant
+    # the points of a curve are all of one variant
     for name, run in {run.contender: run for run in record.runs}.items():
         cost = run.cost
         figures = ["-"] * 4

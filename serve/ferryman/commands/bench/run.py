@@ -16,18 +16,19 @@ from ferryman.bench.noise import find_disturbance, find_noise, find_throttling
 from ferryman.bench.page import check_page, write_page
 from ferryman.bench.percentiles import PERCENTILES, check_percentiles
 from ferryman.bench.pictures import Pictures, encode_golden, read_pictures
-from ferryman.bench.record import BenchRecord, BlockRecord, RunRecord, Scenario, read_record
+from ferryman.bench.record import BenchRecord, BlockRecord, RunRecord, read_record
 from ferryman.bench.report import report_latency
 from ferryman.bench.samples import Block
 from ferryman.bench.turns import Ratio, compare_speed
 from ferryman.bundle import Bundle
-from ferryman.commands.bench_contenders import open_contenders
-from ferryman.commands.bench_diff import check_baseline, parse_share
-from ferryman.commands.bench_options import BenchOptions, Places
-from ferryman.commands.bench_progress import show_measuring
-from ferryman.commands.bench_ready import Ready, make_ready
-from ferryman.commands.bench_scenarios import Found, measure
-from ferryman.commands.bench_tables import print_record
+from ferryman.commands.bench.diff import check_baseline, parse_share
+from ferryman.commands.bench.open import open_contenders
+from ferryman.commands.bench.options import BenchOptions, Places
+from ferryman.commands.bench.progress import show_measuring
+from ferryman.commands.bench.ready import Ready, make_ready
+from ferryman.commands.bench.scenarios import measure
+from ferryman.commands.bench.tables import print_record
+from ferryman.commands.bench.workload import Found, Workload
 from ferryman.commands.console import out, print_json
 from ferryman.errors import FerrymanError, FileAccessError, ParityError, UsageError
 
@@ -45,12 +46,12 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
     bundle = None if places.bundle is None else Bundle.open(places.bundle)
     truth = read_labelled(bundle, options.accuracy)
     workload, clock = options.workload(), measure_clock()
-    if workload.scenario == "batch-curve" and bundle is not None and images:
-        raise UsageError("--image belongs to the other scenarios: batch-curve runs the golden samples as tensors")
+    if workload.tensors and bundle is not None and images:
+        raise UsageError(f"--image belongs to other scenarios: {workload.scenario} runs the golden samples as tensors")
     pictures = choose_pictures(bundle, images)
     percentiles = check_percentiles(options.percentiles)
     plan = Plan(options.seconds, len(pictures.images), percentiles, options.at_most, max(2.0, options.seconds))
-    opening = open_contenders(bundle, places.targets, places.settings, places.server, places.pytorch)
+    opening = open_contenders(places, bundle)
     with show_measuring() as (show, advance), opening as opened:
         ready = make_ready(opened.contenders, show)
         before = read_state()
@@ -63,7 +64,7 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
                 counted = measure_accuracy(bundle, ready.targets, truth, places.settings, show)
         except (FerrymanError, SystemExit) as late:  # what was measured is not lost with it
             found.error = late
-        shown = percentiles or ((50.0,) if workload.scenario == "batch-curve" else PERCENTILES)
+        shown = percentiles or (PERCENTILES if workload.axis is None else (50.0,))
         runs = make_runs(ready, found, clock, shown)
     machine = read_machine()
     reasons = find_disturbance(found.disturbance, machine.device.cores, alone=places.server is None)
@@ -75,7 +76,7 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
         model=opened.contenders[0].model,
         bundle_digest=opened.bundle_digest,
         address=None if places.server is None else places.server.address,
-        images="the golden samples as tensors" if workload.scenario == "batch-curve" else pictures.what,
+        images=describe_images(pictures, workload, places),
         broken=pictures.broken,
         seconds=options.seconds,
         settings=dict(vars(places.settings)),
@@ -86,7 +87,7 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
         disturbance=found.disturbance,
         unreliable=(*opened.notes, *reasons, *find_throttling(before, after)),
         runs=runs,
-        ratios=compare_runs(runs, workload.scenario),
+        ratios=compare_runs(runs, workload),
         refused=ready.refused,
         ended=None if found.error is None else describe_end(found.error),
         clients=workload.clients if workload.scenario in ("server", "offline") else None,
@@ -122,6 +123,12 @@ def choose_pictures(bundle: Bundle | None, paths: Sequence[Path]) -> Pictures:
     return encode_golden(bundle)
 
 
+def describe_images(pictures: Pictures, workload: Workload, places: Places) -> str:
+    if workload.tensors:
+        return "the golden samples as tensors"
+    return f"{pictures.what}, as tensors made beforehand" if places.tensors else pictures.what
+
+
 def make_runs(ready: Ready, found: Found, clock: ClockFacts, percentiles: Sequence[float]) -> tuple[RunRecord, ...]:
     return tuple(
         RunRecord(
@@ -141,15 +148,15 @@ def make_runs(ready: Ready, found: Found, clock: ClockFacts, percentiles: Sequen
     )
 
 
-def compare_runs(runs: Sequence[RunRecord], scenario: Scenario) -> dict[str, Ratio]:
+def compare_runs(runs: Sequence[RunRecord], workload: Workload) -> dict[str, Ratio]:
     """Each but the first against it, over the rounds that both had; wrong answers are compared with nothing.
 
     By latency, or where several clients wait side by side by the time a request of each block. Empty for scenarios in
     which contenders take no turns.
     """
-    if scenario in ("server", "batch-curve") or not runs[0].right:
+    if workload.scenario == "server" or workload.axis is not None or not runs[0].right:
         return {}
-    offline = scenario == "offline"
+    offline = workload.scenario == "offline"
     blocks = {run.name: [_list_times(block, offline) for block in run.unpack().blocks] for run in runs if run.right}
     first, *others = blocks
     rounds = min(map(len, blocks.values()))

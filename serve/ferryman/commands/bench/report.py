@@ -6,7 +6,7 @@ from pathlib import Path
 from ferryman.bench.page import write_page
 from ferryman.bench.record import BenchRecord, read_records
 from ferryman.bench.tables import render_csv, render_markdown
-from ferryman.commands.bench_tables import print_record
+from ferryman.commands.bench.tables import print_record
 from ferryman.commands.console import out, print_json
 from ferryman.errors import UsageError
 
