@@ -28,6 +28,13 @@ class Via(StrEnum):
     TENSORS = "tensors"
 
 
+class OtherTool(StrEnum):
+    ONNXRUNTIME = "onnxruntime"
+    BENCHMARK_APP = "benchmark_app"
+    TRTEXEC = "trtexec"
+    PERF_ANALYZER = "perf_analyzer"
+
+
 class _DefaultGroup(TyperGroup):
     """What is none of the subcommands belongs to `run`, so that `ferryman bench BUNDLE` needs no word more."""
 
@@ -61,6 +68,10 @@ def run(
     via: Annotated[
         list[Via] | None,
         typer.Option(help="How it is asked: typed calls; infer, ModelInfer with pictures; tensors, made beforehand."),
+    ] = None,
+    compare: Annotated[
+        list[OtherTool] | None,
+        typer.Option(help="Beside a plain onnxruntime session, benchmark_app, trtexec, perf_analyzer; repeatable."),
     ] = None,
     image: Annotated[
         list[Path] | None, typer.Option(help="Picture or folder of pictures to measure with; may be repeated.")
@@ -123,6 +134,7 @@ def run(
     options = BenchOptions(
         seconds, tuple(percentile or ()), at_most, strict, baseline, max_regression,
         scenario, per_request, clients, bound, most, accuracy, html,
+        tuple(one.value for one in compare or ()),
     )  # fmt: skip
     run_bench(places, image or [], options, json_output)
 

@@ -46,7 +46,9 @@ def test_compiled(exported: tuple[Bundle, str]) -> None:
         pytest.skip("needs g++, and is slow: once is enough")
     (session,) = open_eager(bundle, source, Settings(threads=1), compiled=True)
     golden = bundle.golden()
-    check_parity(session.run, golden, bundle.spec, TOLERANCES["fp32"], "compiled", "", batches=(1,)).raise_for_failures()
+    check_parity(
+        session.run, golden, bundle.spec, TOLERANCES["fp32"], "compiled", "", batches=(1,)
+    ).raise_for_failures()
 
 
 def test_the_command(exported: tuple[Bundle, str], cli: Cli) -> None:

@@ -24,6 +24,7 @@ from ferryman.bench.machine import MachineFacts, MachineState
 from ferryman.bench.report import LatencyReport
 from ferryman.bench.samples import Block, Run, Warmup
 from ferryman.bench.search import Bound, Trial
+from ferryman.bench.tools import Compared
 from ferryman.bench.turns import Ratio
 from ferryman.errors import FileAccessError, UsageError
 from ferryman.specs import Facts
@@ -130,6 +131,7 @@ class BenchRecord(Facts):
     unreliable: reasons that hold for all runs; ratios: to the first run, of those that answered right
     refused: contenders that were not measured, and why; ended: why it ended early, None when it did not
     clients, bound, curves: of the scenarios that have such, curves of each variant
+    compared: with other programs
     accuracy: on labelled pictures, of the variants that were measured; None where there were none
     """
 
@@ -159,6 +161,7 @@ class BenchRecord(Facts):
     bound: Bound | None = None
     accuracy: AccuracyReport | None = None
     curves: dict[str, Curve] = Field(default_factory=dict[str, Curve])
+    compared: tuple[Compared, ...] = ()
 
     @property
     def reasons(self) -> list[str]:

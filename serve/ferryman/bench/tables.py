@@ -84,7 +84,7 @@ def tabulate_trials(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
 
 
 def describe_load(record: BenchRecord) -> list[str]:
-    """What the scenario was for: the rate that keeps the bound, the batch that pays."""
+    """What the scenario was for: the rate that keeps the bound, the batch that pays, what others say."""
     lines: list[str] = []
     if record.accuracy is not None:
         lines.append(
@@ -95,7 +95,8 @@ def describe_load(record: BenchRecord) -> list[str]:
         for run in record.runs:
             found = f"{run.rate:.4g} requests a second keep" if run.rate is not None else "no rate that was tried keeps"
             lines.append(f"{run.name}: {found} {kept}")
-    return lines + [f"{name}: {curve}" for name, curve in record.curves.items()]
+    lines += [f"{name}: {curve}" for name, curve in record.curves.items()]
+    return lines + [str(one) for one in record.compared]
 
 
 def tabulate_machine(record: BenchRecord) -> tuple[list[str], list[list[str]]]:

@@ -62,6 +62,7 @@ class BenchOptions:
     accuracy: labelled pictures to count right answers on; html: a page to write
     scenario, count, clients, bound_ms, most: see `Workload`
     percentiles: that were asked for, empty for those that the requests carry; strict: an unreliable one fails
+    compare: other programs, see `ferryman.bench.tools`
     baseline: a record that it must not be surely slower than, by more than `max_regression`
     """
 
@@ -78,6 +79,7 @@ class BenchOptions:
     most: int | None = None
     accuracy: Path | None = None
     html: Path | None = None
+    compare: tuple[str, ...] = ()
 
     def workload(self) -> Workload:
         """Raises UsageError for what does not belong to the scenario."""

@@ -21,6 +21,7 @@ from ferryman.bench.report import report_latency
 from ferryman.bench.samples import Block
 from ferryman.bench.turns import Ratio, compare_speed
 from ferryman.bundle import Bundle
+from ferryman.commands.bench.compare import compare_tools
 from ferryman.commands.bench.diff import check_baseline, parse_share
 from ferryman.commands.bench.open import open_contenders
 from ferryman.commands.bench.options import BenchOptions, Places
@@ -56,12 +57,14 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
         ready = make_ready(opened.contenders, show)
         before = read_state()
         found = measure(workload, plan, ready.contenders, pictures.images, advance)
-        after, counted = read_state(), None
+        after, counted, compared = read_state(), None, ()
         try:
             if found.error is None:
                 ready.check("after")
             if found.error is None and bundle is not None and truth is not None:
                 counted = measure_accuracy(bundle, ready.targets, truth, places.settings, show)
+            if found.error is None:
+                compared = compare_tools(options.compare, ready.contenders, pictures.images, options.seconds, show)
         except (FerrymanError, SystemExit) as late:  # what was measured is not lost with it
             found.error = late
         shown = percentiles or (PERCENTILES if workload.axis is None else (50.0,))
@@ -94,6 +97,7 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
         bound=found.bound,
         curves=found.curves,
         accuracy=counted,
+        compared=compared,
     )
     show_record(record, options.html, json_output)
     if found.error is not None:

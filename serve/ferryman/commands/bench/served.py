@@ -12,6 +12,7 @@ from ferryman.bench.flow import AsyncRequest
 from ferryman.bench.harness import Request
 from ferryman.bench.pictures import choose_next
 from ferryman.bench.record import Proven
+from ferryman.bench.tools import ServedJob
 from ferryman.client.attempts import attempts
 from ferryman.client.calls import Call
 from ferryman.commands.bench.contenders import When, choose_ask, list_stages, make_request
@@ -75,6 +76,13 @@ class InferContender(ServedContender):
         super().__init__(answers, asker, proven)
         self.name = f"{SERVER}, {'ModelInfer' if spec is None else 'tensors'}"
         self._spec = spec
+
+    @property
+    def job(self) -> ServedJob | None:
+        """What another program is to be asked; None for pictures, which none knows."""
+        if self._spec is None or self._asker.address is None:
+            return None
+        return ServedJob(self._asker.address, self._answers.name, self._answers.version)
 
     def request(self, images: Sequence[bytes], count: int = 1) -> Request:
         make = self._prepare(images, count)
