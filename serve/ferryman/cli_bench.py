@@ -36,9 +36,14 @@ class OtherTool(StrEnum):
 
 
 class _DefaultGroup(TyperGroup):
-    """What is none of the subcommands belongs to `run`, so that `ferryman bench BUNDLE` needs no word more."""
+    """What is none of the subcommands belongs to `run`, so that `ferryman bench BUNDLE` needs no word more.
+
+    `--fleet FILE...` is `report FILE...`: a shell's `*` makes many words, and an option takes one.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args[:1] == ["--fleet"]:
+            args = ["report", *args[1:]]
         return super().parse_args(ctx, args if args and args[0] in self.commands else [_DEFAULT, *args])
 
 

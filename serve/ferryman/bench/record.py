@@ -56,15 +56,22 @@ class BlockRecord(Facts):
     seconds: float
     latencies: str
     stages: dict[str, str]
+    joules: dict[str, float] = Field(default_factory=dict[str, float])
 
     @classmethod
     def pack(cls, block: Block) -> Self:
         stages = {name: pack_ms(values) for name, values in block.stages_ms.items()}
-        return cls(start_s=block.start_s, seconds=block.seconds, latencies=pack_ms(block.latencies_ms), stages=stages)
+        return cls(
+            start_s=block.start_s,
+            seconds=block.seconds,
+            latencies=pack_ms(block.latencies_ms),
+            stages=stages,
+            joules=dict(block.joules),
+        )
 
     def unpack(self) -> Block:
         stages = {name: unpack_ms(text) for name, text in self.stages.items()}
-        return Block(self.start_s, self.seconds, unpack_ms(self.latencies), stages)
+        return Block(self.start_s, self.seconds, unpack_ms(self.latencies), stages, self.joules)
 
 
 class Check(Facts):

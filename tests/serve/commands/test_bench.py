@@ -305,6 +305,7 @@ def test_reports(cli: Cli, bundle: Path, tmp_path: Path) -> None:
     assert float(rows[0]["p50_ms"]) == figures["percentiles_ms"]["p50"]
     assert cli("bench", "report", *paths, "--json").document[0] == json.loads(first)
     assert cli("bench", "report", paths[0], "--csv", "--markdown").status == 2
+    assert cli("bench", "--fleet", *paths).stdout == shown
     schema = cli("bench", "schema").document
     assert schema["properties"]["schema_version"]["const"] == 1
     assert all(len(line) <= 100 for line in shown.splitlines() if not line.startswith("unreliable"))

@@ -13,6 +13,7 @@ import psutil
 
 from ferryman.bench.curve import Axis, Point, draw_curve
 from ferryman.bench.disturbance import Disturbance
+from ferryman.bench.energy import Meters
 from ferryman.bench.flow import AsyncRequest
 from ferryman.bench.flow_harness import FlowHarness
 from ferryman.bench.harness import Harness, Plan, Request
@@ -61,6 +62,7 @@ def measure_curves(
     contenders: Sequence[Contender],
     images: Sequence[bytes],
     advance: Advance,
+    meters: Meters,
 ) -> Found:
     """One contender after the other, its points in turn. Raises UsageError for one that has no such curve."""
     found = Found({}, Disturbance())
@@ -73,7 +75,7 @@ def measure_curves(
             else:
                 raise UsageError(f"{workload.scenario} is of a bundle's own session: give a bundle, not --address")
             _check(made.own, "before")
-            harness, found.error = _measure(made.steps, plan, images, advance)
+            harness, found.error = _measure(made.steps, plan, images, advance, meters)
             for step, run in zip(made.steps, harness.runs.values(), strict=True):
                 run.contender, run.images = one.name, step.images
             found.runs |= harness.runs
@@ -91,15 +93,15 @@ def measure_curves(
 
 
 def _measure(
-    steps: Sequence[_Step], plan: Plan, images: Sequence[bytes], advance: Advance
+    steps: Sequence[_Step], plan: Plan, images: Sequence[bytes], advance: Advance, meters: Meters
 ) -> tuple[Harness | FlowHarness, Any]:
     """The seconds of one contender are shared by its points."""
     shared = Plan(plan.seconds / len(steps), 1, (), plan.patience_s, plan.warm_s / len(steps))
     if all(step.request is not None for step in steps):
-        harness = Harness(shared)
+        harness = Harness(shared, meters=meters)
         requests = {step.row: step.request for step in steps if step.request is not None}
         return harness, keep(harness, partial(harness.measure, requests, advance))
-    flow = FlowHarness(shared)
+    flow = FlowHarness(shared, meters=meters)
 
     async def main() -> None:
         async with AsyncExitStack() as opened:

@@ -10,6 +10,7 @@ from typing import Any
 from ferryman import __version__
 from ferryman.accuracy import Truth, measure_accuracy, read_truth
 from ferryman.bench.clock import ClockFacts, measure_clock
+from ferryman.bench.energy import open_meters
 from ferryman.bench.harness import Plan
 from ferryman.bench.machine import read_machine, read_state
 from ferryman.bench.noise import find_disturbance, find_noise, find_throttling
@@ -53,10 +54,10 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
     percentiles = check_percentiles(options.percentiles)
     plan = Plan(options.seconds, len(pictures.images), percentiles, options.at_most, max(2.0, options.seconds))
     opening = open_contenders(places, bundle)
-    with show_measuring() as (show, advance), opening as opened:
+    with show_measuring() as (show, advance), opening as opened, open_meters() as meters:
         ready = make_ready(opened.contenders, show)
         before = read_state()
-        found = measure(workload, plan, ready.contenders, pictures.images, advance)
+        found = measure(workload, plan, ready.contenders, pictures.images, advance, meters)
         after, counted, compared = read_state(), None, ()
         try:
             if found.error is None:

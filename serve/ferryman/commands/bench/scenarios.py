@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
+from ferryman.bench.energy import Meters
 from ferryman.bench.flow import AsyncRequest
 from ferryman.bench.flow_harness import FlowHarness
 from ferryman.bench.harness import Harness, Plan
@@ -15,17 +16,18 @@ from ferryman.errors import DeadlineError
 
 
 def measure(
-    workload: Workload, plan: Plan, contenders: Sequence[Contender], images: Sequence[bytes], advance: Advance
-) -> Found:
+    workload: Workload, plan: Plan, contenders: Sequence[Contender], images: Sequence[bytes], advance: Advance,
+    meters: Meters,
+) -> Found:  # fmt: skip
     """Raises an error, and SystemExit of Ctrl-C, only when there is a contender without any request."""
     if workload.axis is not None:
-        return measure_curves(workload.axis, workload, plan, contenders, images, advance)
+        return measure_curves(workload.axis, workload, plan, contenders, images, advance, meters)
     if workload.scenario in ("server", "offline"):
-        flow = FlowHarness(plan)
+        flow = FlowHarness(plan, meters=meters)
         error = keep(flow, partial(_run_flow, flow, workload, contenders, images, advance))
         found = Found(flow.runs, flow.disturbance, flow.trials, flow.bound, error=error)
     else:
-        harness = Harness(plan)
+        harness = Harness(plan, meters=meters)
         requests = {one.name: one.request(images, workload.count) for one in contenders}
         error = keep(harness, partial(harness.measure, requests, advance))
         found = Found(harness.runs, harness.disturbance, error=error)
