@@ -2,6 +2,7 @@
 #
 #   make demo     carry both embedded models across, serve them, ask them about pictures
 #   make test     every test; one of them: make test ARGS="-k wheel"
+#   make bench    measure again what the docs state, hours; some of it: make bench ARGS="digits serving"
 #   make bench-targets   the variants' speed against the stock recipe's, an hour or more; fewer: ARGS="--model vit-base"
 #   make bench-serving   the server's speed beside a bare loop's and others', fifteen minutes; a flood too: ARGS="--overload 60"
 #   make lint     style, types, protos
@@ -25,7 +26,7 @@ PROTOC := $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=serve --pyi_o
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test bench-targets bench-serving test-images requirements lint protos clean
+.PHONY: help demo test bench bench-targets bench-serving test-images requirements lint protos clean
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -35,6 +36,13 @@ demo: $(VENV)/.installed-export
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+
+BENCHED := demo/bench/vit-digits demo/bench/detr-digits
+bench: $(VENV)/.installed-bench $(BENCHED)
+	$(BIN)/python docs/figures.py $(ARGS)
+
+$(BENCHED):
+	$(BIN)/ferryman export $(@F) -o $(@D) --target all-cpu
 
 bench-targets: $(VENV)/.installed-bench
 	$(BIN)/python -m ferryman_export.bench_targets $(ARGS)
