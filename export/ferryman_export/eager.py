@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException  # torch.compile raises it; it has no public name
 
 from ferryman.attest import Attestation
 from ferryman.bundle import Bundle
@@ -28,6 +27,7 @@ class EagerSession(Session):
         self._module = choose_module(spec)(module, spec)
         if not spec.explains:  # whose weights the fused one does not give
             set_attend(self._module, attend_fused)
+        self._compiled = compiled
         self._call = torch.compile(self._module, dynamic=False) if compiled else self._module
 
     def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
@@ -36,7 +36,9 @@ class EagerSession(Session):
         try:
             with torch.inference_mode():
                 answers = self._call(*tensors)
-        except TorchDynamoException as error:
+        except RuntimeError as error:  # as its compiler's are, whose class has no public name
+            if not self._compiled:
+                raise
             raise EngineError(f"torch.compile does not work here: {str(error).strip().splitlines()[0]}") from error
         return {name: answer.numpy() for name, answer in zip(self.spec.output_names, answers, strict=True)}
 

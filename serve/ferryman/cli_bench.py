@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from ferryman.connecting import Connection, connects
-from ferryman.options import AccuracyPlace, Address, HintName, Json, Model, Streams, TargetNames, Threads
+from ferryman.options import AccuracyPlace, Address, HintName, Json, Model, Streams, TargetNames, Threads, Via
 
 _DEFAULT = "run"
 Html = Annotated[
@@ -18,14 +18,6 @@ Scenario = Literal[
     "single-stream", "multi-stream", "server", "offline",
     "batch-curve", "size-curve", "thread-curve", "stream-curve", "client-curve",
 ]  # fmt: skip
-
-
-class Via(StrEnum):
-    """An enumeration, as Typer takes no list of literals."""
-
-    TYPED = "typed"
-    INFER = "infer"
-    TENSORS = "tensors"
 
 
 class OtherTool(StrEnum):
@@ -126,7 +118,7 @@ def run(
     from ferryman.commands.predict import Asker
     from ferryman.runtimes.base import Settings
 
-    ways = tuple(dict.fromkeys(one.value for one in via or (Via.TYPED,)))
+    ways = tuple(dict.fromkeys(via or (Via.TYPED,)))
     settings = Settings(threads, streams, hint or "latency")
     targets = tuple(dict.fromkeys(target or ()))
     first = targets[0] if targets else None

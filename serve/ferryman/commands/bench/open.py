@@ -10,6 +10,7 @@ from ferryman.commands.bench.contenders import Contender, EagerContender, LocalC
 from ferryman.commands.bench.options import Places
 from ferryman.commands.bench.served import InferContender, ServedContender
 from ferryman.errors import MissingExtraError
+from ferryman.options import Via
 from ferryman.predictor import Predictor
 
 
@@ -50,10 +51,10 @@ def open_contenders(places: Places, bundle: Bundle | None) -> Generator[Opened, 
             if found and facts.target not in [one.name for one in found]:
                 notes.append(f"the server answers with {facts.target}, which is not measured here")
             for way in places.via:
-                if way == "typed":
+                if way is Via.TYPED:
                     found.append(ServedContender(remote, places.server, proven))
                 else:
-                    spec = bundle.spec if bundle is not None and way == "tensors" else None
+                    spec = bundle.spec if bundle is not None and way is Via.TENSORS else None
                     found.append(InferContender(remote, places.server, proven, spec))
         if len(set(digests)) > 1:
             notes.append("the server answers with another bundle than the one here")

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ferryman.bench.percentiles import check_percentiles
 from ferryman.bench.record import Scenario
@@ -10,9 +9,8 @@ from ferryman.commands.bench.diff import parse_share
 from ferryman.commands.bench.workload import Workload
 from ferryman.commands.predict import Asker
 from ferryman.errors import UsageError
+from ferryman.options import Via
 from ferryman.runtimes.base import Settings
-
-Via = Literal["typed", "infer", "tensors"]
 
 
 @dataclass(frozen=True)
@@ -31,11 +29,11 @@ class Places:
     server: Asker | None
     pytorch: str | None = None
     compiled: bool = False
-    via: tuple[Via, ...] = ("typed",)
+    via: tuple[Via, ...] = (Via.TYPED,)
 
     @property
     def tensors(self) -> bool:
-        return "tensors" in self.via
+        return Via.TENSORS in self.via
 
     @property
     def pytorch_ways(self) -> tuple[bool, ...]:
@@ -49,7 +47,7 @@ class Places:
             raise UsageError("--via tensors stands alone: ready tensors are other work than encoded pictures")
         if self.tensors and self.bundle is None:
             raise UsageError("--via tensors needs the bundle: it is what decodes and resizes the pictures beforehand")
-        if "infer" in self.via and self.server is None:
+        if Via.INFER in self.via and self.server is None:
             raise UsageError("--via infer belongs to --address: it is how a server is asked")
         if self.pytorch is not None and self.bundle is None:
             raise UsageError("--pytorch belongs to a bundle: its checkpoint is measured beside its variants")
