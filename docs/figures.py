@@ -57,7 +57,10 @@ def measure(figures: Figures) -> bool:
     if done.returncode:
         sys.stderr.write(f"{done.stdout}\n{figures.name}: exit status {done.returncode}, left as it was\n")
         return False
-    body = f"\n{datetime.now(UTC).date()}, `{shlex.join(figures.command)}`:\n\n```text\n{done.stdout.strip()}\n```\n\n"
+    shown = done.stdout.strip()
+    if "\n| ---" not in shown:  # no table of Markdown
+        shown = f"```text\n{shown}\n```"
+    body = f"\n{datetime.now(UTC).date()}, `{shlex.join(figures.command)}`:\n\n{shown}\n\n"
     text = figures.page.read_text(encoding="utf-8")
 
     def change(block: re.Match[str]) -> str:

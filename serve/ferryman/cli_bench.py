@@ -14,6 +14,8 @@ _DEFAULT = "run"
 Html = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write one self-contained page with charts and the machine.")
 ]
+Markdown = Annotated[bool, typer.Option("--markdown", help="As a table for a README.")]
+Csv = Annotated[bool, typer.Option("--csv", help="A line a variant, numbers in full.")]
 Scenario = Literal[
     "single-stream", "multi-stream", "server", "offline",
     "batch-curve", "size-curve", "thread-curve", "stream-curve", "client-curve",
@@ -103,6 +105,8 @@ def run(
     ] = "5%",
     accuracy: AccuracyPlace = None,
     html: Html = None,
+    markdown: Markdown = False,
+    csv: Csv = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when the measurement is unreliable.")] = False,
     threads: Threads = None,
     streams: Streams = None,
@@ -114,6 +118,7 @@ def run(
     More: `ferryman bench report FILE...` shows what --json wrote, `ferryman bench diff A B` compares two.
     """
     from ferryman.commands.bench.options import BenchOptions, Places
+    from ferryman.commands.bench.report import choose_show
     from ferryman.commands.bench.run import run_bench
     from ferryman.commands.predict import Asker
     from ferryman.runtimes.base import Settings
@@ -133,21 +138,21 @@ def run(
         scenario, per_request, clients, bound, most, accuracy, html,
         tuple(one.value for one in compare or ()),
     )  # fmt: skip
-    run_bench(places, image or [], options, json_output)
+    run_bench(places, image or [], options, choose_show(markdown, csv, json_output))
 
 
 @bench.command()
 def report(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="What `ferryman bench --json` wrote.")],
-    markdown: Annotated[bool, typer.Option("--markdown", help="As tables for a README.")] = False,
-    csv: Annotated[bool, typer.Option("--csv", help="A line a variant, numbers in full.")] = False,
+    markdown: Markdown = False,
+    csv: Csv = False,
     html: Html = None,
     json_output: Json = False,
 ) -> None:
     """Show measurements again, without measuring: one, or those of many devices on one page."""
-    from ferryman.commands.bench.report import run_report
+    from ferryman.commands.bench.report import choose_show, run_report
 
-    run_report(files, markdown, csv, html, json_output)
+    run_report(files, choose_show(markdown, csv, json_output), html)
 
 
 @bench.command()

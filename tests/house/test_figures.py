@@ -78,4 +78,4 @@ def test_our_own_pages() -> None:
     assert blocks
     for command, body in blocks:
         assert command.startswith(("ferryman ", "python -m ferryman")), command
-        assert f"`{shlex.join(shlex.split(command))}`:\n\n```text\n" in body, command
+        assert f"`{shlex.join(shlex.split(command))}`:\n\n" in body, command

@@ -305,6 +305,13 @@ def test_reports(cli: Cli, bundle: Path, tmp_path: Path) -> None:
     assert float(rows[0]["p50_ms"]) == figures["percentiles_ms"]["p50"]
     assert cli("bench", "report", *paths, "--json").document[0] == json.loads(first)
     assert cli("bench", "report", paths[0], "--csv", "--markdown").status == 2
+    assert cli("bench", bundle, "--csv", "--json").status == 2
+    at_once = cli("bench", bundle, *FAST, "--threads", 1, "--markdown").stdout
+    assert re.search(r"^\| onnxruntime-cpu-fp32 \| [\d,]+ \|", at_once, re.MULTILINE)
+    assert (
+        next(csv.DictReader(cli("bench", bundle, *FAST, "--threads", 1, "--csv").stdout.splitlines()))["right"]
+        == "True"
+    )
     assert cli("bench", "--fleet", *paths).stdout == shown
     schema = cli("bench", "schema").document
     assert schema["properties"]["schema_version"]["const"] == 1

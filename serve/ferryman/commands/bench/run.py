@@ -28,14 +28,14 @@ from ferryman.commands.bench.open import open_contenders
 from ferryman.commands.bench.options import BenchOptions, Places
 from ferryman.commands.bench.progress import show_measuring
 from ferryman.commands.bench.ready import Ready, make_ready
+from ferryman.commands.bench.report import Show, show_records
 from ferryman.commands.bench.scenarios import measure
-from ferryman.commands.bench.tables import print_record
 from ferryman.commands.bench.workload import Found, Workload
 from ferryman.commands.console import out, print_json
 from ferryman.errors import FerrymanError, FileAccessError, ParityError, UsageError
 
 
-def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, json_output: bool) -> None:
+def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, show: Show) -> None:
     """Times the pictures in `images`, or the bundle's golden samples, and prints what was found.
 
     What was measured before an error or Ctrl-C is printed before that is raised. Raises ParityError (exit status 3)
@@ -54,8 +54,8 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
     percentiles = check_percentiles(options.percentiles)
     plan = Plan(options.seconds, len(pictures.images), percentiles, options.at_most, max(2.0, options.seconds))
     opening = open_contenders(places, bundle)
-    with show_measuring() as (show, advance), opening as opened, open_meters() as meters:
-        ready = make_ready(opened.contenders, show)
+    with show_measuring() as (progress, advance), opening as opened, open_meters() as meters:
+        ready = make_ready(opened.contenders, progress)
         before = read_state()
         found = measure(workload, plan, ready.contenders, pictures.images, advance, meters)
         after, counted, compared = read_state(), None, ()
@@ -63,9 +63,9 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
             if found.error is None:
                 ready.check("after")
             if found.error is None and bundle is not None and truth is not None:
-                counted = measure_accuracy(bundle, ready.targets, truth, places.settings, show)
+                counted = measure_accuracy(bundle, ready.targets, truth, places.settings, progress)
             if found.error is None:
-                compared = compare_tools(options.compare, ready.contenders, pictures.images, options.seconds, show)
+                compared = compare_tools(options.compare, ready.contenders, pictures.images, options.seconds, progress)
         except (FerrymanError, SystemExit) as late:  # what was measured is not lost with it
             found.error = late
         shown = percentiles or (PERCENTILES if workload.axis is None else (50.0,))
@@ -100,7 +100,8 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
         accuracy=counted,
         compared=compared,
     )
-    show_record(record, options.html, json_output)
+    json_output = show == "json"
+    show_record(record, options.html, show)
     if found.error is not None:
         if isinstance(found.error, FerrymanError):
             found.error.answered = json_output
@@ -176,23 +177,23 @@ def describe_end(error: FerrymanError | SystemExit) -> str:
     return str(error) if isinstance(error, FerrymanError) else "it was told to stop"
 
 
-def show_record(record: BenchRecord, html: Path | None, json_output: bool) -> None:
+def show_record(record: BenchRecord, html: Path | None, show: Show) -> None:
     """html: a page to write after all is shown: what took minutes must not be lost to a folder that can't be written
 
     Raises FileAccessError.
     """
-    if json_output:
+    if show == "json":
         print_json(record.model_dump(mode="json"))
     else:
-        print_record(record)
+        show_records([record], show)
     if html is None:
         return
     try:
         write_page([record], html)
     except FileAccessError as error:
-        error.answered = json_output
+        error.answered = show == "json"
         raise
-    if not json_output:
+    if show == "text":
         out.print(f"written: {html}")
 
 
