@@ -27,7 +27,8 @@ from ferryman.errors import FerrymanError
 from ferryman.files import replace_file
 from ferryman.inference import grpc_service_pb2 as pb
 from ferryman.runtimes.base import Arrays, Session
-from ferryman.server.app import ServerConfig, VisionServer
+from ferryman.server.app import VisionServer
+from ferryman.server.config import ServerConfig
 from ferryman.server.inference.tensors import DATATYPES
 from ferryman.specs import Target
 
