@@ -1,13 +1,19 @@
 # Everything happens in .venv, made from nothing but Python 3.11, 3.12 or 3.13 and pip.
 #
 #   make demo     carry both embedded models across, serve them, ask them about pictures
-#   make test     every test; one of them: make test ARGS="-k wheel"
+#   make test     the tests, a quarter of an hour; one of them: make test ARGS="-k wheel"
+#   make test-all   those too that take long, hours
+#   make bench    measure again what the docs state, hours; some of it: make bench ARGS="digits serving"
 #   make bench-targets   the variants' speed against the stock recipe's, an hour or more; fewer: ARGS="--model vit-base"
 #   make bench-serving   the server's speed beside a bare loop's and others', fifteen minutes; a flood too: ARGS="--overload 60"
 #   make lint     style, types, protos
 #   make protos   regenerate the gRPC code in serve/ferryman
 #   make test-images   what docker/ builds, without a container engine; as root on Debian 12, ten minutes
 #   make requirements  pin what docker/ installs, by hash, to the versions of constraints.txt
+#   make lint-deploy   policies and KServe's fields over docker/, with tools that bring a hundred packages of their own
+#   make sbom          what is in the server's image, as CycloneDX, and under which licences; into dist/
+#   make arm64-wheels  whether the server's packages are all there for arm64
+#   make nightly       these, and test-images: what needs package indices and an hour, and so is no part of `make test`
 #   make clean    remove .venv and everything generated
 #
 # PYTHON=python3.12 picks the interpreter, TORCH_INDEX=URL another index for torch, WORKERS=4 how many processes test.
@@ -25,7 +31,8 @@ PROTOC := $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=serve --pyi_o
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test bench-targets bench-serving test-images requirements lint protos clean
+.PHONY: help demo test test-all bench bench-targets bench-serving test-images requirements lint lint-deploy sbom \
+	arm64-wheels nightly protos clean
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -35,6 +42,16 @@ demo: $(VENV)/.installed-export
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+
+test-all: $(VENV)/.installed-bench
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m "" $(ARGS)
+
+BENCHED := demo/bench/vit-digits demo/bench/detr-digits
+bench: $(VENV)/.installed-bench $(BENCHED)
+	$(BIN)/python docs/figures.py $(ARGS)
+
+$(BENCHED):
+	$(BIN)/ferryman export $(@F) -o $(@D) --target all-cpu
 
 bench-targets: $(VENV)/.installed-bench
 	$(BIN)/python -m ferryman_export.bench_targets $(ARGS)
@@ -67,6 +84,50 @@ requirements: $(VENV)/.installed-dev
 	$(BIN)/python -m pip --disable-pip-version-check --quiet install uv
 	$(PIN) build.in --output-file build.txt
 	$(PIN) ../../pyproject.toml --output-file server.txt
+	$(PIN) ../../pyproject.toml export.in --extra export --extra hub --extra openvino --excludes elsewhere.in \
+	    --output-file export.txt
+	$(PIN) ../../pyproject.toml server-gpu.in --extra gpu --no-emit-package onnxruntime --output-file server-gpu.txt
+	$(PIN) ../../pyproject.toml server-jetson.in --output-file server-jetson.txt
+
+# checkov pins a hundred packages, hence an environment of its own.
+lint-deploy: $(VENV)/.installed-dev
+	@test -x $(VENV)/checkov/bin/checkov || { $(BIN)/python -m venv $(VENV)/checkov && \
+	    $(VENV)/checkov/bin/pip --disable-pip-version-check -q install checkov==3.3.30 && \
+	    $(VENV)/checkov/bin/pip --disable-pip-version-check -q install --no-deps kserve==0.21.0; }
+	rm -rf build/manifests
+	sh docker/kubernetes/render.sh build/manifests
+	cp docker/kubernetes/fill.yaml build/manifests
+	$(VENV)/checkov/bin/checkov --skip-download --quiet --compact --framework kubernetes --directory build/manifests
+	$(VENV)/checkov/bin/checkov --skip-download --quiet --compact --framework dockerfile --directory docker
+	$(VENV)/checkov/bin/python docker/kubernetes/kserve/check.py
+
+# The server's packages as the image has them, in an environment without even pip.
+SERVER := build/server/bin/python
+sbom: $(VENV)/.created
+	@test -x $(VENV)/sbom/bin/cyclonedx-py || { $(BIN)/python -m venv $(VENV)/sbom && \
+	    $(VENV)/sbom/bin/pip --disable-pip-version-check -q install cyclonedx-bom==7.5.0 pip-licenses==5.5.5; }
+	rm -rf build/server
+	$(BIN)/python -m venv --without-pip build/server
+	$(BIN)/python -m pip -q --python $(SERVER) install --only-binary :all: --require-hashes \
+	    --requirement docker/requirements/server.txt
+	$(BIN)/python -m pip -q --python $(SERVER) install --no-deps .
+	mkdir -p dist
+	$(VENV)/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
+	    --validate --output-format JSON --output-file dist/server.cdx.json $(SERVER)
+	$(VENV)/sbom/bin/pip-licenses --python $(SERVER) --from mixed --format markdown --with-urls \
+	    --output-file dist/server-licences.md
+
+# pip takes each name of a platform exactly.
+ARM64 := manylinux_2_28_aarch64 manylinux_2_27_aarch64 manylinux_2_17_aarch64 manylinux2014_aarch64
+arm64-wheels: $(VENV)/.created
+	rm -rf build/arm64-wheels
+	for version in 311 312 313; do \
+	    $(BIN)/python -m pip --disable-pip-version-check -q download --only-binary :all: --no-deps --require-hashes \
+	        $(addprefix --platform ,$(ARM64)) --python-version $$version --dest build/arm64-wheels/$$version \
+	        --requirement docker/requirements/server.txt && ls -1 build/arm64-wheels/$$version || exit; \
+	done
+
+nightly: lint-deploy sbom arm64-wheels test-images
 
 clean:
 	rm -rf $(VENV) demo dist .pytest_cache .ruff_cache

@@ -31,14 +31,14 @@ done
 (cd "$root/usr/share" && rm -rf man info lintian locale bug doc-base && find doc -type f ! -name copyright -delete)
 [ -e "$root/usr/bin/python3" ] || ln -s python3.11 "$root/usr/bin/python3"
 
-mkdir -p "$root/models" "$root/tmp" "$root/var/lib/ferryman" "$root/proc" "$root/dev" "$root/sys"
+mkdir -p "$root/models" "$root/tmp" "$root/var/lib/ferryman" "$root/var/cache/ferryman" "$root/proc" "$root/dev" "$root/sys"
 chmod 1777 "$root/tmp"
 echo 'root:x:0:0:root:/:/nonexistent
 ferryman:x:65532:65532:ferryman:/var/lib/ferryman:/nonexistent' >"$root/etc/passwd"
 echo 'root:x:0:
 ferryman:x:65532:' >"$root/etc/group"
 echo 'hosts: files dns' >"$root/etc/nsswitch.conf"
-chown -R 65532:65532 "$root/var/lib/ferryman"
+chown -R 65532:65532 "$root/var/lib/ferryman" "$root/var/cache/ferryman"
 
 PYTHON=$python sh "$here/install.sh" "$root/opt/ferryman/lib" "$what" "$@"
 # The same bytes from the same packages: compiled by content, no paths of this machine, no times.

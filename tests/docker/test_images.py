@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Generator
 from contextlib import contextmanager
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,39 @@ def _normal(pin: str) -> str:
 
 def test_requirements_are_pinned_as_the_tests_run() -> None:
     """Versions of constraints.txt, each with a hash; `make requirements` writes them."""
-    pinned = {_normal(line) for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()}
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {_normal(line) for line in lines if not line.startswith("#")}
+    names = {pin.partition("==")[0] for pin in pinned}
     for file in sorted((DOCKER / "requirements").glob("*.txt")):
         blocks = file.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
         assert blocks
         for block in blocks:
-            name = _normal(block.split(";")[0].split("--hash")[0].strip())
-            assert "--hash=sha256:" in block, name
-            assert name in pinned or "sys_platform == 'win32'" in block, f"{file.name}: {name}"
+            pin = _normal(block.split(";")[0].split("--hash")[0].strip())
+            assert "--hash=sha256:" in block, pin
+            # Of NVIDIA's libraries nothing is tested here, and of what other systems need.
+            name, elsewhere = pin.partition("==")[0], "sys_platform == 'win32'" in block or "'emscripten'" in block
+            never = file.name == "server-gpu.txt" and name.startswith(("nvidia-", "onnxruntime-gpu"))
+            assert pin in pinned or (name not in names and (elsewhere or never)), f"{file.name}: {pin}"
+
+
+def test_images_bring_what_the_tests_run_with() -> None:
+    """The one package of export.Dockerfile that PyPI doesn't have as it is wanted."""
+    (torch,) = re.findall(
+        r'^ARG TORCH="(.+)"$', (DOCKER / "export.Dockerfile").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert torch in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+
+
+def test_dockerfiles_name_requirements_that_are_there() -> None:
+    """And what of PyTorch's dependencies is pinned with them."""
+    files = [file.read_text(encoding="utf-8") for file in DOCKER.glob("*.Dockerfile")]
+    named = {name for text in files for name in re.findall(r"(?:root|install)\.sh \S+ ([\w-]+)", text)}
+    assert named == {"server", "export", "server-gpu", "server-jetson"}
+    assert [name for name in named if not (DOCKER / "requirements" / f"{name}.txt").exists()] == []
+    pinned = (DOCKER / "requirements" / "export.txt").read_text(encoding="utf-8")
+    for need in requires("torch") or ():
+        name = re.split(r"[^\w.-]", need)[0]
+        assert "extra ==" in need or name.startswith(("nvidia-", "cuda-", "triton")) or f"\n{name}==" in pinned, need
 
 
 def test_an_image_gets_all_that_the_server_needs() -> None:

@@ -114,12 +114,14 @@ def fit(record: BenchRecord, target: str | None, own_s: float) -> tuple[Costs, C
     of whose processors the model keeps busy
     Raises UsageError for a record that holds no such curve.
     """
-    if not record.curves:
-        raise UsageError("the record holds no curve; make one: ferryman bench BUNDLE --scenario batch-curve --json")
+    if record.scenario != "batch-curve" or not record.curves:
+        raise UsageError(
+            "there is no curve of batches in it; make one: ferryman bench BUNDLE --scenario batch-curve --json"
+        )
     name = target or next(iter(record.curves))
     if name not in record.curves:
         raise UsageError(f"the record holds no curve of {name}; it has {', '.join(record.curves)}")
-    costs = Costs({one.batch: one.median_ms / 1e3 + one.batch * own_s for one in record.curves[name].points})
+    costs = Costs({int(one.at): one.median_ms / 1e3 + one.at * own_s for one in record.curves[name].points})
     runs = [run.unpack() for run in record.runs if run.contender == name]
     factors = np.concatenate([run.latencies_ms / np.median(run.latencies_ms) for run in runs])
     random = np.random.default_rng(0)

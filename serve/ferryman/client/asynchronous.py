@@ -10,7 +10,7 @@ import grpc.aio
 
 from ferryman.client import calls
 from ferryman.client.attempts import Pause, Send
-from ferryman.client.base import BaseClient, describe
+from ferryman.client.base import BaseClient, Option, describe
 from ferryman.client.calls import Call, Image, Stream
 from ferryman.errors import UnavailableError
 from ferryman.status import error_from_rpc
@@ -63,7 +63,7 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         await self.close()
 
     def _connect(
-        self, address: str, options: list[tuple[str, int]], credentials: grpc.ChannelCredentials | None
+        self, address: str, options: list[Option], credentials: grpc.ChannelCredentials | None
     ) -> grpc.aio.Channel:
         if credentials is None:
             return grpc.aio.insecure_channel(address, options)

@@ -1,5 +1,6 @@
 """What the two clients share: how they are made, and how a method comes from `calls`."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from inspect import Parameter, signature
@@ -12,8 +13,10 @@ from ferryman.client.attempts import RetryPolicy, Settings
 from ferryman.client.calls import Stubs
 from ferryman.client.security import Security
 
+Option = tuple[str, int | str]
 ChannelT = TypeVar("ChannelT", grpc.Channel, grpc.aio.Channel)
 Method = TypeVar("Method", bound=Callable[..., Any])
+_SEVERAL = re.compile("(dns|ipv4|ipv6):")  # what gRPC's own names begin with, which may have many addresses
 
 
 class BaseClient(ABC, Generic[ChannelT]):
@@ -30,19 +33,21 @@ class BaseClient(ABC, Generic[ChannelT]):
     ) -> None:
         """Connects when it is first asked something.
 
-        address: HOST:PORT; timeout: seconds for a call unless it is told otherwise, retries included
+        address: HOST:PORT; dns:///HOST:PORT for all addresses that the name has, in turn
+        timeout: seconds for a call unless it is told otherwise, retries included
         max_message_bytes: largest request and answer; security: TLS and token, by default neither
         Raises UsageError and FileAccessError for a `security` that can't be used.
         """
         self.settings = Settings(address, timeout, retry or RetryPolicy(), max_message_bytes)
         security = security or Security()
         self._metadata = security.metadata
-        self._channel = self._connect(address, channel_options(max_message_bytes), security.credentials(address))
+        options = channel_options(address, max_message_bytes)
+        self._channel = self._connect(address, options, security.credentials(address))
         self._stubs = Stubs(self._channel)
 
     @abstractmethod
     def _connect(
-        self, address: str, options: list[tuple[str, int]], credentials: grpc.ChannelCredentials | None
+        self, address: str, options: list[Option], credentials: grpc.ChannelCredentials | None
     ) -> ChannelT: ...
 
 
@@ -63,9 +68,13 @@ def describe(method: Method, made_from: Callable[..., Any], returns: Any = None,
     return method
 
 
-def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
+def channel_options(address: str, max_message_bytes: int) -> list[Option]:
     """Options of a channel of either kind."""
+    # gRPC would send everything to the first address that a name has. In turn, a call that a server refuses as it stops
+    # goes to another one when it is repeated. For one address that is nothing but a connection that is never idle.
+    several: list[Option] = [("grpc.lb_policy_name", "round_robin")] if _SEVERAL.match(address) else []
     return [
+        *several,
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
         # Retries are ours: gRPC waits up to two minutes before it tries to connect again, and all calls fail till then.

@@ -9,7 +9,7 @@ import grpc
 
 from ferryman.client import calls
 from ferryman.client.attempts import Pause, Send
-from ferryman.client.base import BaseClient, describe
+from ferryman.client.base import BaseClient, Option, describe
 from ferryman.client.calls import Call, Image, Stream
 from ferryman.errors import UnavailableError
 from ferryman.status import error_from_rpc
@@ -60,7 +60,7 @@ class Client(BaseClient[grpc.Channel]):
         self.close()
 
     def _connect(
-        self, address: str, options: list[tuple[str, int]], credentials: grpc.ChannelCredentials | None
+        self, address: str, options: list[Option], credentials: grpc.ChannelCredentials | None
     ) -> grpc.Channel:
         if credentials is None:
             return grpc.insecure_channel(address, options)

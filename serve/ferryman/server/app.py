@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -27,7 +27,13 @@ from ferryman.server.interceptors import CallsInFlight, ErrorInterceptor
 from ferryman.server.loading import LoadedModel
 from ferryman.server.observing import Observer
 from ferryman.server.probes import Probes, text_page
-from ferryman.server.security.access import Access, AccessInterceptor, PermissionInterceptor
+from ferryman.server.security.access import (
+    ADMINISTRATORS,
+    Access,
+    AccessInterceptor,
+    PermissionInterceptor,
+    owner_of,
+)
 from ferryman.server.security.exposure import describe_exposure
 from ferryman.server.security.tls import server_credentials
 from ferryman.server.security.tokens import TokenFile
@@ -65,7 +71,7 @@ class VisionServer:
         self.watcher = Watcher(self.models, self.health, config.watch_seconds)
         self.metrics_address = config.metrics_address  # with the port that was bound, once started
         self._probes: Probes | None = None
-        tokens = None if config.tokens is None else TokenFile(config.tokens)
+        tokens = None if config.tokens is None else TokenFile(config.tokens, self._forget_tokens)
         self._credentials = None
         if config.tls_certificate is not None and config.tls_key is not None:
             self._credentials = server_credentials(config.tls_certificate, config.tls_key, config.tls_client_ca)
@@ -73,12 +79,16 @@ class VisionServer:
         self._admin = None if config.admin_address is None else self._make_server(Access(None, True, admin=True))
         self.admin_address = config.admin_address  # with the port that was bound, once started
 
+    def _forget_tokens(self, names: Collection[str]) -> None:
+        """What was left by tokens that there are no longer. names: of those that there are"""
+        self._memory.keep_owners({ADMINISTRATORS, *map(owner_of, names)})
+
     def _make_server(self, access: Access) -> grpc.aio.Server:
         """All services over the models, for those whom `access` admits."""
         config = self.config
         server = grpc.aio.server(
             interceptors=[
-                AccessInterceptor(access, self.observer.counts.calls, max(1, config.max_calls // 4)),
+                AccessInterceptor(access, self.observer.counts.calls, config.max_calls),
                 self.observer,
                 ErrorInterceptor(self.calls),
                 PermissionInterceptor(self.models.model_of),

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from ferryman.bundle import find_bundles
+from ferryman.bundle import find_bundles, is_bundle
 from ferryman.errors import BundleNotFoundError, FerrymanError, FileAccessError, UsageError
 from ferryman.specs import Facts
 
@@ -86,6 +86,11 @@ def look(folder: Path, marked: Collection[Version] = ()) -> Seen:
     """
     found = find_bundles(folder)
     if not found:
+        if is_bundle(folder):
+            raise BundleNotFoundError(
+                f"{folder} is a model by itself, and a repository holds each as NAME/VERSION: give the folder "
+                "above, or put the model into such folders"
+            )
         raise BundleNotFoundError(
             f"{folder} holds no bundle as NAME/VERSION; give the folder that `ferryman export -o` wrote to"
         )

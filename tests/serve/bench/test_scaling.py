@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ferryman.bench.curve import draw_curve
+from ferryman.bench.curve import Point, draw_curve
 from ferryman.bench.fleet import Server
 from ferryman.bench.record import BenchRecord
 from ferryman.bench.scaling import Load, Prices, fit, plan
@@ -24,7 +24,10 @@ PRICES = Prices(own_ms=0, process_ms=1, hop_ms=0.2, picture_kb=50)
 
 def make_curve_record() -> BenchRecord:
     latencies = {f"{NAME} batch {size}": constant(took, seed=size) for size, took in MEDIANS.items()}
-    record = make_record(latencies, scenario="batch-curve", curves={NAME: draw_curve(list(MEDIANS.items()), "")})
+    points = [
+        Point(name=str(size), at=size, median_ms=took, images_per_s=1e3 * size / took) for size, took in MEDIANS.items()
+    ]
+    record = make_record(latencies, scenario="batch-curve", curves={NAME: draw_curve("batch", points, "")})
     return record.model_copy(update={"runs": tuple(one.model_copy(update={"contender": NAME}) for one in record.runs)})
 
 

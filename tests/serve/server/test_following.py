@@ -1,14 +1,16 @@
 """What a repository does with what it finds at a further look."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from ferryman.errors import BundleError, BundleNotFoundError, FerrymanError, ModelNotFoundError, UsageError
+from ferryman.manifest import FILE_NAME, SCHEMA_VERSION
 
 from ..toy import add_toy_bundle, flip_a_byte
-from .inside import until
+from .inside import running, until
 from .test_repository import Loader, opened
 
 MODEL = "toy-classifier"
@@ -146,3 +148,29 @@ async def test_an_alias_is_no_way_to_other_versions(copy: Path) -> None:
                 await repository.get(name, version)
         with pytest.raises(ModelNotFoundError):
             await repository.unload("old")
+
+
+async def test_a_bundle_of_a_newer_ferryman_is_refused_with_what_to_do(copy: Path) -> None:
+    """What came before it goes on; a server that starts with nothing else says the same and ends."""
+    async with running(copy) as server:
+        newer = shutil.copytree(copy / MODEL / "1", copy / MODEL / "2")
+        facts = json.loads((newer / FILE_NAME).read_text(encoding="utf-8"))
+        facts |= {"schema_version": SCHEMA_VERSION + 1, "proofs": {}}
+        (newer / FILE_NAME).write_text(json.dumps(facts), encoding="utf-8")
+        await server.models.refresh()
+        assert (await server.models.get(MODEL)).model.version == 1
+        (refused,) = server.models.refused()
+        assert (refused.version, refused.reason) == (
+            2,
+            f"{MODEL}/2/manifest.json has schema 2, this version of Ferryman reads up to 1; upgrade Ferryman",
+        )
+    with pytest.raises(BundleError, match=r"has schema 2, this version of Ferryman reads up to 1; upgrade Ferryman"):
+        async with running(copy, models=(MODEL,)):
+            pass
+
+
+async def test_a_repository_behind_a_link(toy_repository: Path, tmp_path: Path) -> None:
+    """As engines mount models that come as an image; links inside of a bundle are refused."""
+    (tmp_path / "models").symlink_to(toy_repository)
+    async with running(tmp_path / "models", models=("toy-detector",)) as server:
+        assert (await server.models.get("toy-detector")).model.version == 1

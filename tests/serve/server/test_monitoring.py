@@ -1,4 +1,4 @@
-"""The dashboard, the alerts and docs/monitoring.md name what a running server has, and all of it."""
+"""The dashboard, the alerts, the autoscalers and docs/monitoring.md name what a server has; the last one all of it."""
 
 import json
 import re
@@ -13,18 +13,26 @@ from .test_observing import LOCAL, read_metrics
 DOCS = Path(__file__).parents[3] / "docs"
 GRAFANA = DOCS / "monitoring" / "grafana.json"
 ALERTS = DOCS / "monitoring" / "alerts.yaml"
+SCALING = DOCS.parent / "docker" / "kubernetes" / "components"
+# What Prometheus adds to each series as it reads it.
+ADDED = {"instance", "namespace", "pod"}
 NAME = re.compile(r"\b(?:ferryman|process)_[a-z_]+\b")
 SUFFIXES = re.compile(r"_(?:bucket|count|sum)$")
 EXPRESSION = re.compile(r"([a-z_]+)\{([^}]*)\}")
 
 
 def expressions() -> list[str]:
-    """All that the two files ask Prometheus."""
+    """All that the files ask Prometheus."""
     board = json.loads(GRAFANA.read_text(encoding="utf-8"))
     rules = [rule for group in yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"] for rule in group["rules"]]
     assert all({"alert", "expr", "for", "labels", "annotations"} == rule.keys() for rule in rules)
     asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     asked += [variable["query"] for variable in board["templating"]["list"] if variable["type"] == "query"]
+    adapter = yaml.safe_load((SCALING / "autoscaled" / "prometheus-adapter.yaml").read_text(encoding="utf-8"))
+    for rule in adapter["rules"]["custom"]:
+        asked += [rule["seriesQuery"], rule["metricsQuery"]]
+    keda = yaml.safe_load((SCALING / "autoscaled-by-keda" / "scaledobject.yaml").read_text(encoding="utf-8"))
+    asked += [one["metadata"]["query"] for one in keda["spec"]["triggers"] if one["type"] == "prometheus"]
     return asked + [rule["expr"] for rule in rules]
 
 
@@ -49,8 +57,8 @@ def test_the_files_ask_for_what_there_is(series: dict[str, set[str]]) -> None:
         assert names, expression
         assert [name for name in names if name not in series] == [], expression
         for name, matchers in EXPRESSION.findall(expression):
-            labels = {matcher.split("=")[0].strip() for matcher in re.split(r",(?=\w+[=!])", matchers)} - {"instance"}
-            assert labels <= series[name], expression
+            labels = {matcher.split("=")[0].strip(" !") for matcher in re.split(r",(?=\w+[=!])", matchers)}
+            assert labels <= series[name] | ADDED, expression
 
 
 def test_every_metric_is_documented_and_no_other(series: dict[str, set[str]]) -> None:

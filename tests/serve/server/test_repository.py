@@ -232,7 +232,8 @@ async def test_nothing_to_serve(toy_repository: Path, tmp_path: Path) -> None:
     for folder, message in {
         tmp_path / "nowhere": "there is no model repository at",
         tmp_path: "holds no bundle as NAME/VERSION",
-        toy_repository / "toy-detector": "holds no bundle as NAME/VERSION",
+        toy_repository / "toy-detector": "is a model by itself, and a repository holds each as NAME/VERSION",
+        toy_repository / "toy-detector" / "1": "is a model by itself",
     }.items():
         with pytest.raises(BundleNotFoundError, match=message):
             ModelRepository(folder, (), load_model, Holder)
