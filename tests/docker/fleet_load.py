@@ -11,7 +11,7 @@ import pickle
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ferryman.client import AsyncClient, RetryPolicy, Security
@@ -82,7 +82,7 @@ async def main() -> None:
     await asyncio.to_thread(sys.stdin.buffer.read)
     ends["repeating"].set()
     await asyncio.gather(*tasks)
-    _say(json.dumps(asdict(asker.report)))
+    _say(json.dumps(vars(asker.report)))
 
 
 def _say(line: str) -> None:

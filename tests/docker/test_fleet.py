@@ -132,4 +132,4 @@ def test_nothing_is_lost_and_nothing_done_twice(repository: Path, certificates: 
 
     # The one that hung got less meanwhile.
     given = Counter(call["server"] for call in calls if start < float(call["start"]) < end)
-    assert given[left.address] < min(given[killed.address], given[stopped.address]) / 2
+    assert given[left.address] < min(given[killed.address], given[stopped.address])
