@@ -151,14 +151,22 @@ class Envoy:
     """Before servers at these addresses."""
 
     def __init__(
-        self, servers: Sequence[str], certificates: Path | None, folder: Path, shown: tuple[Path, Path] | None = None
+        self,
+        servers: Sequence[str],
+        certificates: Path | None,
+        folder: Path,
+        shown: tuple[Path, Path] | None = None,
+        account: bool = True,
     ) -> None:
-        """certificates: None for plaintext; shown: a certificate and its key, to servers instead of the usual one"""
+        """certificates: None for plaintext; shown: a certificate and its key, to servers instead of the usual one
+
+        account: see `calls`; it costs what the shipped file does not
+        """
         self.address = f"127.0.0.1:{free_port('127.0.0.1')}"
         self._security = None if certificates is None else Security(ca=certificates / "ca.pem")
         self._calls, self.log = folder / "calls.jsonl", folder / "envoy.log"
         file = folder / "envoy.json"
-        config = render(self.address, servers, certificates, self._calls)
+        config = render(self.address, servers, certificates, self._calls if account else None)
         if shown is not None:
             (cluster,) = config["static_resources"]["clusters"]
             chain, key = ({"filename": str(path)} for path in shown)
@@ -196,8 +204,8 @@ def envoy_binary() -> str:
     return found
 
 
-def render(address: str, servers: Sequence[str], certificates: Path | None, calls: Path) -> dict[str, Any]:
-    """The shipped file with other addresses and an account of calls. certificates: None takes its TLS away"""
+def render(address: str, servers: Sequence[str], certificates: Path | None, calls: Path | None) -> dict[str, Any]:
+    """The shipped file with other addresses. certificates: None takes its TLS away; calls: where to account for them"""
     text = ENVOY.read_text(encoding="utf-8").replace("/certificates/", f"{certificates}/")
     config: dict[str, Any] = yaml.safe_load(text)
     (listener,), (cluster,) = (config["static_resources"][name] for name in ("listeners", "clusters"))
@@ -208,9 +216,11 @@ def render(address: str, servers: Sequence[str], certificates: Path | None, call
     cluster["load_assignment"]["endpoints"] = [
         {"lb_endpoints": [{"endpoint": {"address": _socket_address(server)}} for server in servers]}
     ]
-    kind = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog"
-    log = {"@type": kind, "path": str(calls), "log_format": {"json_format": _ACCESS_LOG}}
-    chain["filters"][0]["typed_config"]["access_log"] += [{"name": "envoy.access_loggers.file", "typed_config": log}]
+    if calls is not None:
+        kind = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog"
+        log = {"@type": kind, "path": str(calls), "log_format": {"json_format": _ACCESS_LOG}}
+        logs = chain["filters"][0]["typed_config"]["access_log"]
+        logs += [{"name": "envoy.access_loggers.file", "typed_config": log}]
     return config
 
 

@@ -74,7 +74,7 @@ def main() -> None:
                 servers, own = behind[name], folder / name.replace(" ", "-").replace(",", "")
                 own.mkdir()
                 ca = certificates / "ca.pem" if servers is behind[names[4]] else None
-                envoy = Envoy([one.address for one in servers], certificates if ca else None, own)
+                envoy = Envoy([one.address for one in servers], certificates if ca else None, own, account=False)
                 opened.callback(envoy.end)
                 envoy.wait_ready()
                 envoys, address = [envoy.process.pid], envoy.address
