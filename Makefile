@@ -1,7 +1,9 @@
 # Everything happens in .venv, made from nothing but Python 3.11, 3.12 or 3.13 and pip.
 #
 #   make demo     carry both embedded models across, serve them, ask them about pictures
-#   make test     every test; one of them: make test ARGS="-k wheel"
+#   make test     the tests, a quarter of an hour; one of them: make test ARGS="-k wheel"
+#   make test-all   those too that take long, hours
+#   make bench    measure again what the docs state, hours; some of it: make bench ARGS="digits serving"
 #   make bench-targets   the variants' speed against the stock recipe's, an hour or more; fewer: ARGS="--model vit-base"
 #   make bench-serving   the server's speed beside a bare loop's and others', fifteen minutes; a flood too: ARGS="--overload 60"
 #   make lint     style, types, protos
@@ -29,8 +31,8 @@ PROTOC := $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=serve --pyi_o
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test bench-targets bench-serving test-images requirements lint lint-deploy sbom arm64-wheels nightly \
-	protos clean
+.PHONY: help demo test test-all bench bench-targets bench-serving test-images requirements lint lint-deploy sbom \
+	arm64-wheels nightly protos clean
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -40,6 +42,16 @@ demo: $(VENV)/.installed-export
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+
+test-all: $(VENV)/.installed-bench
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m "" $(ARGS)
+
+BENCHED := demo/bench/vit-digits demo/bench/detr-digits
+bench: $(VENV)/.installed-bench $(BENCHED)
+	$(BIN)/python docs/figures.py $(ARGS)
+
+$(BENCHED):
+	$(BIN)/ferryman export $(@F) -o $(@D) --target all-cpu
 
 bench-targets: $(VENV)/.installed-bench
 	$(BIN)/python -m ferryman_export.bench_targets $(ARGS)

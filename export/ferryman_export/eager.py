@@ -22,17 +22,24 @@ VERSION = f"torch {torch.__version__}"
 class EagerSession(Session):
     """The graph contract, answered by the module that was exported, with PyTorch's own fused attention."""
 
-    def __init__(self, module: nn.Module, spec: ModelSpec) -> None:
+    def __init__(self, module: nn.Module, spec: ModelSpec, compiled: bool = False) -> None:
         super().__init__(spec)
         self._module = choose_module(spec)(module, spec)
         if not spec.explains:  # whose weights the fused one does not give
             set_attend(self._module, attend_fused)
+        self._compiled = compiled
+        self._call = torch.compile(self._module, dynamic=False) if compiled else self._module
 
     def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         # PyTorch wants arrays that it might write to, and decoded pictures are not
         tensors = [torch.from_numpy(np.require(inputs[name], requirements="W")) for name in self.spec.input_names]
-        with torch.inference_mode():
-            answers = self._module(*tensors)
+        try:
+            with torch.inference_mode():
+                answers = self._call(*tensors)
+        except RuntimeError as error:  # as its compiler's are, whose class has no public name
+            if not self._compiled:
+                raise
+            raise EngineError(f"torch.compile does not work here: {str(error).strip().splitlines()[0]}") from error
         return {name: answer.numpy() for name, answer in zip(self.spec.output_names, answers, strict=True)}
 
     def attest(self, inputs: Arrays) -> Attestation:
@@ -41,8 +48,10 @@ class EagerSession(Session):
     def _close(self) -> None: ...
 
 
-def open_eager(bundle: Bundle, source: str, settings: Settings) -> tuple[EagerSession, ...]:
+def open_eager(bundle: Bundle, source: str, settings: Settings, compiled: bool = False) -> tuple[EagerSession, ...]:
     """A session a size of the bundle. Sets the threads of all PyTorch in this process.
+
+    compiled: by `torch.compile`, at the first run of each shape
 
     Raises UsageError for a source that the bundle was not made from, and what `open_source` raises.
     """
@@ -52,4 +61,4 @@ def open_eager(bundle: Bundle, source: str, settings: Settings) -> tuple[EagerSe
         raise UsageError(f"{source} is not what {bundle.path} was made from: that was {made}")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    return tuple(EagerSession(checkpoint.module, spec) for spec in bundle.manifest.specs)
+    return tuple(EagerSession(checkpoint.module, spec, compiled) for spec in bundle.manifest.specs)

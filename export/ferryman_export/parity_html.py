@@ -72,17 +72,21 @@ def _draw_histogram(errors: NDArray[np.float64], limit: float | None) -> str:
 
     # Equal values have no logarithm; they are counted at the left edge, below fp32's resolution.
     shown = np.maximum(errors, 1e-9)
-    figure = Figure(figsize=(5.2, 2.2), layout="constrained")
+    # Margins and steps by hand: a layout that is searched for, and a patch a bar, take four times as long.
+    figure = Figure(figsize=(5.2, 2.2))
+    figure.subplots_adjust(left=0.13, bottom=0.24, right=0.98, top=0.95)
     axes = figure.subplots()
     top = max(float(shown.max()), limit or 0.0, 1e-7) * 2
-    axes.hist(shown, bins=np.geomspace(1e-9, top, 50).tolist(), color="#0072b2")
+    counts, edges = np.histogram(shown, np.geomspace(1e-9, top, 50))
+    axes.stairs(counts, edges, fill=True, color="#0072b2")
     axes.set_xscale("log")
     axes.set_yscale("symlog")
+    axes.set_ylim(0, 2 * float(counts.max()))
     axes.set_xlabel("absolute error (1e-9 stands for none)")
     axes.set_ylabel("values")
     if limit is not None:
         axes.axvline(limit, color="#d55e00", linestyle="--")
-        axes.text(limit, 0.97, " limit", color="#d55e00", transform=axes.get_xaxis_transform(), va="top", ha="right")
+        axes.text(limit, 0.97, "limit ", color="#d55e00", transform=axes.get_xaxis_transform(), va="top", ha="right")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg")
     return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"

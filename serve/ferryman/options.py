@@ -1,5 +1,6 @@
 """Arguments and options that several subcommands of `ferryman` share."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,3 +64,11 @@ Streams = Annotated[
 HintName = Annotated[
     Literal["latency", "throughput"] | None, typer.Option("--hint", help="What to be good at; by default latency.")
 ]
+
+
+class Via(StrEnum):
+    """How a model is asked. An enumeration, as Typer takes no list of literals."""
+
+    TYPED = "typed"
+    INFER = "infer"
+    TENSORS = "tensors"

@@ -295,9 +295,7 @@ DETECTORS = {
     "table-transformer": Family("TableTransformerForObjectDetection", _detr(), "Detr", {"size": PADDED}),
     "conditional-detr": Family("ConditionalDetrForObjectDetection", _detr(), **_CONDITIONAL),
     "dab-detr": Family("DabDetrForObjectDetection", _detr(width="hidden_size"), **_CONDITIONAL),
-    "deformable-detr": Family(
-        "DeformableDetrForObjectDetection", _detr(3, num_feature_levels=4), **_DEFORMABLE, default=True
-    ),
+    "deformable-detr": Family("DeformableDetrForObjectDetection", _detr(3, num_feature_levels=4), **_DEFORMABLE),
     "deformable-detr-two-stage": Family(
         "DeformableDetrForObjectDetection",
         _detr(3, num_feature_levels=4, two_stage=True, with_box_refine=True, two_stage_num_proposals=9),
@@ -308,9 +306,7 @@ DETECTORS = {
         _lw_detr("LwDetrViTConfig", pretrain_image_size=64, window_block_indices=[0], num_windows=4),
         **_DEFORMABLE,
     ),
-    "rt-detr": Family(
-        "RTDetrForObjectDetection", _rt_detr("RTDetrResNetConfig", decoder_layers=1), **_RT_DETR, default=True
-    ),
+    "rt-detr": Family("RTDetrForObjectDetection", _rt_detr("RTDetrResNetConfig", decoder_layers=1), **_RT_DETR),
     "rt-detr-v2": Family("RTDetrV2ForObjectDetection", _rt_detr("RTDetrResNetConfig"), **_RT_DETR),
     # Their boxes are weighted by powers of distances, which multiplies the rounding of random weights.
     "d-fine": Family("DFineForObjectDetection", _rt_detr("HGNetV2Config"), **_RT_DETR, tolerance=1e-4),

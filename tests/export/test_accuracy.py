@@ -79,6 +79,7 @@ def test_digits_in_two_precisions(digits: Path, cli: Cli, tmp_path: Path) -> Non
     assert cli("inspect", bundle.path, "--json").document["accuracy"] == document["accuracy"]
 
 
+@pytest.mark.nightly
 def test_scenes_against_the_model_in_pytorch(tmp_path: Path) -> None:
     """The whole crossing: mAP of the bundle on files is the mAP of the PyTorch model on arrays."""
     pytest.importorskip("pycocotools")

@@ -195,6 +195,7 @@ def test_loading_is_measured_without_pytorch(tmp_path: Path) -> None:
         measure_cost(load.model_copy(update={"path": tmp_path / "absent.onnx"}))
 
 
+@pytest.mark.nightly
 def test_a_batch_holds_the_same_pictures(tmp_path: Path) -> None:
     with ExitStack() as opened:
         ours = prepare("tiny", DETR, tmp_path, conditions("fp32"), ignore, opened)[-1]
@@ -339,6 +340,7 @@ def test_the_tables_fit_a_page(capsys: pytest.CaptureFixture[str]) -> None:
         assert any("onnxruntime-cpu-int8" in line and "detr-r50-800x1066" in line for line in table)
 
 
+@pytest.mark.nightly
 def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
     command = [*COMMAND, "--model", "dinov2-small", "--precision", "fp32", "--threads", "1"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}

@@ -158,7 +158,10 @@ def test_demo_answers_are_right(demo: tuple[Path, "subprocess.CompletedProcess[s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "whom"), [("start a server", "parent"), ("ask the server", "group")])
+@pytest.mark.parametrize(
+    ("stage", "whom"),
+    [pytest.param("start a server", "parent", marks=pytest.mark.nightly), ("ask the server", "group")],
+)
 def test_interrupted_demo_stops_its_server(tmp_path: Path, stage: str, whom: str) -> None:
     """Ctrl-C reaches the whole process group from a terminal; `kill` reaches the demo alone."""
     folder = tmp_path / "out"

@@ -38,6 +38,19 @@ def test_it_answers_as_the_golden_samples(exported: tuple[Bundle, str]) -> None:
         session.attest(bundle.golden().batch([0]))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # PyTorch's own use
+def test_compiled(exported: tuple[Bundle, str]) -> None:
+    """What `torch.compile` makes of it answers the same; it needs a compiler of C++."""
+    bundle, source = exported
+    if shutil.which("g++") is None or bundle.spec.task != "classification":
+        pytest.skip("needs g++, and is slow: once is enough")
+    (session,) = open_eager(bundle, source, Settings(threads=1), compiled=True)
+    golden = bundle.golden()
+    check_parity(
+        session.run, golden, bundle.spec, TOLERANCES["fp32"], "compiled", "", batches=(1,)
+    ).raise_for_failures()
+
+
 def test_the_command(exported: tuple[Bundle, str], cli: Cli) -> None:
     bundle, source = exported
     outcome = cli("bench", bundle.path, "--pytorch", source, "--threads", 1, "--seconds", 0.3, "--json")

@@ -208,6 +208,7 @@ def test_the_search_finds_a_layer_that_overflows(tmp_path: Path) -> None:
     assert [(point.islands, point.passed) for point in report.curve] == [(0, False), (1, True)]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_detr_digits_in_fp16(tmp_path: Path) -> None:
     bundle = export(ExportRequest("detr-digits", tmp_path))

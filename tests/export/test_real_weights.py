@@ -1,7 +1,6 @@
 """Published weights, through one command and a server, against transformers: every test picture the same class."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ RIGHT = 146  # of 179, through transformers in fp32: shared/checkpoints/README.m
 TIE = 1e-3  # of probability: two classes nearer than this may change places
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 @torch.no_grad()
 def test_dinov2_small_clothing(shared_checkpoints: Path, shared_data: Path, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_dinov2_small_clothing(shared_checkpoints: Path, shared_data: Path, tmp_
     assert counted["scores"]["top5"] == among_five / 179
 
 
-@pytest.mark.skipif("FERRYMAN_ALL_TARGETS" not in os.environ, reason="set FERRYMAN_ALL_TARGETS to try it (minutes)")
+@pytest.mark.nightly
 @pytest.mark.timeout(1800)
 def test_dinov2_small_clothing_in_int8(shared_checkpoints: Path, shared_data: Path, tmp_path: Path) -> None:
     """At most two pictures fewer than in fp32, and for 98 % its class, on pictures that it was not made with."""

@@ -74,6 +74,7 @@ def assert_rehearsed(bundle: Bundle, runtimes: dict[str, str]) -> None:
     assert [path.stem for path in (bundle.path / "certificates").iterdir()] == [str(CANONICAL)]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_floats(floats: Bundle) -> None:
     assert_rehearsed(floats, FLOATS)

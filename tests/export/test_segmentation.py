@@ -273,6 +273,7 @@ def test_command_line(bundle: Bundle, folder: Path, server: str, tmp_path: Path)
     assert bench.returncode == 0, bench.stderr
 
 
+@pytest.mark.nightly
 def test_semantic_head_from_facebook_files(folder: Path, tmp_path: Path) -> None:
     """A DINOv2 and its segmentation head, exported by the command line and asked about a picture's own pixels."""
     from ferryman_models.vit import ViT, ViTConfig

@@ -83,6 +83,7 @@ def test_a_server_answers_each_picture_at_its_size(repository: Path) -> None:
     assert facts.canvases == ((96, 64), (64, 96), (48, 32))
 
 
+@pytest.mark.nightly
 def test_sizes_on_the_command_line(checkpoints: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
     def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "ferryman", *map(str, arguments)]

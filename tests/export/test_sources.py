@@ -122,7 +122,10 @@ FOLDERS: dict[str, Source] = {
 }
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.nightly if "dilated" in name else ()) for name in FOLDERS],
+)
 @torch.no_grad()
 def test_a_folder_answers_as_in_transformers(name: str, cli: Cli, pictures: Path, tmp_path: Path) -> None:
     """Through the command line, from the folder to the bundle and from the pictures' files to what is printed."""

@@ -103,6 +103,7 @@ def test_vit_digits(vit: Bundle) -> None:
     assert [variant["target"] for variant in counted["variants"]] == ["onnxruntime-cpu-fp32"]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_model_of_convolutions_is_refused_in_fp8(calibration: Path, tmp_path: Path) -> None:
     request = ExportRequest("detr-digits", tmp_path / "r", targets=(Target.parse(FP8),), calibration=calibration)
@@ -111,6 +112,7 @@ def test_a_model_of_convolutions_is_refused_in_fp8(calibration: Path, tmp_path: 
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_an_engine_a_size_and_the_second_knows_how_long_it_takes(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'ferryman[tensorrt-rtx]'")
@@ -142,6 +144,7 @@ def test_ctrl_c_ends_a_build(vit: Bundle) -> None:
     assert sorted(vit.path.rglob("*")) == before
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_detr_digits(detr: Bundle) -> None:
     assert_built(detr)

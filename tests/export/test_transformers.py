@@ -1,9 +1,8 @@
 """From pictures to answers: bundles of models that transformers builds, against its own processors and models.
 
-Every family of `families` is tried where FERRYMAN_ALL_FAMILIES is set (several minutes), otherwise one of each kind.
+Every family of `families` is tried by `make test-all`, by `make test` one of each kind.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,7 @@ CHOSEN = [
     pytest.param(
         name,
         id=name,
-        marks=()
-        if family.default
-        else pytest.mark.skipif(
-            "FERRYMAN_ALL_FAMILIES" not in os.environ, reason="set FERRYMAN_ALL_FAMILIES to try it"
-        ),
+        marks=() if family.default else pytest.mark.nightly,
     )
     for name, family in (CLASSIFIERS | DETECTORS).items()
 ]

@@ -136,6 +136,7 @@ def test_fp32_under_the_name_of_int8_fails(calibration: Path, tmp_path: Path, mo
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.nightly
 def test_interrupted_it_goes_on(calibration: Path, tmp_path: Path) -> None:
     """Ctrl-C while the last variant is built: the bundle is absent, and what was finished is not done again."""
     command = ["export", "vit-digits", "-o", str(tmp_path / "r"), "--calibration", str(calibration), "--json"]
@@ -158,7 +159,9 @@ def test_interrupted_it_goes_on(calibration: Path, tmp_path: Path) -> None:
     assert run("verify", tmp_path / "r" / "vit-digits", "--target", "openvino-cpu-fp32").returncode == 0
 
 
-@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
+@pytest.mark.parametrize(
+    "cut", [pytest.param(False, id="whole"), pytest.param(True, id="cut", marks=pytest.mark.nightly)]
+)
 def test_what_the_shelf_holds_is_taken_only_whole(
     cut: bool, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,7 +58,9 @@ def test_a_backbone_has_no_head() -> None:
     assert (config.backbone.stride, config.backbone.out_channels) == (14, 384)
 
 
-@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "tuned"])
+@pytest.mark.parametrize(
+    "frozen", [pytest.param(True, id="frozen", marks=pytest.mark.nightly), pytest.param(False, id="tuned")]
+)
 def test_training_lets_the_encoder_learn_or_not(encoder_folder: Path, frozen: bool, tmp_path: Path) -> None:
     encoder = load_encoder(encoder_folder)
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}

@@ -102,23 +102,47 @@ def draw_load(record: BenchRecord) -> str:
 
 
 def draw_curves(record: BenchRecord) -> str:
-    """Throughput by batch; a ring for the knee, a disc for the best; empty for other scenarios."""
+    """Throughput by what a curve is over; a ring for the knee, a disc for the best; empty for other scenarios."""
     if not record.curves:
         return ""
+    axis = next(iter(record.curves.values())).axis
     figure, axes = _open("pictures a second")
     for number, (name, curve) in enumerate(record.curves.items()):
         style = _style(number)
-        rates = {point.batch: point.images_per_s for point in curve.points}
-        axes.plot(list(rates), list(rates.values()), marker=".", label=name, **style)
-        axes.plot([curve.best], [rates[curve.best]], "o", color=style["color"], markersize=8)
-        axes.plot([curve.knee], [rates[curve.knee]], "o", color=style["color"], markersize=12, fillstyle="none")
-    sizes = sorted({point.batch for curve in record.curves.values() for point in curve.points})
+        axes.plot([one.at for one in curve.points], [one.images_per_s for one in curve.points], marker=".", label=name,
+                  **style)  # fmt: skip
+        for point in curve.points:
+            at, color = ([point.at], [point.images_per_s]), style["color"]
+            if point.name == curve.best:
+                axes.plot(*at, "o", color=color, markersize=8)
+            if point.name == curve.knee:
+                axes.plot(*at, "o", color=color, markersize=12, fillstyle="none")
+    named = {point.at: point.name for curve in record.curves.values() for point in curve.points}
     axes.set_xscale("log", base=2)
-    axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.set_xlabel("batch; ring: the knee, disc: the best")
+    axes.set_xticks(sorted(named), [named[at] for at in sorted(named)])
+    axes.set_xlabel(axis if axis == "size" else f"{axis}; ring: the knee, disc: the best")
     axes.margins(y=0.15)
     axes.set_ylim(bottom=0)
     return _close(figure, axes, len(record.curves))
+
+
+def draw_price(record: BenchRecord) -> str:
+    """Latency against throughput, where a curve trades one for the other; empty for others."""
+    curves = {name: one for name, one in record.curves.items() if one.axis in ("batch", "clients", "streams")}
+    if not curves:
+        return ""
+    figure, axes = _open("median of a request in ms")
+    for number, (name, curve) in enumerate(curves.items()):
+        rates, took = [one.images_per_s for one in curve.points], [one.median_ms for one in curve.points]
+        axes.plot(rates, took, marker=".", label=name, **_style(number))
+        for point in curve.points:
+            at = (point.images_per_s, point.median_ms)
+            axes.annotate(point.name, at, textcoords="offset points", xytext=(4, -11), color=_QUIET, fontsize=8)
+    axes.set_xlabel(f"pictures a second; at each point the {next(iter(curves.values())).axis}")
+    axes.set_xlim(left=0)
+    _set_log(axes, "y")
+    axes.margins(y=0.15)
+    return _close(figure, axes, len(curves))
 
 
 def draw_pareto(record: BenchRecord) -> str:
@@ -141,7 +165,8 @@ def draw_pareto(record: BenchRecord) -> str:
 
 CHARTS: tuple[tuple[str, Callable[[BenchRecord], str]], ...] = (
     ("The rate that keeps the bound", draw_load),
-    ("Throughput by batch", draw_curves),
+    ("Throughput curve", draw_curves),
+    ("Latency against throughput", draw_price),
     ("Percentiles", draw_percentiles),
     ("Distribution", draw_distribution),
     ("Stages", draw_stages),

@@ -5,10 +5,12 @@ Definitions are MLPerf Inference's; docs/benchmarks.md says where ours differ.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from ferryman.bench.disturbance import Counters, Disturbance, read_counters
+from ferryman.bench.energy import Meters, joules_since, read_joules
 from ferryman.bench.flow import AsyncRequest, Flood, draw_arrivals, run_closed, run_open
 from ferryman.bench.harness import Moment, Plan
 from ferryman.bench.percentiles import count_needed
@@ -27,17 +29,19 @@ _HOPELESS = 10.0  # times the bound that a request waits, and the trial is given
 class FlowHarness:
     """runs, disturbance: as `Harness` has them; trials: of each contender's search; bound: that was searched with"""
 
-    def __init__(self, plan: Plan, counters: Callable[[], Counters] = read_counters) -> None:
+    def __init__(self, plan: Plan, counters: Callable[[], Counters] = read_counters, meters: Meters = ()) -> None:
         self.plan = plan
         self.runs: dict[str, Run] = {}
         self.disturbance = Disturbance()
         self.trials: dict[str, list[Trial]] = {}
         self.bound: Bound | None = None
-        self._counters = counters
+        self._counters, self._meters = counters, meters
         self._asked = 0
 
-    async def measure_offline(self, requests: Mapping[str, AsyncRequest], clients: int, advance: Advance) -> None:
-        """Closed loops of so many clients, in blocks of all contenders in turn. Raises what a request raises."""
+    async def measure_offline(
+        self, requests: Mapping[str, AsyncRequest], clients: Mapping[str, int], advance: Advance
+    ) -> None:
+        """Closed loops of so many clients each, in blocks of all contenders in turn. Raises what a request raises."""
         clock = asyncio.get_running_loop().time
         await self._warm_up(requests, advance)
         before, origin = self._counters(), clock()
@@ -47,7 +51,9 @@ class FlowHarness:
                 for name in list(requests) if number % 2 == 0 else list(requests)[::-1]:
                     advance(Moment("measure", number / ROUNDS, self._newest(name)))
                     blocks = self.runs[name].blocks
-                    await run_closed(requests[name], clients, seconds, origin, blocks, self._asked)
+                    joules = read_joules(self._meters)
+                    await run_closed(requests[name], clients[name], seconds, origin, blocks, self._asked)
+                    blocks[-1] = replace(blocks[-1], joules=joules_since(joules, self._meters))
                     self._asked += len(blocks[-1].latencies_ms)
         finally:
             self.disturbance = before.until(self._counters(), clock() - origin)

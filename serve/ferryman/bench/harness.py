@@ -7,6 +7,7 @@ import numpy as np
 
 from ferryman.bench.clock import CLOCK, Clock
 from ferryman.bench.disturbance import Counters, Disturbance, read_counters
+from ferryman.bench.energy import Meters, joules_since, read_joules
 from ferryman.bench.percentiles import count_needed
 from ferryman.bench.samples import Block, Run
 from ferryman.bench.turns import ROUNDS
@@ -52,11 +53,13 @@ class Harness:
     disturbance: of the machine while it measured
     """
 
-    def __init__(self, plan: Plan, clock: Clock = CLOCK, counters: Callable[[], Counters] = read_counters) -> None:
+    def __init__(
+        self, plan: Plan, clock: Clock = CLOCK, counters: Callable[[], Counters] = read_counters, meters: Meters = ()
+    ) -> None:
         self.plan = plan
         self.runs: dict[str, Run] = {}
         self.disturbance = Disturbance()
-        self._clock, self._counters = clock, counters
+        self._clock, self._counters, self._meters = clock, counters, meters
 
     def measure(self, requests: Mapping[str, Request], advance: Callable[[Moment], None] = lambda moment: None) -> None:
         """Warms up, then measures. Raises what a request raises."""
@@ -81,7 +84,7 @@ class Harness:
         while number < rounds or self._goes_on():
             for one in contenders if number % 2 == 0 else contenders[::-1]:
                 advance(Moment("measure", self._share(number / rounds), one.newest()))
-                one.measure_block(plan.seconds / rounds, start, _AGAIN if len(contenders) > 1 else 0)
+                one.measure_block(plan.seconds / rounds, start, _AGAIN if len(contenders) > 1 else 0, self._meters)
             number += 1
 
     def _goes_on(self) -> bool:
@@ -107,12 +110,13 @@ class _Contender:
             warming.add(self._ask()[1])
         self.typical_ms, self.run.warmup = warming.typical_ms, warming.end()
 
-    def measure_block(self, seconds: float, origin: float, again: int) -> None:
+    def measure_block(self, seconds: float, origin: float, again: int, meters: Meters) -> None:
         """Requests for so long, one at least; those before an error or Ctrl-C are kept."""
         for _ in range(again):
             self._ask()
         latencies: list[float] = []
         stages: list[Mapping[str, float]] = []
+        joules = read_joules(meters)
         start = end = self._clock()
         try:
             while end - start < seconds or not latencies:
@@ -123,7 +127,7 @@ class _Contender:
             if stages:  # a signal may come between the two lists
                 series = {name: np.array([parts[name] for parts in stages]) for name in stages[0]}
                 kept = np.array(latencies[: len(stages)])
-                self.run.blocks.append(Block(start - origin, end - start, kept, series))
+                self.run.blocks.append(Block(start - origin, end - start, kept, series, joules_since(joules, meters)))
 
     def newest(self) -> Sequence[float]:
         return self.run.blocks[-1].latencies_ms.tolist() if self.run.blocks else ()

@@ -1,18 +1,22 @@
 """Clients of a running server, in a process of their own: `python -m ferryman.bench.load`.
 
-Reads a line `ADDRESS SIZE`, a request of so many bytes and then one order a line, and writes what became of each as a
-line of JSON. Requests and answers stay bytes, so that clients take as little of the machine as they can.
+Reads a line `ADDRESS SIZE [CA]`, the last a file and for TLS, a request of so many bytes and then one order a line, and
+writes what became of each as a line of JSON. Requests and answers stay bytes, so that clients take as little of the
+machine as they can.
 """
 
 import asyncio
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Literal
 
+import grpc
 import grpc.aio
 from pydantic import TypeAdapter
 
+from ferryman.pem import read_authorities
 from ferryman.specs import Facts
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
@@ -54,9 +58,10 @@ class Outcome(Facts):
 class _Clients:
     """Each has a connection of its own. The first so many are asked by each order."""
 
-    def __init__(self, address: str, request: bytes) -> None:
+    def __init__(self, address: str, request: bytes, ca: Path | None) -> None:
         self._address = address
         self._request = request
+        self._credentials = None if ca is None else grpc.ssl_channel_credentials(read_authorities(ca))
         self._calls: list[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = []
         self._channels: list[grpc.aio.Channel] = []
         self._reset()
@@ -69,7 +74,10 @@ class _Clients:
     async def open(self, count: int) -> None:
         while len(self._calls) < count:
             options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
-            channel = grpc.aio.insecure_channel(self._address, options)
+            if self._credentials is None:
+                channel = grpc.aio.insecure_channel(self._address, options)
+            else:
+                channel = grpc.aio.secure_channel(self._address, self._credentials, options)
             self._channels.append(channel)
             self._calls.append(channel.unary_unary(METHOD))
             await self._ask(len(self._calls) - 1, None)
@@ -134,8 +142,8 @@ async def _main() -> None:
     line = sys.stdin.buffer.readline()
     if not line:  # there is no server after all
         return
-    address, size = line.decode().split()
-    clients = _Clients(address, sys.stdin.buffer.read(int(size)))
+    address, size, *ca = line.decode().split(maxsplit=2)
+    clients = _Clients(address, sys.stdin.buffer.read(int(size)), Path(ca[0].strip()) if ca else None)
     orders: TypeAdapter[Closed | Open] = TypeAdapter(Closed | Open)
     while line := await asyncio.to_thread(sys.stdin.buffer.readline):
         outcome = await clients.run(orders.validate_json(line))

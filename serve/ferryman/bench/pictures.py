@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,8 @@ from ferryman.bundle import Bundle
 from ferryman.errors import FileAccessError, ImageError, UsageError
 from ferryman.preprocess import decode_image
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -22,6 +25,11 @@ class Pictures:
     images: tuple[bytes, ...]
     what: str
     broken: tuple[str, ...] = ()
+
+
+def choose_next(images: Sequence[T], number: int, count: int) -> list[T]:
+    """Those of a request, by its number: the next ones in turn."""
+    return [images[(number * count + index) % len(images)] for index in range(count)]
 
 
 def read_pictures(paths: Sequence[Path]) -> Pictures:

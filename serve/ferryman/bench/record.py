@@ -24,12 +24,16 @@ from ferryman.bench.machine import MachineFacts, MachineState
 from ferryman.bench.report import LatencyReport
 from ferryman.bench.samples import Block, Run, Warmup
 from ferryman.bench.search import Bound, Trial
+from ferryman.bench.tools import Compared
 from ferryman.bench.turns import Ratio
 from ferryman.errors import FileAccessError, UsageError
 from ferryman.specs import Facts
 
 SCHEMA_VERSION = 1
-Scenario = Literal["single-stream", "multi-stream", "server", "offline", "batch-curve"]
+Scenario = Literal[
+    "single-stream", "multi-stream", "server", "offline",
+    "batch-curve", "size-curve", "thread-curve", "stream-curve", "client-curve",
+]  # fmt: skip
 
 
 def pack_ms(values_ms: NDArray[np.float64]) -> str:
@@ -52,15 +56,22 @@ class BlockRecord(Facts):
     seconds: float
     latencies: str
     stages: dict[str, str]
+    joules: dict[str, float] = Field(default_factory=dict[str, float])
 
     @classmethod
     def pack(cls, block: Block) -> Self:
         stages = {name: pack_ms(values) for name, values in block.stages_ms.items()}
-        return cls(start_s=block.start_s, seconds=block.seconds, latencies=pack_ms(block.latencies_ms), stages=stages)
+        return cls(
+            start_s=block.start_s,
+            seconds=block.seconds,
+            latencies=pack_ms(block.latencies_ms),
+            stages=stages,
+            joules=dict(block.joules),
+        )
 
     def unpack(self) -> Block:
         stages = {name: unpack_ms(text) for name, text in self.stages.items()}
-        return Block(self.start_s, self.seconds, unpack_ms(self.latencies), stages)
+        return Block(self.start_s, self.seconds, unpack_ms(self.latencies), stages, self.joules)
 
 
 class Check(Facts):
@@ -86,7 +97,7 @@ class Proven(Facts):
 
 
 class RunRecord(Facts):
-    """A row: one contender, or one batch of its curve, as `name` says.
+    """A row: one contender, or one point of its curve, as `name` says.
 
     figures: made from `blocks`, and again when they are drawn; unreliable: a reason each
     checks: before and after, empty for a server; cost: of the first size of several; cost, proven: None where unknown
@@ -127,6 +138,7 @@ class BenchRecord(Facts):
     unreliable: reasons that hold for all runs; ratios: to the first run, of those that answered right
     refused: contenders that were not measured, and why; ended: why it ended early, None when it did not
     clients, bound, curves: of the scenarios that have such, curves of each variant
+    compared: with other programs
     accuracy: on labelled pictures, of the variants that were measured; None where there were none
     """
 
@@ -156,6 +168,7 @@ class BenchRecord(Facts):
     bound: Bound | None = None
     accuracy: AccuracyReport | None = None
     curves: dict[str, Curve] = Field(default_factory=dict[str, Curve])
+    compared: tuple[Compared, ...] = ()
 
     @property
     def reasons(self) -> list[str]:

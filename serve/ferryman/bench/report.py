@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from pydantic import Field
 
 from ferryman.bench.percentiles import PERCENTILES, find_percentiles
 from ferryman.bench.samples import Run
@@ -15,6 +16,7 @@ class LatencyReport(Facts):
     left_out: why the others are not there; seconds: that the requests took, what was between blocks not counted
     images_per_s: throughput of this one after the other
     stages_ms: median of each stage; `rest` is what the caller waited beyond all stages (transfer, encoding)
+    joules_per_image: of each device that tells, whoever used it meanwhile
     """
 
     requests: int
@@ -26,6 +28,7 @@ class LatencyReport(Facts):
     percentiles_ms: dict[str, float]
     left_out: dict[str, str]
     stages_ms: dict[str, float]
+    joules_per_image: dict[str, float] = Field(default_factory=dict[str, float])
 
 
 def report_latency(run: Run, percentiles: Sequence[float] = PERCENTILES) -> LatencyReport:
@@ -45,4 +48,5 @@ def report_latency(run: Run, percentiles: Sequence[float] = PERCENTILES) -> Late
         percentiles_ms=found,
         left_out=left_out,
         stages_ms=medians | ({"rest": float(np.median(rest))} if stages else {}),
+        joules_per_image=run.joules_per_image(),
     )

@@ -26,12 +26,14 @@ class Block:
 
     start_s: since the measuring began; seconds: from the first request to the last answer
     latencies_ms: (requests,) as the caller saw them; stages_ms: (requests,) each, as the one that answered timed them
+    joules: of each device that tells, meanwhile
     """
 
     start_s: float
     seconds: float
     latencies_ms: Series
     stages_ms: Mapping[str, Series] = field(default_factory=dict[str, Series])
+    joules: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass
@@ -56,6 +58,14 @@ class Run:
         """(requests,) of each stage that every block has."""
         names = self.blocks[0].stages_ms if self.blocks else ()
         return {name: join([block.stages_ms[name] for block in self.blocks]) for name in names}
+
+    def joules_per_image(self) -> dict[str, float]:
+        """Of each device that every block knows."""
+        names = self.blocks[0].joules if self.blocks else ()
+        return {
+            name: sum(block.joules[name] for block in self.blocks) / (len(self.latencies_ms) * self.images)
+            for name in names
+        }
 
 
 def join(parts: Sequence[Series]) -> Series:

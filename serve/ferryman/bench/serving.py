@@ -20,14 +20,15 @@ from ferryman.bench.peers import Peer, mlserver, plain_handler
 from ferryman.bench.preprocessing import make_jpeg, measure_preprocessing
 from ferryman.bench.serving_report import Block, Document, OverloadRow, print_document, summarise
 from ferryman.bench.turns import run_in_turn
+from ferryman.bundle import Bundle
 from ferryman.commands.console import show_stages
 from ferryman.device import read_device
 from ferryman.errors import FerrymanError
 from ferryman.files import replace_file
 from ferryman.inference import grpc_service_pb2 as pb
 from ferryman.runtimes.base import Arrays, Session
-from ferryman.server.app import ServerConfig, VisionServer
-from ferryman.server.engine import Engine
+from ferryman.server.app import VisionServer
+from ferryman.server.config import ServerConfig
 from ferryman.server.inference.tensors import DATATYPES
 from ferryman.specs import Target
 
@@ -67,9 +68,9 @@ class LoadGenerator:
         command = [sys.executable, "-m", "ferryman.bench.load"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def connect(self, address: str, request: bytes) -> None:
-        """Once, before the first order. request: what all its clients ask"""
-        self._send(f"{address} {len(request)}\n".encode() + request)
+    def connect(self, address: str, request: bytes, ca: Path | None = None) -> None:
+        """Once, before the first order. request: what all its clients ask; ca: of a server with TLS"""
+        self._send(f"{address} {len(request)} {ca or ''}\n".encode() + request)
 
     def __call__(self, order: Closed | Open) -> Outcome:
         self._send(order.model_dump_json().encode() + b"\n")
@@ -93,11 +94,11 @@ class LoadGenerator:
         self._process.stdin.flush()
 
 
-def make_request(engine: Engine) -> tuple[bytes, Arrays]:
+def make_request(bundle: Bundle, model: str) -> tuple[bytes, Arrays]:
     """A request for one picture as ready tensors, the model's first golden sample, and the inputs that it becomes."""
-    inputs = engine.model.bundle.golden().batch([0])
-    request = pb.ModelInferRequest(model_name=engine.model.name)
-    for spec in engine.model.bundle.spec.inputs:
+    inputs = bundle.golden().batch([0])
+    request = pb.ModelInferRequest(model_name=model)
+    for spec in bundle.spec.inputs:
         array = inputs[spec.name].astype(spec.dtype, copy=False)
         request.inputs.add(name=spec.name, datatype=DATATYPES[spec.dtype], shape=array.shape)
         request.raw_input_contents.append(array.tobytes())
@@ -187,8 +188,8 @@ def bench_serving(
         generators = [opened.enter_context(LoadGenerator()) for _ in range(1 + plain + (mlserver_python is not None))]
         server = opened.enter_context(serving(config))
         engine = asyncio.run(server.models.get(server.models.names[0]))
-        request, inputs = make_request(engine)
         session, bundle, built = engine.model.sessions[0], engine.model.bundle, Target.parse(engine.model.target)
+        request, inputs = make_request(bundle, engine.model.name)
         servers: list[tuple[str, str, Callable[[], float]]] = [("", server.address, time.process_time)]
         expected = session.run(inputs)
         peers: list[Peer] = []

@@ -57,8 +57,10 @@ def tabulate_stages(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
 
 def tabulate_costs(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
     header = ["variant", "load s", "first ms", "memory MB", "size MB", "worst error", "answers"]
+    devices = list(dict.fromkeys(name for run in record.runs for name in run.figures.joules_per_image))
+    header += [f"J an image, {name}" for name in devices]
     rows: list[list[str]] = []
-    # the batches of a curve are all of one variant
+    # the points of a curve are all of one variant
     for name, run in {run.contender: run for run in record.runs}.items():
         cost = run.cost
         figures = ["-"] * 4
@@ -67,7 +69,9 @@ def tabulate_costs(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
             figures = [f"{cost.load_s:.2f}", f"{cost.first_ms:.2f}", memory, f"{cost.weights_bytes / 1e6:.1f}"]
         errors = [check.error for check in run.checks if check.error is not None]
         error = f"{max(errors):.1e}" if errors else "-"
-        rows.append([name, *figures, error, describe_checks(run)])
+        joules = run.figures.joules_per_image
+        energy = [f"{joules[device]:.3g}" if device in joules else "-" for device in devices]
+        rows.append([name, *figures, error, describe_checks(run), *energy])
     return header, rows
 
 
@@ -84,7 +88,7 @@ def tabulate_trials(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
 
 
 def describe_load(record: BenchRecord) -> list[str]:
-    """What the scenario was for: the rate that keeps the bound, the batch that pays."""
+    """What the scenario was for: the rate that keeps the bound, the batch that pays, what others say."""
     lines: list[str] = []
     if record.accuracy is not None:
         lines.append(
@@ -95,7 +99,8 @@ def describe_load(record: BenchRecord) -> list[str]:
         for run in record.runs:
             found = f"{run.rate:.4g} requests a second keep" if run.rate is not None else "no rate that was tried keeps"
             lines.append(f"{run.name}: {found} {kept}")
-    return lines + [f"{name}: {curve}" for name, curve in record.curves.items()]
+    lines += [f"{name}: {curve}" for name, curve in record.curves.items()]
+    return lines + [str(one) for one in record.compared]
 
 
 def tabulate_machine(record: BenchRecord) -> tuple[list[str], list[list[str]]]:

@@ -26,6 +26,7 @@ from ferryman.client.attempts import (
     check_timeout,
 )
 from ferryman.errors import FileAccessError, UsageError
+from ferryman.inference import grpc_service_pb2_grpc
 from ferryman.results import Classification, Detections, Embedding, Segmentation
 from ferryman.v1 import vision_pb2 as pb
 from ferryman.v1 import vision_pb2_grpc
@@ -39,6 +40,7 @@ class Stubs:
 
     def __init__(self, channel: grpc.Channel | grpc.aio.Channel) -> None:
         self.vision: Any = vision_pb2_grpc.VisionServiceStub(channel)
+        self.inference: Any = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
         self.health: Any = health_pb2_grpc.HealthStub(channel)
 
 

@@ -9,7 +9,7 @@ from ferryman.bundle import Bundle
 from ferryman.certificates import check_certificate
 from ferryman.commands.console import make_table, print_json, print_table
 from ferryman.errors import BundleNotFoundError, CertificateError, FerrymanError, UsageError, propose
-from ferryman.server.app import ServerConfig
+from ferryman.server.config import ServerConfig
 from ferryman.server.folder import CHOICES, look
 from ferryman.server.security.exposure import describe_exposure
 from ferryman.server.security.tls import WARN_DAYS, read_server_tls

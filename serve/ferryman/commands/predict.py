@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -30,7 +30,7 @@ from ferryman.runtimes.base import DEFAULT, Settings
 
 if TYPE_CHECKING:
     from ferryman.answers import ModelFacts
-    from ferryman.client import Client, Security
+    from ferryman.client import AsyncClient, Client, Security
 
 T = TypeVar("T", Classification, Detections, Embedding, Segmentation)
 
@@ -69,32 +69,32 @@ class Remote:
 
     def __init__(self, client: "Client", name: str, version: int) -> None:
         self.name, self.version = name, version
-        self._client = client
+        self.client = client
 
     def classify(
         self, images: Sequence[bytes], top_k: int, *, explain: bool = False
     ) -> tuple[list[Classification], Timings]:
-        answer = self._client.classify(images, model=self.name, version=self.version, top_k=top_k, explain=explain)
+        answer = self.client.classify(images, model=self.name, version=self.version, top_k=top_k, explain=explain)
         return list(answer.results), answer.timings
 
     def detect(
         self, images: Sequence[bytes], score_threshold: float, *, explain: bool = False
     ) -> tuple[list[Detections], Timings]:
-        answer = self._client.detect(
+        answer = self.client.detect(
             images, model=self.name, version=self.version, score_threshold=score_threshold, explain=explain
         )
         return list(answer.results), answer.timings
 
     def embed(self, images: Sequence[bytes], *, explain: bool = False) -> tuple[list[Embedding], Timings]:
-        answer = self._client.embed(images, model=self.name, version=self.version, explain=explain)
+        answer = self.client.embed(images, model=self.name, version=self.version, explain=explain)
         return list(answer.results), answer.timings
 
     def segment(self, images: Sequence[bytes], score_threshold: float | None) -> tuple[list[Segmentation], Timings]:
-        answer = self._client.segment(images, model=self.name, version=self.version, score_threshold=score_threshold)
+        answer = self.client.segment(images, model=self.name, version=self.version, score_threshold=score_threshold)
         return list(answer.results), answer.timings
 
     def facts(self) -> "ModelFacts":
-        return self._client.model_info(self.name, version=self.version)
+        return self.client.model_info(self.name, version=self.version)
 
 
 @dataclass(frozen=True)
@@ -134,16 +134,27 @@ class Asker:
     @contextmanager
     def connect(self) -> Generator[Remote, None, None]:
         """To the server's model. Raises UsageError for a model that is not NAME or NAME/VERSION."""
-        from ferryman.client import Client, RetryPolicy
+        from ferryman.client import Client
 
-        assert self.address is not None
         assert self.model is not None
         name, _, version = self.model.partition("/")
         if version and not version.isdecimal():
             raise UsageError(f"--model must be NAME or NAME/VERSION, got {self.model!r}")
-        retry = None if self.retries else RetryPolicy(attempts=1)
-        with Client(self.address, security=self.security, retry=retry) as client:
+        with Client(**self._told()) as client:
             yield Remote(client, name, int(version or 0))
+
+    def connect_async(self) -> "AsyncClient":
+        """To its server; in the event loop that will use it."""
+        from ferryman.client import AsyncClient
+
+        return AsyncClient(**self._told())
+
+    def _told(self) -> dict[str, Any]:
+        from ferryman.client import RetryPolicy
+
+        assert self.address is not None
+        retry = None if self.retries else RetryPolicy(attempts=1)
+        return {"address": self.address, "security": self.security, "retry": retry}
 
 
 def read_image(path: Path) -> bytes:

@@ -1,133 +1,53 @@
-"""The server: what it is told (ServerConfig), its parts put together (VisionServer), and its life (serve)."""
+"""The server: its parts put together (VisionServer), and its life (serve)."""
 
 import asyncio
 import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Self
 
 import grpc.aio
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
-from pydantic import Field, ValidationError, model_validator
 
 from ferryman.addresses import split_address
-from ferryman.errors import AddressError, BundleError, FerrymanError, UsageError, propose
+from ferryman.errors import AddressError, BundleError, FerrymanError
 from ferryman.inference import grpc_service_pb2_grpc
-from ferryman.preprocess import MAX_PIXELS
-from ferryman.runtimes import parse_target
-from ferryman.runtimes.base import MAX_PARALLEL, Hint, Settings
-from ferryman.server.clients import ClientLimits, Clients
-from ferryman.server.decoding import Decoder
-from ferryman.server.engine import Engine, EngineLimits
+from ferryman.server.config import ServerConfig
+from ferryman.server.engines import Engines
 from ferryman.server.health import SERVICES, Health
 from ferryman.server.inference.infer import InferLimits
 from ferryman.server.inference.servicer import InferenceServicer
 from ferryman.server.inference.shared_memory import Regions, SharedMemory
 from ferryman.server.interceptors import CallsInFlight, ErrorInterceptor
-from ferryman.server.loading import LoadedModel, load_model
-from ferryman.server.observing import Observer, ObservingSettings
+from ferryman.server.loading import LoadedModel
+from ferryman.server.observing import Observer
 from ferryman.server.probes import Probes, text_page
-from ferryman.server.repository import ModelRepository
-from ferryman.server.security.access import Access, AccessInterceptor, PermissionInterceptor, may_be_told
-from ferryman.server.security.exposure import check_security, describe_exposure
+from ferryman.server.security.access import (
+    ADMINISTRATORS,
+    Access,
+    AccessInterceptor,
+    PermissionInterceptor,
+    owner_of,
+)
+from ferryman.server.security.exposure import describe_exposure
 from ferryman.server.security.tls import server_credentials
 from ferryman.server.security.tokens import TokenFile
 from ferryman.server.servicer import RequestLimits, VisionServicer
 from ferryman.server.supervised import Supervisor
-from ferryman.server.transport import TransportLimits, caller_of, grpc_options
+from ferryman.server.transport import caller_of, grpc_options
 from ferryman.server.watching import Watcher
 from ferryman.v1 import vision_pb2_grpc
 
 log = logging.getLogger(__name__)
-Positive = Annotated[int, Field(ge=1)]
-Parallel = Annotated[int, Field(ge=1, le=MAX_PARALLEL)]
 # For health checks under way. Watches never end by themselves, and vision calls have ended before.
 _LAST_CHECKS_S = 0.2
 # Between the last call and the end, and for how long it may be waited for.
 _QUIET_S, _LONGEST_QUIET_S = 0.05, 1.0
-
-
-class ServerConfig(TransportLimits, ClientLimits, EngineLimits, ObservingSettings):
-    """All that a server is told.
-
-    repository: folder of NAME/VERSION bundles; models: the names to serve, all when empty
-    address: HOST:PORT, `[HOST]:PORT` for IPv6; port 0 takes a free one
-    target: the variant of every model, by default each bundle's first
-    threads, streams, hint: of each model, see `runtimes.base.Settings`
-    certificates: folder of the certificates, by default each bundle's own; for repositories that can't be written
-    certify: prove a model that has no valid certificate for this device before it is served, instead of refusing it
-    max_pixels: of one picture; decode_threads: pictures decoded side by side, by default one a processor
-    max_images_per_request, stream_window: see RequestLimits; infer_stream_window: see InferLimits
-    shared_memory_bytes: of all regions that local clients of the Open Inference Protocol may register; 0 refuses them
-    watch_seconds: how often the repository is looked at for what changed, 0 for never
-    tls_certificate, tls_key: PEM files; tls_client_ca: of the certificates that clients must show
-    tokens: file of bearer tokens, see `security.tokens`; allow_plaintext_tokens: from other machines without TLS too
-    open_health: health checks need no token
-    admin_address: HOST:PORT of this machine alone, where everything is allowed without a token
-    grace_seconds: how long requests in flight may take when the server stops
-
-    What it inherits is said where it stands.
-    """
-
-    repository: Path
-    address: str = "127.0.0.1:8001"
-    models: tuple[str, ...] = ()
-    target: str | None = None
-    threads: Parallel | None = None
-    streams: Parallel | None = None
-    hint: Hint = "latency"
-    certificates: Path | None = None
-    certify: bool = False
-    max_images_per_request: Positive = 64
-    max_pixels: Positive = MAX_PIXELS
-    decode_threads: Annotated[int, Field(ge=1, le=MAX_PARALLEL)] | None = None
-    stream_window: Positive = 4
-    infer_stream_window: Positive = 16
-    shared_memory_bytes: Annotated[int, Field(ge=0)] = 0
-    watch_seconds: Annotated[float, Field(ge=0, le=3600)] = 2.0
-    tls_certificate: Path | None = None
-    tls_key: Path | None = None
-    tls_client_ca: Path | None = None
-    tokens: Path | None = None
-    allow_plaintext_tokens: bool = False
-    open_health: bool = True
-    admin_address: str | None = None
-    grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        check_security(self)
-        if self.metrics_address is not None:
-            split_address(self.metrics_address)
-        if self.target is not None:
-            parse_target(self.target)
-        if self.max_images_per_request > self.queue_limit:
-            raise ValueError(
-                f"max_images_per_request {self.max_images_per_request} is above queue_limit {self.queue_limit}: "
-                "such a request could never be answered"
-            )
-        return self
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, object]) -> Self:
-        """Raises UsageError with one line for the first setting that is wrong."""
-        try:
-            return cls.model_validate(settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            if first["type"] == "extra_forbidden":
-                name = str(first["loc"][0])
-                raise UsageError(f"there is no setting {name}{propose(name, cls.model_fields)}") from error
-            where = ".".join(str(part) for part in first["loc"])
-            message = first["msg"].removeprefix("Value error, ")
-            raise UsageError(f"{where}: {message}" if where else message) from error
 
 
 class VisionServer:
@@ -142,34 +62,16 @@ class VisionServer:
         self.address = config.address  # with the port that was bound, once started
         self.calls = CallsInFlight()
         self._listening = False
-        processors = os.cpu_count() or 1
-        self._pool = ThreadPoolExecutor(processors, thread_name_prefix="results")
-        self._decoder = Decoder(config.decode_threads or processors, config.max_pixels)
-        self._clients = Clients(config)
         self._telling: set[asyncio.Task[None]] = set()
-        settings = Settings(config.threads, config.streams, config.hint)
-        self.models = ModelRepository[Engine](
-            config.repository,
-            config.models,
-            load
-            or partial(
-                load_model,
-                target=config.target,
-                settings=settings,
-                certificates=config.certificates,
-                certify=config.certify,
-                max_batch=config.max_batch,
-            ),
-            self._open_engine,
-            may_be_told,
-        )
+        self._engines = Engines(config, load, self._tell_health)
+        self.models = self._engines.models
         self.observer = Observer(config)
         self._memory = SharedMemory(config.shared_memory_bytes)
         self.health = Health()
         self.watcher = Watcher(self.models, self.health, config.watch_seconds)
         self.metrics_address = config.metrics_address  # with the port that was bound, once started
         self._probes: Probes | None = None
-        tokens = None if config.tokens is None else TokenFile(config.tokens)
+        tokens = None if config.tokens is None else TokenFile(config.tokens, self._forget_tokens)
         self._credentials = None
         if config.tls_certificate is not None and config.tls_key is not None:
             self._credentials = server_credentials(config.tls_certificate, config.tls_key, config.tls_client_ca)
@@ -177,12 +79,16 @@ class VisionServer:
         self._admin = None if config.admin_address is None else self._make_server(Access(None, True, admin=True))
         self.admin_address = config.admin_address  # with the port that was bound, once started
 
+    def _forget_tokens(self, names: Collection[str]) -> None:
+        """What was left by tokens that there are no longer. names: of those that there are"""
+        self._memory.keep_owners({ADMINISTRATORS, *map(owner_of, names)})
+
     def _make_server(self, access: Access) -> grpc.aio.Server:
         """All services over the models, for those whom `access` admits."""
         config = self.config
         server = grpc.aio.server(
             interceptors=[
-                AccessInterceptor(access, self.observer.counts.calls, max(1, config.max_calls // 4)),
+                AccessInterceptor(access, self.observer.counts.calls, config.max_calls),
                 self.observer,
                 ErrorInterceptor(self.calls),
                 PermissionInterceptor(self.models.model_of),
@@ -210,11 +116,6 @@ class VisionServer:
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
-
-    def _open_engine(self, model: LoadedModel) -> Engine:
-        version = model.name, model.version
-        reload, on_ready = partial(self.models.reload, *version), partial(self._tell_health, *version)
-        return Engine(model, self.config, self._decoder, self._clients, self._pool, reload, on_ready)
 
     def _tell_health(self, name: str, version: int, ready: bool) -> None:
         if self.models.answers(name, version):
@@ -304,10 +205,8 @@ class VisionServer:
         servers = [self._server] if self._admin is None else [self._server, self._admin]
         await asyncio.gather(*(server.stop(None if left else _LAST_CHECKS_S) for server in servers))
         await self.watcher.stop()
-        await self.models.close()
-        await self._decoder.close()
+        await self._engines.close()
         self._memory.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
         if self._probes is not None:
             self._probes.stop()
         await asyncio.to_thread(self.observer.close)

@@ -34,7 +34,7 @@ T = TypeVar("T")
 MakeResult = Callable[[Outputs, int, Geometry], T]
 _Canvas = tuple[int, NDArray[np.uint8], Geometry, RequestTrace | None]  # with the index of its size
 _Ran = tuple[Outputs, Stages]  # one image's outputs, and what its batch took
-_SHARE = 0.8  # of the time until its deadline that a request may be foretold to take, but for one more run
+SHARE = 0.8  # of the time until its deadline that a request may be foretold to take, but for one more run
 _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.05, 5.0  # that a client who is refused is told
 
 
@@ -285,7 +285,7 @@ class Engine:
         if deadline is not None:
             # What waits may take longer than it did, and answers must travel.
             spare_s = max(self.model.costs[size].seconds(1) for size in sizes)
-            allowed_s = min(allowed_s, _SHARE * (deadline - time.monotonic()) - spare_s)
+            allowed_s = min(allowed_s, SHARE * (deadline - time.monotonic()) - spare_s)
         if wait_s > allowed_s:
             again_s = _clip(wait_s - allowed_s)
             raise OverloadedError(

@@ -19,6 +19,9 @@ from ferryman.status import status_from_error
 log = logging.getLogger(__name__)
 _PATHS = tuple(f"/{service}/" for service in SERVICES)
 UNEXPECTED = "the server met an unexpected error; its log says more"
+# With a refusal that came before anything was done for the call: whoever stands between may send it to another server.
+# The code alone does not say so, as UNAVAILABLE is also what becomes of a call whose connection breaks off.
+UNTOUCHED = ("ferryman-untouched", "true")
 # grpc has no types for the handlers that go through an interceptor: requests and responses of any method.
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # not subscriptable when it runs
@@ -68,12 +71,15 @@ class CallsInFlight:
             await asyncio.sleep(min(end, self._last + quiet_s) - now)
 
 
-async def abort(context: Context, error: FerrymanError) -> None:
-    """Ends the call with the error's status and details, beside what interceptors further out have to say; raises."""
+async def abort(context: Context, error: FerrymanError, *metadata: tuple[str, str]) -> None:
+    """Ends the call with the error's status and details, beside what interceptors further out have to say; raises.
+
+    metadata: more of what comes with it
+    """
     status = rpc_status.to_status(status_from_error(error))
     context.set_code(status.code)  # which aborting does not, and those interceptors ask for
     await context.abort(
-        status.code, status.details or "", (*(context.trailing_metadata() or ()), *status.trailing_metadata)
+        status.code, status.details or "", (*(context.trailing_metadata() or ()), *status.trailing_metadata, *metadata)
     )
 
 
@@ -121,6 +127,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         async def guarded(request: Any, context: Context) -> Any:
             try:
                 self._calls.enter(context)
+            except UnavailableError as error:
+                await abort(context, error, UNTOUCHED)
+            try:
                 return await behaviour(check(request), context)
             except FerrymanError as error:
                 failure = error

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ferryman.errors import FileAccessError, UsageError, propose
-from ferryman.server.app import ServerConfig
+from ferryman.server.config import ServerConfig
 
 PREFIX = "FERRYMAN_SERVE_"
 

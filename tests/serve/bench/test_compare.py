@@ -6,7 +6,7 @@ import pytest
 
 from ferryman.bench.compare import compare_apart, compare_records, list_differences
 from ferryman.bench.record import BenchRecord, Check
-from ferryman.commands.bench_diff import parse_share
+from ferryman.commands.bench.diff import parse_share
 from ferryman.errors import UsageError
 
 from ..commands.outcome import Cli

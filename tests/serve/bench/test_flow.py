@@ -8,7 +8,7 @@ from itertools import count
 import numpy as np
 import pytest
 
-from ferryman.bench.curve import draw_curve
+from ferryman.bench.curve import Point, draw_curve
 from ferryman.bench.disturbance import Counters
 from ferryman.bench.flow import AsyncRequest, draw_arrivals, run_closed, run_open
 from ferryman.bench.flow_harness import FlowHarness
@@ -210,7 +210,7 @@ def test_the_bound_is_five_times_what_one_takes_alone() -> None:
 def test_offline_throughput() -> None:
     harness = FlowHarness(Plan(seconds=6, warm_s=1), Counters)
     requests = {"one": serve(lambda number: 0.01, workers=4), "two": serve(lambda number: 0.02, workers=4)}
-    virtual.run(harness.measure_offline(requests, 4, lambda moment: None))
+    virtual.run(harness.measure_offline(requests, dict.fromkeys(requests, 4), lambda moment: None))
     rates = [report_latency(run).images_per_s for run in harness.runs.values()]
     assert rates == [pytest.approx(400, rel=0.02), pytest.approx(200, rel=0.04)]
     assert [len(run.blocks) for run in harness.runs.values()] == [ROUNDS, ROUNDS]
@@ -224,26 +224,41 @@ CURVES: dict[str, tuple[Callable[[int], float], int, int]] = {
 }
 
 
+def point(size: int, took_ms: float) -> Point:
+    return Point(name=str(size), at=size, median_ms=took_ms, images_per_s=1e3 * size / took_ms)
+
+
 @pytest.mark.parametrize(("took", "best", "knee"), CURVES.values(), ids=CURVES)
 def test_sessions_that_grow_with_the_batch(took: Callable[[int], float], best: int, knee: int) -> None:
     """Through the harness, with 2 % of noise: the knee and the best exactly, throughput within 1 %."""
     sizes = (1, 2, 4, 8, 16, 32, 64)
     runs = play({str(size): constant(took(size), 0.02, size) for size in sizes}, Plan(seconds=10, warm_s=2)).runs
-    curve = draw_curve(
-        [(size, float(np.median(run.latencies_ms))) for size, run in zip(sizes, runs.values(), strict=True)], ""
-    )
-    assert (curve.knee, curve.best) == (knee, best)
+    medians = [float(np.median(run.latencies_ms)) for run in runs.values()]
+    curve = draw_curve("batch", [point(size, median) for size, median in zip(sizes, medians, strict=True)], "")
+    assert (curve.knee, curve.best) == (str(knee), str(best))
     gains = {size: size / took(size) for size in sizes}
-    for point in curve.points:
-        assert point.images_per_s == pytest.approx(1e3 * gains[point.batch], rel=0.01)
+    for one in curve.points:
+        assert one.images_per_s == pytest.approx(1e3 * gains[int(one.at)], rel=0.01)
 
 
 @pytest.mark.parametrize(("took", "best", "knee"), CURVES.values(), ids=CURVES)
 def test_knee_and_best_batch(took: Callable[[int], float], best: int, knee: int) -> None:
-    curve = draw_curve([(size, took(size)) for size in (1, 2, 4, 8, 16, 32, 64)], "64 is the most")
-    assert (curve.best, curve.knee) == (best, knee)
-    if curve.worst_fit < 0.01:
-        assert curve.launch_ms + curve.image_ms == pytest.approx(took(1))
+    curve = draw_curve("batch", [point(size, took(size)) for size in (1, 2, 4, 8, 16, 32, 64)], "64 is the most")
+    assert (curve.best, curve.knee) == (str(best), str(knee))
+    assert curve.line is not None
+    if curve.line.worst < 0.01:
+        assert curve.line.fixed_ms + curve.line.each_ms == pytest.approx(took(1))
         assert f"{took(2) - took(1):.3g} ms a picture" in str(curve)
     else:
         assert "no line fits" in str(curve)
+
+
+def test_a_curve_of_sizes_is_a_line_and_no_choice() -> None:
+    points = [
+        Point(name=f"{side}x{side}", at=side * side / 1e6, median_ms=3 + side * side / 1e4, images_per_s=1)
+        for side in (224, 448)
+    ]
+    curve = draw_curve("size", points, "the bundle has no other size")
+    assert (curve.best, curve.knee) == (None, None)
+    assert str(curve) == "a request takes 3 ms and 100 ms a megapixel; ended: the bundle has no other size"
+    assert draw_curve("size", points[:1], "").line is None

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ferryman.bench import page
-from ferryman.bench.curve import draw_curve
+from ferryman.bench.curve import Point, draw_curve
 from ferryman.bench.page import render_page, write_page
 from ferryman.bench.record import BenchRecord, Check
 from ferryman.bench.search import Bound, Trial
@@ -83,8 +83,15 @@ def test_what_a_record_has_is_drawn(record: BenchRecord) -> None:
     assert "The rate that keeps the bound" in text
     assert "Trials of the search" in text
     assert "fp32: 56 requests a second keep p99 at most 60.00 ms" in text
-    curve = draw_curve([(1, 10.0), (2, 12.0), (4, 16.0)], "4 was the most")
-    assert "Throughput by batch" in render_page([record.model_copy(update={"curves": {"fp32": curve}})])
+    points = [
+        Point(name=str(at), at=at, median_ms=8 + 2 * at, images_per_s=1e3 * at / (8 + 2 * at)) for at in (1, 2, 4)
+    ]
+    curve = draw_curve("batch", points, "4 was the most")
+    text = render_page([record.model_copy(update={"curves": {"fp32": curve}})])
+    assert "Throughput curve" in text
+    assert "Latency against throughput" in text
+    by_threads = {"fp32": draw_curve("threads", points, "4 was the most")}
+    assert "Latency against throughput" not in render_page([record.model_copy(update={"curves": by_threads})])
     wrong = Check(when="after", passed=False, error=1, failures=("x",))
     none = record.model_copy(update={"runs": (record.runs[0].model_copy(update={"checks": (wrong,)}),), "ratios": {}})
     text = render_page([none])

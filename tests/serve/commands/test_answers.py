@@ -24,7 +24,7 @@ def test_help_names_every_command(cli: Cli) -> None:
     outcome = cli("--help")
     assert outcome.status == 0
     commands = ["demo", "export", "build", "verify", "inspect", "serve", "top", "token"]
-    commands += ["classify", "detect", "embed", "segment", "advise", "doctor", "bench"]
+    commands += ["classify", "detect", "embed", "segment", "health", "advise", "doctor", "bench"]
     assert re.findall(r"^  (\w+)  ", outcome.stdout, re.MULTILINE) == commands
     for command in commands:
         assert "--json" in cli(command, "--help").stdout

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from ferryman.bench.curve import Curve
 from ferryman.bench.record import BenchRecord, Check
 from ferryman.client import Client
-from ferryman.commands.bench_contenders import LocalContender, When
+from ferryman.commands.bench.contenders import LocalContender, When
+from ferryman.specs import Target
 
 from ..server.process import ServerProcess, free_address
-from ..toy import change_golden, make_picture, make_toy_repository, shift_boxes
+from ..toy import add_toy_bundle, change_golden, make_picture, make_toy_repository, shift_boxes
 from .outcome import Cli, finish, spawn
 
 FAST = ("--seconds", 0.3)
@@ -75,6 +77,22 @@ def test_what_a_server_costs(cli: Cli, toy_repository: Path, toy_server: str) ->
     assert "unreliable: the server answers with another bundle than the one here" in other.stdout
 
 
+def test_the_ways_in(cli: Cli, toy_repository: Path, toy_server: str, picture: Path) -> None:
+    """Typed calls and ModelInfer side by side; tensors beside the bare session; each through every kind of load."""
+    place = (toy_repository / "toy-detector", "--threads", 1, "--address", toy_server, "--model", "toy-detector")
+    both = cli("bench", *place, "--via", "infer", "--via", "typed", *FAST, "--json").document
+    assert [run["name"] for run in both["runs"]] == ["onnxruntime-cpu-fp32", "the server, ModelInfer", "the server"]
+    assert list(both["ratios"]) == ["the server, ModelInfer", "the server"]
+    tensors = cli("bench", *place, "--via", "tensors", "--image", picture, *FAST, "--json").document
+    assert [run["name"] for run in tensors["runs"]] == ["onnxruntime-cpu-fp32", "the server, tensors"]
+    assert tensors["images"].endswith(", as tensors made beforehand")
+    assert all("decode" not in run["figures"]["stages_ms"] for run in tensors["runs"])
+    load = ("--scenario", "offline", "--clients", 2, "--per-request", 2)
+    for way in ("infer", "tensors"):
+        record = BenchRecord.model_validate_json(cli("bench", *place, "--via", way, *load, *FAST, "--json").stdout)
+        assert [run.images for run in record.runs] == [2, 2]
+
+
 def test_a_bound_that_nothing_keeps(cli: Cli, bundle: Path) -> None:
     options = ("--scenario", "server", "--bound", 1e-4, "--threads", 1, *FAST)
     outcome = cli("bench", bundle, *options)
@@ -83,19 +101,57 @@ def test_a_bound_that_nothing_keeps(cli: Cli, bundle: Path) -> None:
 
 
 def test_a_batch_curve(cli: Cli, bundle: Path, toy_server: str, picture: Path) -> None:
-    options = ("--scenario", "batch-curve", "--max-batch", 4)
+    options = ("--scenario", "batch-curve", "--most", 4)
     outcome = cli("bench", bundle, "--threads", 1, *FAST, *options, "--json")
     record = BenchRecord.model_validate_json(outcome.stdout)
     assert [(run.name.rpartition(" ")[2], run.images) for run in record.runs] == [("1", 1), ("2", 2), ("4", 4)]
     ((_, curve),) = record.curves.items()
-    assert [point.batch for point in curve.points] == [1, 2, 4]
-    assert curve.knee <= curve.best
+    assert [point.name for point in curve.points] == ["1", "2", "4"]
+    assert curve.knee is not None
+    assert curve.best is not None
+    assert int(curve.knee) <= int(curve.best)
     assert curve.ended == "4 was the most that was asked for"
     assert record.images == "the golden samples as tensors"
     wrong = cli("bench", bundle, "--image", picture, *options)
-    assert (wrong.status, "--image belongs to the other scenarios" in wrong.complaint) == (2, True)
+    assert (wrong.status, "--image belongs to other scenarios" in wrong.complaint) == (2, True)
     served = cli("bench", "--address", toy_server, "--model", "toy-classifier", "--image", picture, *options)
     assert (served.status, "give a bundle, not --address" in served.complaint) == (2, True)
+
+
+def test_other_curves(cli: Cli, tmp_path: Path, bundle: Path, toy_server: str, picture: Path) -> None:
+    """Sizes of a bundle, threads, streams, and clients of a session and of a server."""
+
+    def run(*options: object) -> BenchRecord:
+        outcome = cli("bench", *options, *FAST, "--json")
+        assert outcome.status == 0, outcome.stderr
+        return BenchRecord.model_validate_json(outcome.stdout)
+
+    def names(record: BenchRecord) -> list[str]:
+        (curve,) = record.curves.values()
+        assert [f"{record.runs[0].contender} {name}" for name in _rows(curve)] == [one.name for one in record.runs]
+        return [point.name for point in curve.points]
+
+    sizes = run(bundle, "--threads", 1, "--scenario", "size-curve")
+    assert names(sizes) == ["32x32"]
+    assert next(iter(sizes.curves.values())).best is None
+    threads = run(bundle, "--scenario", "thread-curve", "--most", 3)
+    assert names(threads) == ["1", "2", "3"]
+    clients = run(bundle, "--threads", 1, "--scenario", "client-curve", "--most", 2, "--image", picture)
+    assert names(clients) == ["1", "2"]
+    address = ("--address", toy_server, "--model", "toy-classifier", "--image", picture)
+    served = run(*address, "--scenario", "client-curve", "--most", 2)
+    assert names(served) == ["1", "2"]
+    for point, one in zip(next(iter(served.curves.values())).points, served.runs, strict=True):
+        assert point.images_per_s == pytest.approx(one.figures.images_per_s)
+    add_toy_bundle(tmp_path, "toy-classifier", targets=(Target.parse("openvino-cpu-fp32"),))
+    streams = run(tmp_path / "toy-classifier", "--scenario", "stream-curve", "--most", 2)
+    assert names(streams) == ["1", "2"]
+    wrong = cli("bench", bundle, "--scenario", "stream-curve", *FAST)
+    assert (wrong.status, "onnxruntime-cpu-fp32 takes no streams" in wrong.complaint) == (2, True)
+
+
+def _rows(curve: Curve) -> list[str]:
+    return [one.name if curve.axis == "size" else f"{curve.axis} {one.name}" for one in curve.points]
 
 
 WRONG = {
@@ -104,6 +160,10 @@ WRONG = {
     "a percentile of nothing": (("--percentile", 100), "--percentile must be 50 or more and below 100, got 100"),
     "a bound of one stream": (("--bound", 5), "--bound belongs to the scenario server, not to single-stream"),
     "clients of one stream": (("--clients", 5), "--clients belongs to the scenario server or offline"),
+    "tensors beside pictures": (("--via", "tensors", "--via", "typed"), "--via tensors stands alone"),
+    "ModelInfer of nobody": (("--via", "infer"), "--via infer belongs to --address"),
+    "compiled what": (("--compiled",), "--compiled belongs to --pytorch SOURCE"),
+    "more sizes": (("--scenario", "size-curve", "--most", 3), "--most belongs to the scenario batch-curve or thread"),
     "another scenario": (("--scenario", "streams"), "'streams' is not one of 'single-stream'"),
     "a regression of nothing": (("--max-regression", "x"), "--max-regression must be a share of the time"),
 }
@@ -245,6 +305,14 @@ def test_reports(cli: Cli, bundle: Path, tmp_path: Path) -> None:
     assert float(rows[0]["p50_ms"]) == figures["percentiles_ms"]["p50"]
     assert cli("bench", "report", *paths, "--json").document[0] == json.loads(first)
     assert cli("bench", "report", paths[0], "--csv", "--markdown").status == 2
+    assert cli("bench", bundle, "--csv", "--json").status == 2
+    at_once = cli("bench", bundle, *FAST, "--threads", 1, "--markdown").stdout
+    assert re.search(r"^\| onnxruntime-cpu-fp32 \| [\d,]+ \|", at_once, re.MULTILINE)
+    assert (
+        next(csv.DictReader(cli("bench", bundle, *FAST, "--threads", 1, "--csv").stdout.splitlines()))["right"]
+        == "True"
+    )
+    assert cli("bench", "--fleet", *paths).stdout == shown
     schema = cli("bench", "schema").document
     assert schema["properties"]["schema_version"]["const"] == 1
     assert all(len(line) <= 100 for line in shown.splitlines() if not line.startswith("unreliable"))

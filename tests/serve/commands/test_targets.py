@@ -169,7 +169,9 @@ def test_nothing_but_a_variant_without_its_engine(
 
 def test_every_command_on_a_bundle_takes_a_target(cli: Cli) -> None:
     for name in (one.callback.__name__ for one in app.registered_commands if one.callback is not None):
-        assert ("--target" in cli(name, "--help").stdout) == (name not in ("demo", "doctor", "token", "top")), name
+        assert ("--target" in cli(name, "--help").stdout) == (
+            name not in ("demo", "doctor", "health", "token", "top")
+        ), name
 
 
 def test_inspect_lists_every_variant(cli: Cli, both: Path) -> None:

@@ -51,6 +51,9 @@ def test_requests_in_flight_are_answered(toy_repository: Path, tmp_path: Path, n
         wait_until(lambda: not client.is_ready())
         with pytest.raises(UnavailableError):
             client.classify(make_pictures(1), model="toy-classifier")
+        # What tells a balancer that another server may be asked: docker/compose/envoy.yaml.
+        refused = vision.Classify.future(pb.ClassifyRequest(model=pb.ModelRef(name="toy-classifier")))
+        assert ("ferryman-untouched", "true") in list(refused.trailing_metadata())
         open_gate(tmp_path)
         assert [len(call.result().results) for call in asked] == [2, 2]
         assert server.wait() == 0

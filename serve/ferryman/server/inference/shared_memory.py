@@ -3,7 +3,7 @@
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from ferryman.errors import UnservedError, UsageError
@@ -50,6 +50,11 @@ class SharedMemory:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.regions: dict[tuple[str, str], _Region] = {}  # by owner and name
+
+    def keep_owners(self, owners: Collection[str]) -> None:
+        """Forgets what others registered."""
+        for key in [key for key in self.regions if key[0] not in owners]:
+            os.close(self.regions.pop(key).descriptor)
 
     def close(self) -> None:
         """Forgets all regions."""

@@ -65,6 +65,7 @@ MODEL_OF: dict[str, Callable[[Any], str]] = {
 NO_MODEL = frozenset(f"{_INFERENCE}{name}" for name in ("ServerLive", "ServerReady", "ServerMetadata"))
 _METHODS = ADMIN | HEALTH | NO_MODEL | frozenset(MODEL_OF) | {f"{_VISION}ListModels"}
 CALLER: ContextVar[Token | None] = ContextVar("caller", default=None)  # of the call under way
+ADMINISTRATORS = "administrators"  # who owns what is registered at their address
 _QUIET_S = 10.0
 _SOON_S = 5.0
 
@@ -101,20 +102,22 @@ class Access:
         """
         token = CALLER.get()
         if token is not None:
-            return f"token {token.name}"
-        return "administrators" if self._admin else ""
+            return owner_of(token.name)
+        return ADMINISTRATORS if self._admin else ""
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls that `access` does not admit, and remembers the token of those that it does.
 
     calls: where refusals are counted, by method and code
-    max_strangers: calls at a time that need no token where others do, so that places are left for those that have one
+    max_calls: of the server at a time. A quarter of them may need no token where others do, and half may have the same
+    one: places are left for others, whatever becomes of a call whose request never comes
     """
 
-    def __init__(self, access: Access, calls: Counter[tuple[str, str]], max_strangers: int) -> None:
+    def __init__(self, access: Access, calls: Counter[tuple[str, str]], max_calls: int) -> None:
         self._access, self._calls = access, calls
-        self._max_strangers, self._strangers = max_strangers, 0
+        self._max_strangers, self._strangers = max(1, max_calls // 4), 0
+        self._max_same, self._open = max(1, max_calls // 2), Counter[str]()
         self._refused = 0  # since the last line in the log, which strangers must not fill
         self._silent_until = 0.0
 
@@ -124,11 +127,31 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         try:
             # Each call has a task of its own, and with it a context of its own.
-            CALLER.set(self._access.admit(method, handler_call_details.invocation_metadata))
+            token = self._access.admit(method, handler_call_details.invocation_metadata)
+            if token is not None:
+                self._take_place(token)
+            CALLER.set(token)
         except FerrymanError as error:
             return self._refusal(error, method)
         handler = await continuation(handler_call_details)
         return self._hurry(handler) if handler is not None and self._access.is_open(method) else handler
+
+    def _take_place(self, token: Token) -> None:
+        """Until the call's task ends, which it does even when no request came and nothing else hears of it.
+
+        Raises OverloadedError.
+        """
+        if self._open[token.name] >= self._max_same:
+            raise OverloadedError("too many calls of this token at a time; ask again later", 1.0)
+        task = asyncio.current_task()
+        assert task is not None
+        self._open[token.name] += 1
+        task.add_done_callback(lambda _: self._leave_place(token.name))
+
+    def _leave_place(self, name: str) -> None:
+        self._open[name] -= 1
+        if not self._open[name]:  # names come and go with the file
+            del self._open[name]
 
     def _hurry(self, handler: Any) -> "Handler":
         """A handler of one request, which must come soon: grpc would wait for it as long as the caller likes."""
@@ -233,6 +256,11 @@ class PermissionInterceptor(grpc.aio.ServerInterceptor):
         if limiter is None:
             limiter = self._limiters[key] = Limiter(token.rate, token.in_flight)
         return limiter
+
+
+def owner_of(token: str) -> str:
+    """Who owns what was registered with the token of that name."""
+    return f"token {token}"
 
 
 def check_model(token: Token, method: str, request: Any, model_of: Callable[[str], str]) -> None:

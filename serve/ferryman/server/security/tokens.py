@@ -12,6 +12,7 @@ think of must never stand here.
 import hashlib
 import logging
 import secrets
+from collections.abc import Callable, Collection
 from hmac import compare_digest
 from pathlib import Path
 from typing import Annotated, Self
@@ -131,7 +132,9 @@ class TokenFile:
     and that there are no tokens, each time: a file from which all were taken away is as good as any other.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, changed: Callable[[Collection[str]], None] = lambda names: None) -> None:
+        """changed: is told the names of the tokens that there are now"""
+        self._changed = changed
 
         def read() -> list[tuple[bytes, Token]]:
             tokens = read_tokens(path)
@@ -143,7 +146,8 @@ class TokenFile:
 
     def find(self, secret: str) -> Token | None:
         """The token of a secret. Takes as long for every secret: all hashes are compared, each in constant time."""
-        self._watched.refresh()
+        if self._watched.refresh():
+            self._changed({token.name for _, token in self._watched.value})
         given = hashlib.sha256(secret.encode()).digest()
         found = None
         for digest, token in self._watched.value:

@@ -221,6 +221,34 @@ async def test_a_region_is_its_tokens_on_every_connection(memory: Memory, toy_re
         assert (await status_of(caller.inference.ModelInfer(request)))[0] == "INVALID_ARGUMENT"
 
 
+async def test_a_token_that_is_gone_leaves_no_region(memory: Memory, toy_repository: Path, tmp_path: Path) -> None:
+    """Its place is free for others; those of other tokens, and of the other address, stay."""
+    tokens, half = tmp_path / "tokens", 2**19
+    made = {name: make_token(name, f"fm_{name}", admin=True).line for name in ("gone", "stays")}
+    tokens.write_text("\n".join(made.values()), encoding="utf-8")
+    settings: dict[str, Any] = {"shared_memory_bytes": 3 * half, "admin_address": "127.0.0.1:0", "tokens": tokens}
+    async with (
+        running(toy_repository, **settings) as server,
+        calling(server.address) as caller,
+        calling(str(server.admin_address)) as admin,
+    ):
+        register = pb.SystemSharedMemoryRegisterRequest(name="r", key=memory.name, byte_size=4 * PAGE)
+        await admin.inference.SystemSharedMemoryRegister(register)
+        for name in made:
+            await caller.inference.SystemSharedMemoryRegister(register, metadata=bearer(f"fm_{name}"))
+        files = len(os.listdir("/proc/self/fd"))
+        tokens.write_text(made["stays"] + "\n", encoding="utf-8")
+        status = pb.SystemSharedMemoryStatusRequest()
+        theirs = caller.inference.SystemSharedMemoryStatus(status, metadata=bearer("fm_stays"))
+        assert list((await theirs).regions) == ["r"]
+        assert list((await admin.inference.SystemSharedMemoryStatus(status)).regions) == ["r"]
+        assert len(os.listdir("/proc/self/fd")) == files - 1
+        # a new one of the name finds nothing of the old one's
+        tokens.write_text("\n".join(made.values()), encoding="utf-8")
+        again = caller.inference.SystemSharedMemoryStatus(status, metadata=bearer("fm_gone"))
+        assert not (await again).regions
+
+
 async def test_a_client_that_shrinks_its_region(memory: Memory, toy_repository: Path) -> None:
     """A mapping of it would end the server with a bus error."""
     size = SIDE * SIDE * 3

@@ -24,9 +24,9 @@ class Authority:
         self.ca = folder / f"{name}.pem"
         self._authority.cert_pem.write_to_path(str(self.ca))
 
-    def issue(self, name: str, **options: Any) -> Pem:
-        """NAME.pem and NAME.key for this machine; files of that name are replaced."""
-        issued = self._authority.issue_cert("localhost", "127.0.0.1", **options)
+    def issue(self, name: str, *also: str, **options: Any) -> Pem:
+        """NAME.pem and NAME.key for this machine; files of that name are replaced. also: more names that it proves"""
+        issued = self._authority.issue_cert("localhost", "127.0.0.1", *also, **options)
         pem = Pem(self._folder / f"{name}.pem", self._folder / f"{name}.key")
         for path, blobs in ((pem.certificate, issued.cert_chain_pems), (pem.key, [issued.private_key_pem])):
             path.write_bytes(b"".join(blob.bytes() for blob in blobs))

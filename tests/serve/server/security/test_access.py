@@ -260,6 +260,27 @@ async def test_strangers_leave_places_to_those_with_a_token(
         [one.cancel() for one in watches]
 
 
+async def test_a_token_leaves_places_to_others(toy_repository: Path, tokens: Path) -> None:
+    """Calls whose request never comes are half of all at most; what ends them gives their places back."""
+    infer, request = "/inference.GRPCInferenceService/ModelInfer", infer_pictures("toy-classifier", PICTURES)
+    async with guarded(toy_repository, tokens, max_calls=16) as (caller, _):
+        mine, other = bearer("fm_all"), bearer("fm_ops")
+        silent = [caller.channel.stream_stream(infer)(metadata=mine) for _ in range(16)]
+        done, waiting = await asyncio.wait([asyncio.create_task(one.code()) for one in silent], timeout=2)
+        assert ({task.result().name for task in done}, len(done)) == ({"RESOURCE_EXHAUSTED"}, 8)
+        assert (await status_of(caller.inference.ModelInfer(request, metadata=mine)))[0] == "RESOURCE_EXHAUSTED"
+        assert (await caller.inference.ModelInfer(request, metadata=other)).outputs
+        for one in silent:
+            one.cancel()
+        await asyncio.wait(waiting)
+        for _ in range(100):  # the server hears of it a little later
+            if (await caller.inference.ModelInfer(request, metadata=mine).code()).name == "OK":
+                break
+            await asyncio.sleep(0.05)
+        answers = [caller.inference.ModelInfer(request, metadata=mine) for _ in range(8)]
+        assert all([(await answer).outputs for answer in answers])
+
+
 async def test_callers_do_not_mix(toy_repository: Path, tokens: Path) -> None:
     """Each of many calls at once over one connection is held to its own token."""
     async with guarded(toy_repository, tokens) as (caller, _):

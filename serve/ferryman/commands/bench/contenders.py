@@ -1,20 +1,22 @@
 """What `ferryman bench` measures: a bundle's variants in this process, or a server's model."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, fields
-from typing import Literal, Protocol
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import fields
+from typing import Literal, NoReturn, Protocol
 
 from ferryman.bench.alone import Load, SessionCost, measure_cost
 from ferryman.bench.flow import AsyncRequest
 from ferryman.bench.harness import Request
+from ferryman.bench.pictures import choose_next
 from ferryman.bench.record import Check, Proven
 from ferryman.bundle import Bundle
 from ferryman.certificates import check_certificate
-from ferryman.commands.predict import Answers, Asker, Local, Remote
-from ferryman.errors import CertificateError, MissingExtraError, TaskError
+from ferryman.commands.bench.tensors import make_tensors, request_tensors
+from ferryman.commands.predict import Answers, Local
+from ferryman.errors import CertificateError, TaskError, UsageError
 from ferryman.manifest import Tolerance
 from ferryman.parity import ParityReport, check_parity
 from ferryman.predictor import Predictor, Timings
@@ -24,7 +26,7 @@ from ferryman.specs import Target
 
 Ask = Callable[[Sequence[bytes]], Timings]
 When = Literal["before", "after"]
-SERVER, PYTORCH = "the server", "PyTorch eager"
+EAGER, COMPILED = "PyTorch eager", "PyTorch compiled"
 _COST_PROCESSES = 1
 _STAGES = tuple(field.name for field in fields(Timings) if field.name != "total_ms")
 
@@ -55,11 +57,17 @@ class Contender(Protocol):
 class LocalContender:
     """A bundle's variant, loaded in this process."""
 
-    def __init__(self, bundle: Bundle, predictor: Predictor, target: Target, settings: Settings) -> None:
+    def __init__(
+        self, bundle: Bundle, predictor: Predictor, target: Target, settings: Settings, tensors: bool = False
+    ) -> None:
+        """tensors: pictures are decoded and resized beforehand, and answers left as they are"""
         self.name, self.model = str(target), f"{bundle.name}/{bundle.version}"
         self._bundle, self._predictor, self._target, self._settings = bundle, predictor, target, settings
+        self._tensors = tensors
 
     def request(self, images: Sequence[bytes], count: int = 1) -> Request:
+        if self._tensors:
+            return request_tensors(self.sessions[0], make_tensors(images, count, self._bundle.spec))
         return make_request(choose_ask(Local(self._predictor), images[0]), images, count)
 
     @asynccontextmanager
@@ -84,6 +92,16 @@ class LocalContender:
     @property
     def bundle(self) -> Bundle:
         return self._bundle
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    @contextmanager
+    def reopen(self, settings: Settings) -> Generator["LocalContender", None, None]:
+        """The same with sessions of its own. Raises EngineError."""
+        with Predictor(self._bundle, str(self._target), settings) as predictor:
+            yield LocalContender(self._bundle, predictor, self._target, settings, self._tensors)
 
     def check(self, when: When) -> Check:
         """Every golden sample alone, in each size: on the very sessions that are measured."""
@@ -112,121 +130,25 @@ class LocalContender:
 class EagerContender(LocalContender):
     """PyTorch itself, on the checkpoint that the bundle was made from; within fp32's tolerance."""
 
-    def __init__(self, bundle: Bundle, predictor: Predictor, settings: Settings, version: str) -> None:
-        super().__init__(bundle, predictor, bundle.targets[0], settings)
-        self.name, self._version = PYTORCH, version
+    def __init__(
+        self, bundle: Bundle, predictor: Predictor, settings: Settings, version: str, tensors: bool, compiled: bool
+    ) -> None:
+        super().__init__(bundle, predictor, bundle.targets[0], settings, tensors)
+        self.name, self._version = COMPILED if compiled else EAGER, version
 
     @property
     def target(self) -> None:
         return None
+
+    def reopen(self, settings: Settings) -> NoReturn:
+        """Raises UsageError."""
+        raise UsageError("PyTorch's threads are those of the whole process: leave --pytorch out of this curve")
 
     def measure_cost(self) -> None: ...
 
     def prove(self) -> Proven:
         digest = self._bundle.manifest.source.sha256
         return Proven(target=self.name, runtime_version=self._version, digest=digest, certificate="")
-
-
-class ServedContender:
-    """A model of a server. What it answers with is proved by its own certificate."""
-
-    name = SERVER
-
-    def __init__(self, answers: Remote, asker: Asker, proven: Proven) -> None:
-        self.model, self._answers, self._asker, self._proven = answers.name, answers, asker, proven
-
-    def request(self, images: Sequence[bytes], count: int = 1) -> Request:
-        return make_request(choose_ask(self._answers, images[0]), images, count)
-
-    @asynccontextmanager
-    async def connect(self, images: Sequence[bytes], count: int, clients: int) -> AsyncGenerator[AsyncRequest, None]:
-        """One connection, on which any number of requests are under way."""
-        from ferryman.client import AsyncClient, RetryPolicy
-
-        task, name = self._answers.facts().task, self._answers.name
-        version = self._answers.version
-        assert self._asker.address is not None
-        retry = RetryPolicy(attempts=1)
-        async with AsyncClient(self._asker.address, security=self._asker.security, retry=retry) as client:
-
-            async def request(number: int) -> Mapping[str, float]:
-                data = choose_images(images, number, count)
-                match task:
-                    case "classification":
-                        answer = await client.classify(data, model=name, version=version)
-                    case "embedding":
-                        answer = await client.embed(data, model=name, version=version)
-                    case "detection":
-                        answer = await client.detect(data, model=name, version=version)
-                    case _:
-                        answer = await client.segment(data, model=name, version=version)
-                return list_stages(answer.timings)
-
-            yield request
-
-    def check(self, when: When) -> None:
-        del when
-
-    def measure_cost(self) -> None: ...
-
-    def prove(self) -> Proven:
-        return self._proven
-
-
-@dataclass(frozen=True)
-class Opened:
-    """bundle_digest: of the first; notes: why they may not be comparable, a line each"""
-
-    contenders: tuple[Contender, ...]
-    bundle_digest: str
-    notes: tuple[str, ...] = ()
-
-
-@contextmanager
-def open_contenders(
-    bundle: Bundle | None, targets: Sequence[str], settings: Settings, server: Asker | None, pytorch: str | None = None
-) -> Generator[Opened, None, None]:
-    """A bundle's targets, by default its first, and after them a server's model, whichever are given.
-
-    pytorch: the checkpoint that the bundle was made from, to be measured before all others in PyTorch itself
-    Raises EngineError when one can't be loaded, UnavailableError, ModelNotFoundError ... for a server.
-    """
-    with ExitStack() as opened:
-        found: list[Contender] = []
-        digests: list[str] = []
-        notes: list[str] = []
-        if bundle is not None:
-            digests.append(bundle.digest)
-            if pytorch is not None:
-                found.append(opened.enter_context(open_pytorch(bundle, pytorch, settings)))
-            for name in dict.fromkeys(targets or [str(bundle.targets[0])]):
-                target = bundle.variants(name)[0].target
-                predictor = opened.enter_context(Predictor(bundle, str(target), settings))
-                found.append(LocalContender(bundle, predictor, target, settings))
-        if server is not None:
-            remote = opened.enter_context(server.connect())
-            facts = remote.facts()
-            proven = Proven(
-                target=facts.target, runtime_version=facts.runtime_version, digest="", certificate=facts.certified
-            )
-            digests.append(facts.bundle_digest)
-            if found and facts.target not in [one.name for one in found]:
-                notes.append(f"the server answers with {facts.target}, which is not measured here")
-            found.append(ServedContender(remote, server, proven))
-        if len(set(digests)) > 1:
-            notes.append("the server answers with another bundle than the one here")
-        yield Opened(tuple(found), digests[0], tuple(notes))
-
-
-@contextmanager
-def open_pytorch(bundle: Bundle, source: str, settings: Settings) -> Generator[Contender, None, None]:
-    """Raises MissingExtraError without PyTorch, and what `open_eager` raises."""
-    try:
-        from ferryman_export.eager import VERSION, open_eager
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"measuring PyTorch ({error.name} is missing)", "export") from error
-    with Predictor(bundle, sessions=open_eager(bundle, source, settings)) as predictor:
-        yield EagerContender(bundle, predictor, settings, VERSION)
 
 
 def check_sessions(when: When, bundle: Bundle, sessions: Sequence[Session], tolerance: Tolerance, name: str) -> Check:
@@ -245,12 +167,7 @@ def summarize_check(when: When, reports: Sequence[ParityReport]) -> Check:
 
 
 def make_request(ask: Ask, images: Sequence[bytes], count: int) -> Request:
-    return lambda number: list_stages(ask(choose_images(images, number, count)))
-
-
-def choose_images(images: Sequence[bytes], number: int, count: int) -> list[bytes]:
-    """Those of a request: the next ones in turn."""
-    return [images[(number * count + index) % len(images)] for index in range(count)]
+    return lambda number: list_stages(ask(choose_next(images, number, count)))
 
 
 def list_stages(timings: Timings) -> dict[str, float]:

@@ -10,29 +10,32 @@ from typing import Any
 from ferryman import __version__
 from ferryman.accuracy import Truth, measure_accuracy, read_truth
 from ferryman.bench.clock import ClockFacts, measure_clock
+from ferryman.bench.energy import open_meters
 from ferryman.bench.harness import Plan
 from ferryman.bench.machine import read_machine, read_state
 from ferryman.bench.noise import find_disturbance, find_noise, find_throttling
 from ferryman.bench.page import check_page, write_page
 from ferryman.bench.percentiles import PERCENTILES, check_percentiles
 from ferryman.bench.pictures import Pictures, encode_golden, read_pictures
-from ferryman.bench.record import BenchRecord, BlockRecord, RunRecord, Scenario, read_record
+from ferryman.bench.record import BenchRecord, BlockRecord, RunRecord, read_record
 from ferryman.bench.report import report_latency
 from ferryman.bench.samples import Block
 from ferryman.bench.turns import Ratio, compare_speed
 from ferryman.bundle import Bundle
-from ferryman.commands.bench_contenders import open_contenders
-from ferryman.commands.bench_diff import check_baseline, parse_share
-from ferryman.commands.bench_options import BenchOptions, Places
-from ferryman.commands.bench_progress import show_measuring
-from ferryman.commands.bench_ready import Ready, make_ready
-from ferryman.commands.bench_scenarios import Found, measure
-from ferryman.commands.bench_tables import print_record
+from ferryman.commands.bench.compare import compare_tools
+from ferryman.commands.bench.diff import check_baseline, parse_share
+from ferryman.commands.bench.open import open_contenders
+from ferryman.commands.bench.options import BenchOptions, Places
+from ferryman.commands.bench.progress import show_measuring
+from ferryman.commands.bench.ready import Ready, make_ready
+from ferryman.commands.bench.report import Show, show_records
+from ferryman.commands.bench.scenarios import measure
+from ferryman.commands.bench.workload import Found, Workload
 from ferryman.commands.console import out, print_json
 from ferryman.errors import FerrymanError, FileAccessError, ParityError, UsageError
 
 
-def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, json_output: bool) -> None:
+def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, show: Show) -> None:
     """Times the pictures in `images`, or the bundle's golden samples, and prints what was found.
 
     What was measured before an error or Ctrl-C is printed before that is raised. Raises ParityError (exit status 3)
@@ -45,25 +48,27 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
     bundle = None if places.bundle is None else Bundle.open(places.bundle)
     truth = read_labelled(bundle, options.accuracy)
     workload, clock = options.workload(), measure_clock()
-    if workload.scenario == "batch-curve" and bundle is not None and images:
-        raise UsageError("--image belongs to the other scenarios: batch-curve runs the golden samples as tensors")
+    if workload.tensors and bundle is not None and images:
+        raise UsageError(f"--image belongs to other scenarios: {workload.scenario} runs the golden samples as tensors")
     pictures = choose_pictures(bundle, images)
     percentiles = check_percentiles(options.percentiles)
     plan = Plan(options.seconds, len(pictures.images), percentiles, options.at_most, max(2.0, options.seconds))
-    opening = open_contenders(bundle, places.targets, places.settings, places.server, places.pytorch)
-    with show_measuring() as (show, advance), opening as opened:
-        ready = make_ready(opened.contenders, show)
+    opening = open_contenders(places, bundle)
+    with show_measuring() as (progress, advance), opening as opened, open_meters() as meters:
+        ready = make_ready(opened.contenders, progress)
         before = read_state()
-        found = measure(workload, plan, ready.contenders, pictures.images, advance)
-        after, counted = read_state(), None
+        found = measure(workload, plan, ready.contenders, pictures.images, advance, meters)
+        after, counted, compared = read_state(), None, ()
         try:
             if found.error is None:
                 ready.check("after")
             if found.error is None and bundle is not None and truth is not None:
-                counted = measure_accuracy(bundle, ready.targets, truth, places.settings, show)
+                counted = measure_accuracy(bundle, ready.targets, truth, places.settings, progress)
+            if found.error is None:
+                compared = compare_tools(options.compare, ready.contenders, pictures.images, options.seconds, progress)
         except (FerrymanError, SystemExit) as late:  # what was measured is not lost with it
             found.error = late
-        shown = percentiles or ((50.0,) if workload.scenario == "batch-curve" else PERCENTILES)
+        shown = percentiles or (PERCENTILES if workload.axis is None else (50.0,))
         runs = make_runs(ready, found, clock, shown)
     machine = read_machine()
     reasons = find_disturbance(found.disturbance, machine.device.cores, alone=places.server is None)
@@ -75,7 +80,7 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
         model=opened.contenders[0].model,
         bundle_digest=opened.bundle_digest,
         address=None if places.server is None else places.server.address,
-        images="the golden samples as tensors" if workload.scenario == "batch-curve" else pictures.what,
+        images=describe_images(pictures, workload, places),
         broken=pictures.broken,
         seconds=options.seconds,
         settings=dict(vars(places.settings)),
@@ -86,15 +91,17 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, jso
         disturbance=found.disturbance,
         unreliable=(*opened.notes, *reasons, *find_throttling(before, after)),
         runs=runs,
-        ratios=compare_runs(runs, workload.scenario),
+        ratios=compare_runs(runs, workload),
         refused=ready.refused,
         ended=None if found.error is None else describe_end(found.error),
         clients=workload.clients if workload.scenario in ("server", "offline") else None,
         bound=found.bound,
         curves=found.curves,
         accuracy=counted,
+        compared=compared,
     )
-    show_record(record, options.html, json_output)
+    json_output = show == "json"
+    show_record(record, options.html, show)
     if found.error is not None:
         if isinstance(found.error, FerrymanError):
             found.error.answered = json_output
@@ -122,6 +129,12 @@ def choose_pictures(bundle: Bundle | None, paths: Sequence[Path]) -> Pictures:
     return encode_golden(bundle)
 
 
+def describe_images(pictures: Pictures, workload: Workload, places: Places) -> str:
+    if workload.tensors:
+        return "the golden samples as tensors"
+    return f"{pictures.what}, as tensors made beforehand" if places.tensors else pictures.what
+
+
 def make_runs(ready: Ready, found: Found, clock: ClockFacts, percentiles: Sequence[float]) -> tuple[RunRecord, ...]:
     return tuple(
         RunRecord(
@@ -141,15 +154,15 @@ def make_runs(ready: Ready, found: Found, clock: ClockFacts, percentiles: Sequen
     )
 
 
-def compare_runs(runs: Sequence[RunRecord], scenario: Scenario) -> dict[str, Ratio]:
+def compare_runs(runs: Sequence[RunRecord], workload: Workload) -> dict[str, Ratio]:
     """Each but the first against it, over the rounds that both had; wrong answers are compared with nothing.
 
     By latency, or where several clients wait side by side by the time a request of each block. Empty for scenarios in
     which contenders take no turns.
     """
-    if scenario in ("server", "batch-curve") or not runs[0].right:
+    if workload.scenario == "server" or workload.axis is not None or not runs[0].right:
         return {}
-    offline = scenario == "offline"
+    offline = workload.scenario == "offline"
     blocks = {run.name: [_list_times(block, offline) for block in run.unpack().blocks] for run in runs if run.right}
     first, *others = blocks
     rounds = min(map(len, blocks.values()))
@@ -164,23 +177,23 @@ def describe_end(error: FerrymanError | SystemExit) -> str:
     return str(error) if isinstance(error, FerrymanError) else "it was told to stop"
 
 
-def show_record(record: BenchRecord, html: Path | None, json_output: bool) -> None:
+def show_record(record: BenchRecord, html: Path | None, show: Show) -> None:
     """html: a page to write after all is shown: what took minutes must not be lost to a folder that can't be written
 
     Raises FileAccessError.
     """
-    if json_output:
+    if show == "json":
         print_json(record.model_dump(mode="json"))
     else:
-        print_record(record)
+        show_records([record], show)
     if html is None:
         return
     try:
         write_page([record], html)
     except FileAccessError as error:
-        error.answered = json_output
+        error.answered = show == "json"
         raise
-    if not json_output:
+    if show == "text":
         out.print(f"written: {html}")
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ferryman.bench.alone import SessionCost
 from ferryman.bench.record import Check, Proven
-from ferryman.commands.bench_contenders import Contender, LocalContender, When
+from ferryman.commands.bench.contenders import Contender, LocalContender, When
 from ferryman.commands.console import StageProgress
 from ferryman.errors import ParityError
 from ferryman.specs import Target

@@ -1,0 +1,89 @@
+"""Measures again what the docs state: `python docs/figures.py [NAME...]`, or `make bench`.
+
+A figure is what a command printed. It stands in a page between two comments, and the first says the command:
+
+    <!-- figures NAME: COMMAND -->
+    ...
+    <!-- end of figures -->
+
+What stands between is replaced by today's date and what the command prints, when it succeeds. A command that fails,
+as `ferryman bench --strict` does on a machine that is not quiet, leaves the page as it was.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ferryman.files import replace_file
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+_BLOCK = re.compile(r"(<!-- figures (\S+): (.+?) -->\n)(.*?)(<!-- end of figures -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Figures:
+    page: Path
+    name: str
+    command: tuple[str, ...]
+
+
+def find_figures(pages: Sequence[Path] = PAGES) -> list[Figures]:
+    """Raises ValueError for a comment that has lost its other half, and for a name that stands twice."""
+    found: list[Figures] = []
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        blocks = _BLOCK.findall(text)
+        if len(blocks) != text.count("<!-- figures ") or len(blocks) != text.count("<!-- end of figures -->"):
+            raise ValueError(f"{page.name}: a comment of figures has lost its other half")
+        found += [Figures(page, name, tuple(shlex.split(command))) for _, name, command, *_ in blocks]
+    names = [one.name for one in found]
+    if len(set(names)) != len(names):
+        raise ValueError(f"names of figures stand twice: {names}")
+    return found
+
+
+def measure(figures: Figures) -> bool:
+    """Whether the command succeeded; its words of progress and complaint go where this program's go."""
+    bin_folder = Path(sys.executable).parent
+    environment = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "100"}
+    done = subprocess.run(figures.command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.stderr.write(f"{done.stdout}\n{figures.name}: exit status {done.returncode}, left as it was\n")
+        return False
+    shown = done.stdout.strip()
+    if "\n| ---" not in shown:  # no table of Markdown
+        shown = f"```text\n{shown}\n```"
+    body = f"\n{datetime.now(UTC).date()}, `{shlex.join(figures.command)}`:\n\n{shown}\n\n"
+    text = figures.page.read_text(encoding="utf-8")
+
+    def change(block: re.Match[str]) -> str:
+        return block[1] + body + block[5] if block[2] == figures.name else block[0]
+
+    with replace_file(figures.page) as temporary:
+        temporary.write_text(_BLOCK.sub(change, text), encoding="utf-8")
+    return True
+
+
+def main(names: Sequence[str]) -> int:
+    figures = find_figures()
+    unknown = sorted(set(names) - {one.name for one in figures})
+    if unknown:
+        sys.stderr.write(f"no figures {', '.join(unknown)}; there are {', '.join(one.name for one in figures)}\n")
+        return 2
+    failed = False
+    for one in figures:
+        if not names or one.name in names:
+            sys.stderr.write(f"==> {one.name}: {shlex.join(one.command)}\n")
+            failed |= not measure(one)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,154 @@
+"""Joules that the machine says it took: RAPL's counters, a Jetson's INA sensors, NVIDIA's GPUs. Empty where none tells.
+
+They are of whole devices, whoever uses them. Counters count by themselves; of a sensor of power a thread makes joules.
+"""
+
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+_EVERY_S = 0.05  # between two looks at a sensor, which averages over about as long itself
+_TOTALS = ("VDD_IN", "POM_5V_IN")  # what INA sensors of Jetsons call the whole module
+_STREAM = ("--id=0", "--query-gpu=power.draw", "--format=csv,noheader,nounits", "-lms", "100")
+
+
+class Meter(Protocol):
+    """name: of the device"""
+
+    name: str
+
+    def joules(self) -> float:
+        """Since some time in the past."""
+        ...
+
+
+Meters = Sequence[Meter]
+
+
+def read_joules(meters: Meters) -> dict[str, float]:
+    return {meter.name: meter.joules() for meter in meters}
+
+
+def joules_since(before: Mapping[str, float], meters: Meters) -> dict[str, float]:
+    return {name: now - before[name] for name, now in read_joules(meters).items()}
+
+
+class Rapl:
+    """A processor package's counter in microjoules, which begins again at its range.
+
+    To be read more often than it goes round: some minutes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises OSError where it can't be read: only root may, on most systems."""
+        self.name = (folder / "name").read_text(encoding="utf-8").strip()
+        self._file, self._range = (
+            folder / "energy_uj",
+            int((folder / "max_energy_range_uj").read_text(encoding="utf-8")),
+        )
+        self._last, self._rounds = self._read(), 0
+
+    def joules(self) -> float:
+        now = self._read()
+        self._rounds += now < self._last
+        self._last = now
+        return (now + self._rounds * self._range) / 1e6
+
+    def _read(self) -> int:
+        return int(self._file.read_text(encoding="utf-8"))
+
+
+class PowerSensor:
+    """watts: waits for the next reading; None ends it"""
+
+    def __init__(self, name: str, watts: Callable[[], float | None]) -> None:
+        self.name, self._watts = name, watts
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._joules, self._power, self._at = 0.0, self._watts() or 0.0, time.perf_counter()
+        self._thread = threading.Thread(target=self._go_on, name=f"power of {name}", daemon=True)
+        self._thread.start()
+
+    def joules(self) -> float:
+        """What the last reading makes until now is part of it."""
+        with self._lock:
+            self._add()
+            return self._joules
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _go_on(self) -> None:
+        while not self._ended.is_set() and (power := self._watts()) is not None:
+            with self._lock:
+                self._add()
+                self._power = power
+
+    def _add(self) -> None:
+        now = time.perf_counter()
+        self._joules += self._power * (now - self._at)
+        self._at = now
+
+
+@contextmanager
+def open_meters(system: Path = Path("/sys")) -> Generator[Meters, None, None]:
+    """All that tell. system: where the kernel shows its devices"""
+    with ExitStack() as opened:
+        meters: list[Meter] = []
+        for folder in sorted((system / "class" / "powercap").glob("intel-rapl:[0-9]")):  # AMD's have the name too
+            try:
+                meters.append(Rapl(folder))
+            except (OSError, ValueError):
+                continue
+        for watts in _find_ina(system):
+            module = PowerSensor("module", watts)
+            opened.callback(module.close)
+            meters.append(module)
+        if (program := shutil.which("nvidia-smi")) is not None:
+            gpu = opened.enter_context(_stream_gpu(program))
+            meters += [] if gpu is None else [gpu]
+        yield meters
+
+
+def _find_ina(system: Path) -> Generator[Callable[[], float], None, None]:
+    """Volts times amperes of the whole module."""
+    for label in sorted((system / "bus" / "i2c" / "drivers" / "ina3221").glob("*/hwmon/hwmon*/in*_label")):
+        number = label.name.removeprefix("in").removesuffix("_label")
+        millivolts, milliamperes = label.with_name(f"in{number}_input"), label.with_name(f"curr{number}_input")
+        if label.read_text(encoding="utf-8").strip() in _TOTALS and milliamperes.exists():
+
+            def watts(millivolts: Path = millivolts, milliamperes: Path = milliamperes) -> float:
+                time.sleep(_EVERY_S)
+                volts, amperes = (int(file.read_text(encoding="utf-8")) / 1e3 for file in (millivolts, milliamperes))
+                return volts * amperes
+
+            yield watts
+
+
+@contextmanager
+def _stream_gpu(program: str) -> Generator[PowerSensor | None, None, None]:
+    """The first GPU, as the tool tells of it ten times a second; None where it does not."""
+    with subprocess.Popen([program, *_STREAM], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        sensor = None
+        try:
+            if _read_line(process) is not None:
+                sensor = PowerSensor("GPU", lambda: _read_line(process))
+            yield sensor
+        finally:
+            process.terminate()
+            if sensor is not None:  # it waits for a line, and ends with the process
+                sensor.close()
+
+
+def _read_line(process: "subprocess.Popen[str]") -> float | None:
+    """None when it has ended or does not tell."""
+    assert process.stdout is not None
+    try:
+        return float(process.stdout.readline())
+    except ValueError:
+        return None

@@ -1,0 +1,236 @@
+"""Curves: each contender measured with more and more of something, in turn."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import psutil
+
+from ferryman.bench.curve import Axis, Point, draw_curve
+from ferryman.bench.disturbance import Disturbance
+from ferryman.bench.energy import Meters
+from ferryman.bench.flow import AsyncRequest
+from ferryman.bench.flow_harness import FlowHarness
+from ferryman.bench.harness import Harness, Plan, Request
+from ferryman.bench.samples import Run
+from ferryman.commands.bench.contenders import Contender, LocalContender, When
+from ferryman.commands.bench.tensors import request_tensors
+from ferryman.commands.bench.workload import Advance, Found, Workload, keep
+from ferryman.device import read_device
+from ferryman.errors import EngineError, ParityError, UsageError
+from ferryman.golden import GoldenSamples
+from ferryman.runtimes.base import Session
+
+_MOST_BATCH, _MOST_CLIENTS = 64, 32
+_CLIENTS_A_STREAM = 2  # so that each has another request waiting
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A point to measure. name, at: see `Point`; row: of its run; images: in a request; clients: requests at a time
+
+    contender: is asked about pictures, where there is no `request` of its own
+    """
+
+    name: str
+    at: float
+    row: str
+    contender: Contender
+    request: Request | None = None
+    images: int = 1
+    clients: int = 1
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """ended: why there are no more; own: contenders that were opened for it, and are to be checked by themselves"""
+
+    steps: Sequence[_Step]
+    ended: str
+    own: Sequence[LocalContender] = field(default=())
+
+
+def measure_curves(
+    axis: Axis,
+    workload: Workload,
+    plan: Plan,
+    contenders: Sequence[Contender],
+    images: Sequence[bytes],
+    advance: Advance,
+    meters: Meters,
+) -> Found:
+    """One contender after the other, its points in turn. Raises UsageError for one that has no such curve."""
+    found = Found({}, Disturbance())
+    for one in contenders:
+        with ExitStack() as opened:
+            if axis == "clients":
+                made = _list_clients(one, workload)
+            elif isinstance(one, LocalContender):
+                made = _MAKERS[axis](one, workload, plan.seconds, opened)
+            else:
+                raise UsageError(f"{workload.scenario} is of a bundle's own session: give a bundle, not --address")
+            _check(made.own, "before")
+            harness, found.error = _measure(made.steps, plan, images, advance, meters)
+            for step, run in zip(made.steps, harness.runs.values(), strict=True):
+                run.contender, run.images = one.name, step.images
+            found.runs |= harness.runs
+            found.disturbance = harness.disturbance
+            points = [_make_point(step, harness.runs[step.row]) for step in made.steps]
+            found.curves[one.name] = draw_curve(axis, points, made.ended)
+            if found.error is None:
+                try:
+                    _check(made.own, "after")
+                except ParityError as error:
+                    found.error = error
+        if found.error is not None:
+            break
+    return found
+
+
+def _measure(
+    steps: Sequence[_Step], plan: Plan, images: Sequence[bytes], advance: Advance, meters: Meters
+) -> tuple[Harness | FlowHarness, Any]:
+    """The seconds of one contender are shared by its points."""
+    shared = Plan(plan.seconds / len(steps), 1, (), plan.patience_s, plan.warm_s / len(steps))
+    if all(step.request is not None for step in steps):
+        harness = Harness(shared, meters=meters)
+        requests = {step.row: step.request for step in steps if step.request is not None}
+        return harness, keep(harness, partial(harness.measure, requests, advance))
+    flow = FlowHarness(shared, meters=meters)
+
+    async def main() -> None:
+        async with AsyncExitStack() as opened:
+            asked: dict[str, AsyncRequest] = {}
+            for step in steps:
+                link = step.contender.connect(images, step.images, step.clients)
+                asked[step.row] = await opened.enter_async_context(link)
+            await flow.measure_offline(asked, {step.row: step.clients for step in steps}, advance)
+
+    return flow, keep(flow, lambda: asyncio.run(main()))
+
+
+def _make_point(step: _Step, run: Run) -> Point:
+    median = float(np.median(run.latencies_ms))
+    if step.request is not None:  # one after the other: what the median says, whatever disturbed some
+        return Point(name=step.name, at=step.at, median_ms=median, images_per_s=1e3 * step.images / median)
+    rate = step.images * len(run.latencies_ms) / run.seconds
+    return Point(name=step.name, at=step.at, median_ms=median, images_per_s=rate)
+
+
+def _check(own: Sequence[LocalContender], when: When) -> None:
+    """Raises ParityError."""
+    for one in own:
+        check = one.check(when)
+        if not check.passed:
+            raise ParityError(f"{one.name} with {one.settings} is out of tolerance: {check.failures[0]}")
+
+
+def _double(most: int) -> Iterator[int]:
+    """1, 2, 4 ... and `most` itself."""
+    number = 1
+    while number < most:
+        yield number
+        number *= 2
+    yield most
+
+
+def _list_batches(one: LocalContender, workload: Workload, patience_s: float, opened: ExitStack) -> _Steps:
+    """Each size that could be run once: until memory or patience ends."""
+    del opened
+    session, golden, most = one.sessions[0], one.bundle.golden(), workload.most or _MOST_BATCH
+    steps: list[_Step] = []
+    ended = f"{most} was the most that was asked for"
+    for size in _double(most):
+        inputs = golden.batch([index % len(golden) for index in range(size)])
+        before, start = psutil.virtual_memory().available, time.perf_counter()
+        try:
+            session.run(inputs)
+        except EngineError as error:
+            ended = f"a batch of {size} failed: {error}"
+            break
+        took = time.perf_counter() - start
+        request = request_tensors(session, lambda _number, inputs=inputs: inputs)
+        steps.append(_Step(str(size), size, f"{one.name} batch {size}", one, request, images=size))
+        if took > patience_s:
+            ended = f"a batch of {size} took {took:.1f} s"
+            break
+        left = psutil.virtual_memory().available
+        if 2 * (before - left) > left:  # the next one takes about twice as much
+            ended = f"a batch of {2 * size} might not fit into the memory"
+            break
+    return _Steps(steps, ended)
+
+
+def _list_sizes(one: LocalContender, workload: Workload, patience_s: float, opened: ExitStack) -> _Steps:
+    """Every size of the bundle, the smallest first."""
+    del workload, patience_s, opened
+    found: list[_Step] = []
+    for index, session in enumerate(one.sessions):
+        height, width = session.spec.preprocess.size
+        request = _ask_golden(session, one.bundle.golden(index))
+        name = f"{height}x{width}"
+        found.append(_Step(name, height * width / 1e6, f"{one.name} {name}", one, request))
+    found.sort(key=lambda step: step.at)
+    return _Steps(found, "the bundle has no other size")
+
+
+def _list_threads(one: LocalContender, workload: Workload, patience_s: float, opened: ExitStack) -> _Steps:
+    """A session of each number of threads, all of them loaded."""
+    del patience_s
+    steps: list[_Step] = []
+    own: list[LocalContender] = []
+    most = workload.most or read_device().cores
+    for threads in _double(most):
+        other = opened.enter_context(one.reopen(replace(one.settings, threads=threads)))
+        own.append(other)
+        request = _ask_golden(other.sessions[0], one.bundle.golden())
+        steps.append(_Step(str(threads), threads, f"{one.name} threads {threads}", other, request))
+    return _Steps(steps, f"{most} {_why(workload)}", own)
+
+
+def _list_streams(one: LocalContender, workload: Workload, patience_s: float, opened: ExitStack) -> _Steps:
+    """A session of each number of streams, good at throughput, and more clients than that."""
+    del patience_s
+    steps: list[_Step] = []
+    own: list[LocalContender] = []
+    most = workload.most or read_device().cores
+    for streams in _double(most):
+        other = opened.enter_context(one.reopen(replace(one.settings, streams=streams, hint="throughput")))
+        if other.sessions[0].largest_useful_batch != streams:
+            raise UsageError(f"{one.name} takes no streams: stream-curve is of OpenVINO's variants")
+        own.append(other)
+        clients = _CLIENTS_A_STREAM * streams
+        steps.append(_Step(str(streams), streams, f"{one.name} streams {streams}", other, clients=clients))
+    return _Steps(steps, f"{most} {_why(workload)}", own)
+
+
+def _list_clients(one: Contender, workload: Workload) -> _Steps:
+    """Through a server, or threads on one session."""
+    most = workload.most or _MOST_CLIENTS
+    steps = [
+        _Step(str(clients), clients, f"{one.name} clients {clients}", one, images=workload.count, clients=clients)
+        for clients in _double(most)
+    ]
+    return _Steps(steps, f"{most} was the most that was asked for")
+
+
+def _ask_golden(session: Session, golden: GoldenSamples) -> Request:
+    inputs = golden.batch([0])
+    return request_tensors(session, lambda _number: inputs)
+
+
+def _why(workload: Workload) -> str:
+    return "processors are all that there are" if workload.most is None else "was the most that was asked for"
+
+
+_MAKERS: dict[Axis, Callable[[LocalContender, Workload, float, ExitStack], _Steps]] = {
+    "batch": _list_batches,
+    "size": _list_sizes,
+    "threads": _list_threads,
+    "streams": _list_streams,
+}

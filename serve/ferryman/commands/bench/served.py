@@ -1,0 +1,138 @@
+"""A server's model as a contender: through typed calls, or through ModelInfer with pictures or tensors."""
+
+import asyncio
+import struct
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from ferryman.bench.alone import SessionCost
+from ferryman.bench.flow import AsyncRequest
+from ferryman.bench.harness import Request
+from ferryman.bench.pictures import choose_next
+from ferryman.bench.record import Proven
+from ferryman.bench.tools import ServedJob
+from ferryman.client.attempts import attempts
+from ferryman.client.calls import Call
+from ferryman.commands.bench.contenders import When, choose_ask, list_stages, make_request
+from ferryman.commands.bench.tensors import make_tensors
+from ferryman.commands.predict import Asker, Remote
+from ferryman.inference import grpc_service_pb2 as pb
+from ferryman.runtimes.base import Arrays
+from ferryman.specs import ModelSpec
+
+SERVER = "the server"
+_DATATYPES = {"uint8": "UINT8", "int32": "INT32"}
+
+
+class ServedContender:
+    """Asked by typed calls. What it answers with is proved by its own certificate."""
+
+    name = SERVER
+
+    def __init__(self, answers: Remote, asker: Asker, proven: Proven) -> None:
+        self.model, self._answers, self._asker, self._proven = answers.name, answers, asker, proven
+
+    def request(self, images: Sequence[bytes], count: int = 1) -> Request:
+        return make_request(choose_ask(self._answers, images[0]), images, count)
+
+    @asynccontextmanager
+    async def connect(self, images: Sequence[bytes], count: int, clients: int) -> AsyncGenerator[AsyncRequest, None]:
+        """One connection, on which any number of requests are under way."""
+        del clients
+        task, name = self._answers.facts().task, self._answers.name
+        version = self._answers.version
+        async with self._asker.connect_async() as client:
+
+            async def request(number: int) -> Mapping[str, float]:
+                data = choose_next(images, number, count)
+                match task:
+                    case "classification":
+                        answer = await client.classify(data, model=name, version=version)
+                    case "embedding":
+                        answer = await client.embed(data, model=name, version=version)
+                    case "detection":
+                        answer = await client.detect(data, model=name, version=version)
+                    case _:
+                        answer = await client.segment(data, model=name, version=version)
+                return list_stages(answer.timings)
+
+            yield request
+
+    def check(self, when: When) -> None:
+        del when
+
+    def measure_cost(self) -> SessionCost | None: ...
+
+    def prove(self) -> Proven:
+        return self._proven
+
+
+class InferContender(ServedContender):
+    """Asked by ModelInfer, with encoded pictures or, where a spec says which, ready tensors. It tells no stages."""
+
+    def __init__(self, answers: Remote, asker: Asker, proven: Proven, spec: ModelSpec | None = None) -> None:
+        super().__init__(answers, asker, proven)
+        self.name = f"{SERVER}, {'ModelInfer' if spec is None else 'tensors'}"
+        self._spec = spec
+
+    @property
+    def job(self) -> ServedJob | None:
+        """What another program is to be asked; None for pictures, which none knows."""
+        if self._spec is None or self._asker.address is None:
+            return None
+        return ServedJob(self._asker.address, self._answers.name, self._answers.version)
+
+    def request(self, images: Sequence[bytes], count: int = 1) -> Request:
+        make = self._prepare(images, count)
+
+        def request(number: int) -> Mapping[str, float]:
+            self._answers.client.run(_call(make(number)))
+            return {}
+
+        return request
+
+    @asynccontextmanager
+    async def connect(self, images: Sequence[bytes], count: int, clients: int) -> AsyncGenerator[AsyncRequest, None]:
+        del clients
+        make = await asyncio.to_thread(self._prepare, images, count)
+        async with self._asker.connect_async() as client:
+
+            async def request(number: int) -> Mapping[str, float]:
+                await client.run(_call(make(number)))
+                return {}
+
+            yield request
+
+    def _prepare(self, images: Sequence[bytes], count: int) -> Callable[[int], pb.ModelInferRequest]:
+        """What makes a request's message, by its number."""
+        if self._spec is None:
+            return lambda number: self._ask_pictures(choose_next(images, number, count))
+        tensors = make_tensors(images, count, self._spec)
+        return lambda number: self._ask_tensors(tensors(number))
+
+    def _ask_pictures(self, images: Sequence[bytes]) -> pb.ModelInferRequest:
+        request = self._open()
+        request.inputs.add(name="image_bytes", datatype="BYTES", shape=[len(images)])
+        request.raw_input_contents.append(b"".join(struct.pack("<I", len(data)) + data for data in images))
+        return request
+
+    def _ask_tensors(self, inputs: Arrays) -> pb.ModelInferRequest:
+        request = self._open()
+        for name, array in inputs.items():
+            request.inputs.add(name=name, datatype=_DATATYPES[array.dtype.name], shape=array.shape)
+            request.raw_input_contents.append(array.tobytes())
+        return request
+
+    def _open(self) -> pb.ModelInferRequest:
+        version = str(self._answers.version or "")
+        return pb.ModelInferRequest(model_name=self._answers.name, model_version=version)
+
+
+def _call(request: pb.ModelInferRequest) -> Call[Any]:
+    return Call(lambda stubs: stubs.inference.ModelInfer, request, partial(attempts, request=request, parse=_keep))
+
+
+def _keep(response: Any) -> Any:
+    return response

@@ -1,0 +1,106 @@
+"""How contenders are asked, and what asking them left."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ferryman.bench.curve import Axis, Curve
+from ferryman.bench.disturbance import Disturbance
+from ferryman.bench.flow_harness import FlowHarness
+from ferryman.bench.harness import Harness, Moment
+from ferryman.bench.record import Scenario
+from ferryman.bench.samples import Run
+from ferryman.bench.search import Bound, Trial
+from ferryman.errors import FerrymanError, UsageError
+
+Advance = Callable[[Moment], None]
+MULTI_STREAM = 8  # pictures a request, as MLPerf's MultiStream has them
+OFFLINE_CLIENTS = 2  # so that there is always another request when one is answered
+AXES: dict[Scenario, Axis] = {
+    "batch-curve": "batch",
+    "size-curve": "size",
+    "thread-curve": "threads",
+    "stream-curve": "streams",
+    "client-curve": "clients",
+}
+_ALONE_PERCENTILE = 99.0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How contenders are asked. count: pictures a request; clients: requests at a time; bound_ms: None for a default;
+    most: where a curve ends at the latest, None for a default
+    """
+
+    scenario: Scenario
+    count: int
+    clients: int
+    percentile: float
+    bound_ms: float | None
+    most: int | None
+
+    @property
+    def axis(self) -> Axis | None:
+        """What a curve is drawn over; None of other scenarios."""
+        return AXES.get(self.scenario)
+
+    @property
+    def tensors(self) -> bool:
+        """Whether golden samples go to the session as they are, without pictures to decode."""
+        return self.axis in ("batch", "size", "threads")
+
+    @classmethod
+    def choose(
+        cls, scenario: Scenario, count: int | None, clients: int | None, percentiles: Sequence[float],
+        bound_ms: float | None, most: int | None,
+    ) -> "Workload":  # fmt: skip
+        """With the scenario's own defaults. Raises UsageError for what does not belong to it."""
+        curves = tuple(name for name in AXES if name != "size-curve")
+        for name, given, owners in (
+            ("--per-request", count, ("multi-stream", "server", "offline", "client-curve")),
+            ("--clients", clients, ("server", "offline")),
+            ("--bound", bound_ms, ("server",)),
+            ("--most", most, curves),
+        ):
+            if given is not None and scenario not in owners:
+                raise UsageError(f"{name} belongs to the scenario {' or '.join(owners)}, not to {scenario}")
+        default = MULTI_STREAM if scenario == "multi-stream" else 1
+        workers = clients or (OFFLINE_CLIENTS if scenario == "offline" else 1)
+        percentile = max(percentiles, default=_ALONE_PERCENTILE)
+        return cls(scenario, count or default, workers, percentile, bound_ms, most)
+
+
+@dataclass
+class Found:
+    """What a scenario left. error: what ended it early"""
+
+    runs: dict[str, Run]
+    disturbance: Disturbance
+    trials: dict[str, list[Trial]] = field(default_factory=dict[str, list[Trial]])
+    bound: Bound | None = None
+    curves: dict[str, Curve] = field(default_factory=dict[str, Curve])
+    error: FerrymanError | SystemExit | None = None
+
+
+def keep(harness: Harness | FlowHarness, run: Callable[[], None]) -> FerrymanError | SystemExit | None:
+    """What ended `run` early, if that left something of every contender; else it is raised."""
+    try:
+        run()
+    except (FerrymanError, SystemExit) as error:
+        return _judge_end(harness, error)
+    except BaseExceptionGroup as group:
+        ours, others = group.split((FerrymanError, SystemExit))
+        if others is not None or ours is None:
+            raise
+        return _judge_end(harness, _first(ours))
+    return None
+
+
+def _judge_end(harness: Harness | FlowHarness, error: FerrymanError | SystemExit) -> FerrymanError | SystemExit:
+    if not harness.runs or not all(len(run.latencies_ms) for run in harness.runs.values()):
+        raise error
+    return error
+
+
+def _first(group: BaseExceptionGroup[FerrymanError | SystemExit]) -> FerrymanError | SystemExit:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

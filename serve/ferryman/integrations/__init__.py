@@ -1,0 +1,1 @@
+"""Ferryman inside other engines."""

@@ -1,0 +1,81 @@
+"""Figures in the docs come from commands that stand beside them: docs/figures.py measures them again."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "docs" / "figures.py"
+PAGE = """# A page
+
+<!-- figures right: python3 -c "print('4.2 ms')" -->
+yesterday's
+<!-- end of figures -->
+
+Words between.
+
+<!-- figures noisy: python3 -c "raise SystemExit(1)" -->
+kept
+<!-- end of figures -->
+"""
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    (tmp_path / "docs").mkdir()
+    shutil.copy(SCRIPT, tmp_path / "docs")
+    page = tmp_path / "README.md"
+    page.write_text(PAGE, encoding="utf-8")
+    return page
+
+
+def run(folder: Path, *names: str) -> tuple[int, str]:
+    command = [sys.executable, str(folder / "docs" / "figures.py"), *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+def test_what_is_measured_again(page: Path) -> None:
+    assert run(page.parent, "right")[0] == 0
+    text = page.read_text(encoding="utf-8")
+    assert re.search(r"-->\n\n\d{4}-\d\d-\d\d, `python3 -c .*`:\n\n```text\n4\.2 ms\n```\n\n<!-- end of f", text)
+    assert text.endswith(PAGE[PAGE.index("Words between") :])
+    status, complaint = run(page.parent)
+    assert (status, "noisy: exit status 1, left as it was" in complaint) == (1, True)
+    assert "\nkept\n" in page.read_text(encoding="utf-8")
+
+
+BROKEN = {
+    "an end is missing": (PAGE.replace("<!-- end of figures -->", "", 1), "has lost its other half"),
+    "twice": (PAGE.replace("noisy", "right"), "names of figures stand twice"),
+}
+
+
+@pytest.mark.parametrize(("text", "complaint"), BROKEN.values(), ids=BROKEN)
+def test_pages_that_are_broken(page: Path, text: str, complaint: str) -> None:
+    page.write_text(text, encoding="utf-8")
+    status, said = run(page.parent)
+    assert (status, complaint in said) == (1, True)
+    assert page.read_text(encoding="utf-8") == text
+
+
+def test_our_own_pages() -> None:
+    """Whole, with commands of ours alone, and measured."""
+    status, said = run(SCRIPT.parents[1], "no-such")
+    assert (status, said.startswith("no figures no-such; there are ")) == (2, True)
+    blocks = [
+        block
+        for page in (SCRIPT.parents[1] / "README.md", *SCRIPT.parent.glob("*.md"))
+        for block in re.findall(
+            r"<!-- figures \S+: (.+?) -->\n(.*?)<!-- end", page.read_text(encoding="utf-8"), re.DOTALL
+        )
+    ]
+    assert blocks
+    for command, body in blocks:
+        assert command.startswith(("ferryman ", "python -m ferryman")), command
+        assert f"`{shlex.join(shlex.split(command))}`:\n\n" in body, command
