@@ -51,7 +51,7 @@ bench: $(VENV)/.installed-bench $(BENCHED)
 	$(BIN)/python docs/figures.py $(ARGS)
 
 $(BENCHED):
-	$(BIN)/ferryman export $(@F) -o $(@D) --target all-cpu
+	$(BIN)/ferryman export $(@F) -o $(@D) --target openvino-cpu-fp32
 
 bench-targets: $(VENV)/.installed-bench
 	$(BIN)/python -m ferryman_export.bench_targets $(ARGS)
@@ -130,7 +130,7 @@ arm64-wheels: $(VENV)/.created
 nightly: lint-deploy sbom arm64-wheels test-images
 
 clean:
-	rm -rf $(VENV) demo dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) build demo dist .pytest_cache .ruff_cache
 	find serve export models tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # A stamp is written last, so an interrupted step is done again. What the tests need includes what the demo needs.
