@@ -45,10 +45,15 @@ _ACCESS_LOG = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a server runs. command: what its own is put behind"""
+    """Where a server runs. command: what its own is put behind; wire: to a namespace, empty for none"""
 
     host: str
     command: tuple[str, ...] = ()
+    wire: str = ""
+
+    def cut(self) -> None:
+        """Nothing goes in or out any more, and nobody is told."""
+        subprocess.run(["ip", "link", "set", self.wire, "down"], check=True, capture_output=True)
 
 
 @contextmanager
@@ -85,7 +90,7 @@ def _namespace(number: int) -> Generator[Place]:
                 f"{' '.join(inside)} ip link set lo up",
             ):
                 subprocess.run(line.split(), check=True, capture_output=True)
-            yield Place(far, inside)
+            yield Place(far, inside, wire)
         finally:
             one.kill()
 
@@ -97,6 +102,7 @@ class Member:
         self, place: Place, repository: Path, certificates: Path | None, folder: Path, **settings: str
     ) -> None:
         """certificates: None for a server without TLS; settings: beyond those of compose.yaml"""
+        self.place = place
         # A namespace has all ports for itself.
         ports = (8001, 8002) if place.command else (free_port(place.host), free_port(place.host))
         self.address, metrics = (f"{place.host}:{port}" for port in ports)

@@ -133,3 +133,29 @@ def test_nothing_is_lost_and_nothing_done_twice(repository: Path, certificates: 
     # The one that hung got less meanwhile.
     given = Counter(call["server"] for call in calls if start < float(call["start"]) < end)
     assert given[left.address] < min(given[killed.address], given[stopped.address])
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("what", ["hangs", "is cut off"])
+def test_a_server_that_is_gone_without_a_word_gives_its_calls_back(
+    repository: Path, certificates: Path, tmp_path: Path, what: str
+) -> None:
+    """Envoy's pings find out, and clients ask again within their deadline."""
+    with fleet(repository, tmp_path, certificates) as (members, envoy):
+        gone = members[0]
+        with loading(envoy, certificates) as load:
+            load.calm()
+            if what == "hangs":
+                gone.signal(signal.SIGSTOP)
+            elif gone.place.wire:
+                gone.place.cut()
+            else:
+                pytest.skip("no network namespace can be made here")
+            time.sleep(16)
+            report = load.stop()
+        envoy.end()
+    assert report.errors == {}
+    assert (report.answered, report.wrong) == (report.asked, 0)
+    broken = [call for call in envoy.calls() if call["path"].endswith("/Classify") and call["status"] != 0]
+    assert {call["server"] for call in broken} == {gone.address}
+    assert 4 < report.slowest_s < TIMEOUT_S

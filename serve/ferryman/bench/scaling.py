@@ -223,7 +223,7 @@ def scale(
     process: Annotated[
         float, typer.Option(min=0.001, help="Milliseconds of those in the one thread that Python has at a time.")
     ] = 0.75,
-    hop: Annotated[float, typer.Option(min=0.001, help="Milliseconds of the balancer's processor for a call.")] = 0.2,
+    hop: Annotated[float, typer.Option(min=0.001, help="Milliseconds of the balancer's processor for a call.")] = 0.6,
     picture: Annotated[float, typer.Option(min=0.1, help="KB of a picture as it is sent.")] = 40.0,
     camera_count: Annotated[int, typer.Option("--cameras", min=1)] = 1000,
     fps: Annotated[float, typer.Option(min=0.01)] = 5.0,
