@@ -45,15 +45,14 @@ _ACCESS_LOG = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a server runs. command: what its own is put behind; wire: to a namespace, empty for none"""
+    """Where a server runs. command: what its own is put behind, to be in a namespace; empty for none"""
 
     host: str
     command: tuple[str, ...] = ()
-    wire: str = ""
 
     def cut(self) -> None:
-        """Nothing goes in or out any more, and nobody is told."""
-        subprocess.run(["ip", "link", "set", self.wire, "down"], check=True, capture_output=True)
+        """At its far end: nothing goes in or out any more, and nobody is told."""
+        subprocess.run([*self.command, "ip", "link", "set", "eth0", "down"], check=True, capture_output=True)
 
 
 @contextmanager
@@ -69,7 +68,7 @@ def places(count: int) -> Generator[list[Place]]:
 
 @contextmanager
 def _namespace(number: int) -> Generator[Place]:
-    """One that ends with its process, and takes its end of the wire with it."""
+    """One that ends with its process."""
     if os.geteuid() != 0:
         raise PermissionError("a network namespace needs root")
     net = f"198.18.{os.getpid() % 200}.{4 * number}"  # a network that is set apart for measuring
@@ -90,8 +89,10 @@ def _namespace(number: int) -> Generator[Place]:
                 f"{' '.join(inside)} ip link set lo up",
             ):
                 subprocess.run(line.split(), check=True, capture_output=True)
-            yield Place(far, inside, wire)
+            yield Place(far, inside)
         finally:
+            # The kernel would take the wire away too, some time after the process.
+            subprocess.run(["ip", "link", "del", wire], check=False, capture_output=True)
             one.kill()
 
 

@@ -145,9 +145,10 @@ def test_a_server_that_is_gone_without_a_word_gives_its_calls_back(
         gone = members[0]
         with loading(envoy, certificates) as load:
             load.calm()
+            time.sleep(1)  # until Envoy has connections to all
             if what == "hangs":
                 gone.signal(signal.SIGSTOP)
-            elif gone.place.wire:
+            elif gone.place.command:
                 gone.place.cut()
             else:
                 pytest.skip("no network namespace can be made here")
