@@ -126,6 +126,25 @@ def draw_curves(record: BenchRecord) -> str:
     return _close(figure, axes, len(record.curves))
 
 
+def draw_price(record: BenchRecord) -> str:
+    """Latency against throughput, where a curve trades one for the other; empty for others."""
+    curves = {name: one for name, one in record.curves.items() if one.axis in ("batch", "clients", "streams")}
+    if not curves:
+        return ""
+    figure, axes = _open("median of a request in ms")
+    for number, (name, curve) in enumerate(curves.items()):
+        rates, took = [one.images_per_s for one in curve.points], [one.median_ms for one in curve.points]
+        axes.plot(rates, took, marker=".", label=name, **_style(number))
+        for point in curve.points:
+            at = (point.images_per_s, point.median_ms)
+            axes.annotate(point.name, at, textcoords="offset points", xytext=(4, -11), color=_QUIET, fontsize=8)
+    axes.set_xlabel(f"pictures a second; at each point the {next(iter(curves.values())).axis}")
+    axes.set_xlim(left=0)
+    _set_log(axes, "y")
+    axes.margins(y=0.15)
+    return _close(figure, axes, len(curves))
+
+
 def draw_pareto(record: BenchRecord) -> str:
     """Speed against accuracy; empty where accuracy was not measured."""
     counted = record.accuracy
@@ -147,6 +166,7 @@ def draw_pareto(record: BenchRecord) -> str:
 CHARTS: tuple[tuple[str, Callable[[BenchRecord], str]], ...] = (
     ("The rate that keeps the bound", draw_load),
     ("Throughput curve", draw_curves),
+    ("Latency against throughput", draw_price),
     ("Percentiles", draw_percentiles),
     ("Distribution", draw_distribution),
     ("Stages", draw_stages),

@@ -87,7 +87,11 @@ def test_what_a_record_has_is_drawn(record: BenchRecord) -> None:
         Point(name=str(at), at=at, median_ms=8 + 2 * at, images_per_s=1e3 * at / (8 + 2 * at)) for at in (1, 2, 4)
     ]
     curve = draw_curve("batch", points, "4 was the most")
-    assert "Throughput curve" in render_page([record.model_copy(update={"curves": {"fp32": curve}})])
+    text = render_page([record.model_copy(update={"curves": {"fp32": curve}})])
+    assert "Throughput curve" in text
+    assert "Latency against throughput" in text
+    by_threads = {"fp32": draw_curve("threads", points, "4 was the most")}
+    assert "Latency against throughput" not in render_page([record.model_copy(update={"curves": by_threads})])
     wrong = Check(when="after", passed=False, error=1, failures=("x",))
     none = record.model_copy(update={"runs": (record.runs[0].model_copy(update={"checks": (wrong,)}),), "ratios": {}})
     text = render_page([none])
