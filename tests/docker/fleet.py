@@ -104,14 +104,15 @@ class Member:
     ) -> None:
         """certificates: None for a server without TLS; settings: beyond those of compose.yaml"""
         self.place = place
-        # A namespace has all ports for itself.
+        # A namespace has all ports and addresses for itself, as a container has.
         ports = (8001, 8002) if place.command else (free_port(place.host), free_port(place.host))
         self.address, metrics = (f"{place.host}:{port}" for port in ports)
+        listened = f"0.0.0.0:{ports[0]}" if place.command else self.address
         self.log = folder / f"{place.host}.log"
         self._pages = f"http://{metrics}"
         given = shipped_settings(certificates) | {
             "FERRYMAN_SERVE_THREADS": "1",
-            "FERRYMAN_SERVE_ADDRESS": self.address,
+            "FERRYMAN_SERVE_ADDRESS": listened,
             "FERRYMAN_SERVE_METRICS_ADDRESS": metrics,
             "FERRYMAN_SERVE_LOG_FORMAT": "json",
             **{f"FERRYMAN_SERVE_{name.upper()}": value for name, value in settings.items()},
@@ -130,6 +131,13 @@ class Member:
                 if time.monotonic() > end or self.process.poll() is not None:
                     raise AssertionError(self.log.read_text(encoding="utf-8")) from None
             time.sleep(0.05)
+
+    def probe(self, certificates: Path) -> int:
+        """The exit status of what compose.yaml asks for the server's health, in its namespace."""
+        line = _read_compose()["healthcheck"]["test"][1:]
+        command = [part.replace("/certificates/", f"{certificates}/") for part in line]
+        assert command[0] == "/usr/bin/python3.11"
+        return subprocess.run([*self.place.command, sys.executable, *command[1:]], check=False).returncode
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -238,13 +246,17 @@ def _socket_address(address: str) -> dict[str, Any]:
 
 def shipped_settings(certificates: Path | None) -> dict[str, str]:
     """Of a server, by compose.yaml. certificates: None leaves out its TLS"""
-    compose = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
-    settings: Mapping[str, str] = compose["services"]["server"]["environment"]
+    settings: Mapping[str, str] = _read_compose()["environment"]
     return {
         name: value.replace("/certificates/", f"{certificates}/")
         for name, value in settings.items()
         if certificates is not None or "_TLS_" not in name
     }
+
+
+def _read_compose() -> dict[str, Any]:
+    """What it says of the server."""
+    return yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["server"]
 
 
 def make_certificates(folder: Path) -> Path:

@@ -90,6 +90,8 @@ def hang(member: Member) -> tuple[float, float]:
 def test_nothing_is_lost_and_nothing_done_twice(repository: Path, certificates: Path, tmp_path: Path) -> None:
     with fleet(repository, tmp_path, certificates, log_requests="true") as (members, envoy):
         killed, stopped, left = members
+        if left.place.command:
+            assert left.probe(certificates) == 0
         with loading(envoy, certificates) as load:
             time.sleep(1)
             start, end = hang(left)

@@ -25,7 +25,8 @@ from ..toy import make_picture, make_toy_repository
 MISSING = """
 import sys
 sys.modules["ray"] = None
-import ferryman.integrations.ray
+from ferryman.integrations.ray import start
+start()
 """
 
 pytestmark = [
