@@ -24,6 +24,7 @@ from .fleet_load import TIMEOUT_S, Report
 
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250), "dark": (15, 15, 15)}
 PAIRS = [(make_picture(colour, seed=seed), label) for seed, (label, colour) in enumerate(COLOURS.items())]
+ROOT = Path(__file__).parents[2]
 LOAD = Path(__file__).with_name("fleet_load.py")
 HANG_S = 1.5  # shorter than Envoy's patience with a silent server
 
@@ -162,3 +163,14 @@ def test_a_server_that_is_gone_without_a_word_gives_its_calls_back(
     broken = [call for call in envoy.calls() if call["path"].endswith("/Classify") and call["status"] != 0]
     assert {call["server"] for call in broken} == {gone.address}
     assert 4 < report.slowest_s < TIMEOUT_S
+
+
+@pytest.mark.nightly
+def test_the_cost_of_the_hop_is_measured(repository: Path, certificates: Path) -> None:
+    del certificates  # it makes its own, but needs what they need
+    options = [str(repository), "toy-classifier", "--seconds", "0.4", "--rounds", "2"]
+    line = [sys.executable, "-m", "tests.docker.hop_cost", *options]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("a server", "Envoy, "))]
+    assert len(rows) == 5
