@@ -26,6 +26,7 @@ _PATH = re.compile(r"'/[^'/]+/[^']*'|(?<![\w./-])/[^\s/:;,'\"()]+/[^\s:;,'\"()]*
 _CLASSES: dict[str, type[FerrymanError]] = {
     name: value for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, FerrymanError)
 }
+_DEAD_REPLICA = "The actor died"  # what Ray Serve says, as INTERNAL, where a server's connection would have broken
 _FALLBACKS: dict[grpc.StatusCode, type[FerrymanError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: errors.UsageError,
     grpc.StatusCode.OUT_OF_RANGE: errors.UsageError,
@@ -100,6 +101,8 @@ def error_from_rpc(call: grpc.RpcError, address: str) -> FerrymanError:
             return errors.UnavailableError(
                 f"no server answers at {address} ({details}); is `ferryman serve` running there?"
             )
+        case grpc.StatusCode.INTERNAL if details.startswith(_DEAD_REPLICA):
+            return errors.UnavailableError(f"a replica at {address} died with the call inside")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return errors.DeadlineError(f"{address} did not answer in time; allow it more with timeout=")
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in details:

@@ -1,15 +1,12 @@
 """Servers as compose.yaml sets them up, and Envoy before them with the file that it mounts; addresses aside.
 
-Each server has an address of its own: that of a network namespace where this process may make one, else one of
-127.0.0.0/8. Used by tests, and by `hop_cost.py`.
+Used by tests, and by `hop_cost.py`.
 """
 
-import contextlib
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +14,6 @@ import urllib.request
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ferryman.client import Client, Security
 from ferryman.errors import FerrymanError
+
+from .places import Place, free_port, places
 
 DOCKER = Path(__file__).parents[2] / "docker"
 COMPOSE = DOCKER / "compose.yaml"
@@ -43,53 +41,6 @@ _ACCESS_LOG = {
 }
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a server runs. command: what its own is put behind"""
-
-    host: str
-    command: tuple[str, ...] = ()
-
-
-@contextmanager
-def places(count: int) -> Generator[list[Place]]:
-    """So many, each of its own network namespace where this process may make one."""
-    with ExitStack() as opened:
-        try:
-            found = [opened.enter_context(_namespace(number)) for number in range(count)]
-        except (OSError, subprocess.CalledProcessError):
-            found = [Place(f"127.0.0.{20 + number}") for number in range(count)]
-        yield found
-
-
-@contextmanager
-def _namespace(number: int) -> Generator[Place]:
-    """One that ends with its process, and takes its end of the wire with it."""
-    if os.geteuid() != 0:
-        raise PermissionError("a network namespace needs root")
-    net = f"198.18.{os.getpid() % 200}.{4 * number}"  # a network that is set apart for measuring
-    near, far = (f"{net.rpartition('.')[0]}.{4 * number + end}" for end in (1, 2))
-    wire = f"ferry{os.getpid() % 100000}n{number}"
-    with subprocess.Popen(["unshare", "--net", "sh", "-c", "echo; exec sleep infinity"], stdout=subprocess.PIPE) as one:
-        try:
-            assert one.stdout is not None
-            if not one.stdout.readline():
-                raise PermissionError("no network namespace can be made here")
-            inside = ("nsenter", "--target", str(one.pid), "--net")
-            for line in (
-                f"ip link add {wire} type veth peer name eth0 netns {one.pid}",
-                f"ip addr add {near}/30 dev {wire}",
-                f"ip link set {wire} up",
-                f"{' '.join(inside)} ip addr add {far}/30 dev eth0",
-                f"{' '.join(inside)} ip link set eth0 up",
-                f"{' '.join(inside)} ip link set lo up",
-            ):
-                subprocess.run(line.split(), check=True, capture_output=True)
-            yield Place(far, inside)
-        finally:
-            one.kill()
-
-
 class Member:
     """One server of the fleet, a process of `ferryman serve`. Its log goes to a file: `log`."""
 
@@ -97,14 +48,16 @@ class Member:
         self, place: Place, repository: Path, certificates: Path | None, folder: Path, **settings: str
     ) -> None:
         """certificates: None for a server without TLS; settings: beyond those of compose.yaml"""
-        # A namespace has all ports for itself.
+        self.place = place
+        # A namespace has all ports and addresses for itself, as a container has.
         ports = (8001, 8002) if place.command else (free_port(place.host), free_port(place.host))
         self.address, metrics = (f"{place.host}:{port}" for port in ports)
+        listened = f"0.0.0.0:{ports[0]}" if place.command else self.address
         self.log = folder / f"{place.host}.log"
         self._pages = f"http://{metrics}"
         given = shipped_settings(certificates) | {
             "FERRYMAN_SERVE_THREADS": "1",
-            "FERRYMAN_SERVE_ADDRESS": self.address,
+            "FERRYMAN_SERVE_ADDRESS": listened,
             "FERRYMAN_SERVE_METRICS_ADDRESS": metrics,
             "FERRYMAN_SERVE_LOG_FORMAT": "json",
             **{f"FERRYMAN_SERVE_{name.upper()}": value for name, value in settings.items()},
@@ -123,6 +76,13 @@ class Member:
                 if time.monotonic() > end or self.process.poll() is not None:
                     raise AssertionError(self.log.read_text(encoding="utf-8")) from None
             time.sleep(0.05)
+
+    def probe(self, certificates: Path) -> int:
+        """The exit status of what compose.yaml asks for the server's health, in its namespace."""
+        line = _read_compose()["healthcheck"]["test"][1:]
+        command = [part.replace("/certificates/", f"{certificates}/") for part in line]
+        assert command[0] == "/usr/bin/python3.11"
+        return subprocess.run([*self.place.command, sys.executable, *command[1:]], check=False).returncode
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -231,13 +191,17 @@ def _socket_address(address: str) -> dict[str, Any]:
 
 def shipped_settings(certificates: Path | None) -> dict[str, str]:
     """Of a server, by compose.yaml. certificates: None leaves out its TLS"""
-    compose = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
-    settings: Mapping[str, str] = compose["services"]["server"]["environment"]
+    settings: Mapping[str, str] = _read_compose()["environment"]
     return {
         name: value.replace("/certificates/", f"{certificates}/")
         for name, value in settings.items()
         if certificates is not None or "_TLS_" not in name
     }
+
+
+def _read_compose() -> dict[str, Any]:
+    """What it says of the server."""
+    return yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["server"]
 
 
 def make_certificates(folder: Path) -> Path:
@@ -263,10 +227,3 @@ def fleet(
         opened.callback(envoy.end)
         envoy.wait_ready()
         yield members, envoy
-
-
-def free_port(host: str) -> int:
-    """That nothing listens on there."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]

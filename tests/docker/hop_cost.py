@@ -1,4 +1,4 @@
-"""What the hop through Envoy costs, and what 1, 2 and 3 servers give: hop_cost.py REPOSITORY MODEL [--clients N].
+"""What the hop through Envoy costs, and what 1, 2 and 3 servers give: -m tests.docker.hop_cost REPOSITORY MODEL.
 
 All in turn in one run: clients in a process of their own ask the same requests of a server, of Envoy before it, in
 plaintext and with TLS on both sides as it is shipped, and of Envoy before two and three. Each server has one thread.
@@ -6,7 +6,6 @@ Processor time is of Envoy and of all servers, a request.
 """
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -22,8 +21,8 @@ from ferryman.bench.turns import run_in_turn
 from ferryman.bundle import Bundle
 from ferryman.commands.console import make_table, print_table, show_stages
 
-sys.path.insert(0, str(Path(__file__).parent))
-from fleet import Envoy, Member, make_certificates, places  # pyright: ignore[reportImplicitRelativeImport]
+from .fleet import Envoy, Member, make_certificates
+from .places import places
 
 # requests, seconds, processor seconds of Envoy and of servers, latencies
 Block = tuple[int, float, float, float, Sequence[float]]

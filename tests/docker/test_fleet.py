@@ -24,6 +24,7 @@ from .fleet_load import TIMEOUT_S, Report
 
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250), "dark": (15, 15, 15)}
 PAIRS = [(make_picture(colour, seed=seed), label) for seed, (label, colour) in enumerate(COLOURS.items())]
+ROOT = Path(__file__).parents[2]
 LOAD = Path(__file__).with_name("fleet_load.py")
 HANG_S = 1.5  # shorter than Envoy's patience with a silent server
 
@@ -90,6 +91,8 @@ def hang(member: Member) -> tuple[float, float]:
 def test_nothing_is_lost_and_nothing_done_twice(repository: Path, certificates: Path, tmp_path: Path) -> None:
     with fleet(repository, tmp_path, certificates, log_requests="true") as (members, envoy):
         killed, stopped, left = members
+        if left.place.command:
+            assert left.probe(certificates) == 0
         with loading(envoy, certificates) as load:
             time.sleep(1)
             start, end = hang(left)
@@ -133,3 +136,41 @@ def test_nothing_is_lost_and_nothing_done_twice(repository: Path, certificates: 
     # The one that hung got less meanwhile.
     given = Counter(call["server"] for call in calls if start < float(call["start"]) < end)
     assert given[left.address] < min(given[killed.address], given[stopped.address])
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("what", ["hangs", "is cut off"])
+def test_a_server_that_is_gone_without_a_word_gives_its_calls_back(
+    repository: Path, certificates: Path, tmp_path: Path, what: str
+) -> None:
+    """Envoy's pings find out, and clients ask again within their deadline."""
+    with fleet(repository, tmp_path, certificates) as (members, envoy):
+        gone = members[0]
+        with loading(envoy, certificates) as load:
+            load.calm()
+            time.sleep(1)  # until Envoy has connections to all
+            if what == "hangs":
+                gone.signal(signal.SIGSTOP)
+            elif gone.place.command:
+                gone.place.cut()
+            else:
+                pytest.skip("no network namespace can be made here")
+            time.sleep(16)
+            report = load.stop()
+        envoy.end()
+    assert report.errors == {}
+    assert (report.answered, report.wrong) == (report.asked, 0)
+    broken = [call for call in envoy.calls() if call["path"].endswith("/Classify") and call["status"] != 0]
+    assert {call["server"] for call in broken} == {gone.address}
+    assert 4 < report.slowest_s < TIMEOUT_S
+
+
+@pytest.mark.nightly
+def test_the_cost_of_the_hop_is_measured(repository: Path, certificates: Path) -> None:
+    del certificates  # it makes its own, but needs what they need
+    options = [str(repository), "toy-classifier", "--seconds", "0.4", "--rounds", "2"]
+    line = [sys.executable, "-m", "tests.docker.hop_cost", *options]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("a server", "Envoy, "))]
+    assert len(rows) == 5

@@ -64,6 +64,12 @@ FOREIGN = {
     "full": (grpc.StatusCode.RESOURCE_EXHAUSTED, "quota", OverloadedError, "RESOURCE_EXHAUSTED: quota"),
     "older server": (grpc.StatusCode.UNIMPLEMENTED, "no such method", UsageError, "UNIMPLEMENTED: no such method"),
     "proxy": (grpc.StatusCode.PERMISSION_DENIED, "no", ForbiddenError, "there:1 answered PERMISSION_DENIED: no"),
+    "Ray's dead": (
+        grpc.StatusCode.INTERNAL,
+        "The actor died unexpectedly",
+        errors.UnavailableError,
+        "a replica at there:1",
+    ),
     "no words": (grpc.StatusCode.UNKNOWN, None, FerrymanError, "there:1 answered UNKNOWN: "),
 }
 

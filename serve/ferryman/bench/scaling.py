@@ -10,7 +10,8 @@ import typer
 from numpy.typing import NDArray
 
 from ferryman.__main__ import main
-from ferryman.bench.fleet import Floats, Outcome, Server, cameras, least_busy, poisson, simulate, stay
+from ferryman.bench.fleet import Floats, Outcome, Pick, Server, cameras, least_busy, poisson, simulate, stay
+from ferryman.bench.noise import STALL_TIMES
 from ferryman.bench.record import BenchRecord, read_record
 from ferryman.commands.console import make_table, out, print_table, show_stages
 from ferryman.errors import UsageError
@@ -72,7 +73,7 @@ class Plan(Facts):
     """floor: servers that can do it at best; fleet: the smallest that keeps the bound, by calls that each go to the
     server with the fewest; None where none does
 
-    pinned: as many, to which each camera has one stream; None without cameras
+    pinned: likewise, where each camera stays on the server that its stream began on; None without cameras
     mbit_s: of pictures, before the balancer and again behind it; balancer_cores: that it takes
     """
 
@@ -94,8 +95,11 @@ class Limits(Facts):
 
 
 class Document(Facts):
+    """unreliable: reasons, a line each, for which the curve is not to be relied on"""
+
     model: str
     target: str
+    unreliable: tuple[str, ...]
     processor: str
     threads: int | str | None
     batch_ms: dict[int, float]
@@ -108,7 +112,7 @@ class Document(Facts):
 
 
 def fit(record: BenchRecord, target: str | None, own_s: float) -> tuple[Costs, Callable[[int], float], str]:
-    """What batches take by the server's rule, what one run of a batch takes, drawn from those measured, and of whom.
+    """What batches take by the server's rule, what one run takes, drawn from those that were measured, and the target.
 
     own_s: of a processor for each picture, beside its model: decoding, gRPC; it is added to the run, as on a server all
     of whose processors the model keeps busy
@@ -124,6 +128,7 @@ def fit(record: BenchRecord, target: str | None, own_s: float) -> tuple[Costs, C
     costs = Costs({int(one.at): one.median_ms / 1e3 + one.at * own_s for one in record.curves[name].points})
     runs = [run.unpack() for run in record.runs if run.contender == name]
     factors = np.concatenate([run.latencies_ms / np.median(run.latencies_ms) for run in runs])
+    factors = factors[factors <= STALL_TIMES]  # a stall tells of what else the machine did that measured
     random = np.random.default_rng(0)
 
     def draw(size: int) -> float:
@@ -137,24 +142,27 @@ def plan(load: Load, server: Server, prices: Prices, bound_s: float, seconds: fl
     floor = ceil(round(load.rate * image_s(server), 6))  # and no more for the last bit of a float
     times, sources = load.arrivals(seconds, seed=1)
 
-    def keeps(count: int) -> bool:
-        outcome = simulate(times, server, count, least_busy)
-        return outcome.refused <= _REFUSED and outcome.percentile_s(99) <= bound_s
+    def find(pick: Callable[[int], Pick]) -> Fleet | None:
+        def run(count: int) -> Outcome:
+            return simulate(times, server, count, pick(count))
 
-    high = ceil(round(load.rate * image_s(server) / _FULL, 6))
-    low = high - 1
-    while high <= most and not keeps(high):
-        low, high = high, ceil(high * 1.25) + 1
-    while high - low > 1 and high <= most:
-        middle = (low + high) // 2
-        low, high = (low, middle) if keeps(middle) else (middle, high)
-    found = None if high > most else _describe(high, simulate(times, server, high, least_busy))
-    pinned = _describe(high, simulate(times, server, high, stay(high, sources))) if found and load.cameras else None
+        def keeps(outcome: Outcome) -> bool:
+            return outcome.refused <= _REFUSED and outcome.percentile_s(99) <= bound_s
+
+        high = ceil(round(load.rate * image_s(server) / _FULL, 6))
+        low = high - 1
+        while high <= most and not keeps(run(high)):
+            low, high = high, ceil(high * 1.25) + 1
+        while high - low > 1 and high <= most:
+            middle = (low + high) // 2
+            low, high = (low, middle) if keeps(run(middle)) else (middle, high)
+        return None if high > most else _describe(high, run(high))
+
     return Plan(
         load=load,
         floor=floor,
-        fleet=found,
-        pinned=pinned,
+        fleet=find(lambda count: least_busy),
+        pinned=find(lambda count: stay(count, sources)) if load.cameras else None,
         mbit_s=load.rate * prices.picture_kb * 8e-3,
         balancer_cores=load.rate * prices.hop_ms / 1e3,
     )
@@ -181,13 +189,17 @@ def print_document(document: Document) -> None:
     batches = ", ".join(f"{size}: {took:.2f}" for size, took in document.batch_ms.items())
     out.print(f"{document.model}, {document.target}, on {document.processor}, threads {document.threads}")
     out.print(f"ms of a batch, all included: {batches}; the largest that helps: {document.best}")
+    if document.unreliable:
+        out.print(
+            f"the curve is unreliable for {len(document.unreliable)} reasons, which `ferryman bench report` tells"
+        )
     table = make_table("load", "servers", "busy", "batch", "p50 ms", "p99 ms", "refused", "queue", "Mbit/s", "balancer",
                        numbers=tuple(range(1, 10)))  # fmt: skip
     for one in document.plans:
-        for what, fleet in (("", one.fleet), (", a stream each", one.pinned)):
+        kinds = (("", one.fleet), (", a stream each", one.pinned))
+        for what, fleet in kinds if one.load.cameras else kinds[:1]:
             if fleet is None:
-                if not what:
-                    table.add_row(one.load.name, "none", *[""] * 8)
+                table.add_row(one.load.name + what, "none keeps it", *[""] * 8)
                 continue
             figures = (f"{fleet.servers}", f"{fleet.utilisation:.0%}", f"{fleet.batch:.1f}", f"{fleet.p50_ms:.1f}",
                        f"{fleet.p99_ms:.1f}", f"{fleet.refused:.2%}", f"{fleet.queue}")  # fmt: skip
@@ -211,7 +223,7 @@ def scale(
     process: Annotated[
         float, typer.Option(min=0.001, help="Milliseconds of those in the one thread that Python has at a time.")
     ] = 0.75,
-    hop: Annotated[float, typer.Option(min=0.001, help="Milliseconds of the balancer's processor for a call.")] = 0.2,
+    hop: Annotated[float, typer.Option(min=0.001, help="Milliseconds of the balancer's processor for a call.")] = 0.6,
     picture: Annotated[float, typer.Option(min=0.1, help="KB of a picture as it is sent.")] = 40.0,
     camera_count: Annotated[int, typer.Option("--cameras", min=1)] = 1000,
     fps: Annotated[float, typer.Option(min=0.01)] = 5.0,
@@ -241,6 +253,7 @@ def scale(
     document = Document(
         model=record.model,
         target=name,
+        unreliable=tuple(record.reasons),
         processor=record.machine.device.cpu,
         threads=record.settings.get("threads"),
         batch_ms={size: took * 1e3 for size, took in costs.measured.items()},

@@ -6,6 +6,7 @@ answers in each. ferryman.Client asks it as it asks a server.
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -29,13 +30,6 @@ from ferryman.server.transport import caller_of
 from ferryman.specs import Facts
 from ferryman.status import status_from_error
 from ferryman.v1 import vision_pb2 as pb
-
-try:
-    # By name, lest a type checker takes this file for it.
-    serve: Any = import_module("ray.serve")
-    gRPCOptions: Any = import_module("ray.serve.config").gRPCOptions
-except ModuleNotFoundError as error:
-    raise MissingExtraError(f"Ray Serve ({error.name} is missing)", "ray") from error
 
 log = logging.getLogger(__name__)
 # The functions by which grpc's generated code registers the services that Ray's proxies are to pass on.
@@ -66,15 +60,18 @@ class Options(Facts):
 
 
 def start(port: int = 9000) -> None:
-    """Ray Serve with a gRPC proxy on each node that has a replica, unless it runs already."""
+    """Ray Serve with a gRPC proxy on each node that has a replica, unless it runs already. Raises MissingExtraError."""
+    serve = _import_serve()
+    gRPCOptions = import_module("ray.serve.config").gRPCOptions
     serve.start(proxy_location="EveryNode", grpc_options=gRPCOptions(port=port, grpc_servicer_functions=list(SERVICES)))
 
 
 def app(options: Options) -> Any:
     """The application: for `serve.run`, and by its import path for `serve deploy`.
 
-    Raises UsageError for settings that no server takes.
+    Raises MissingExtraError without Ray, and UsageError for settings that no server takes.
     """
+    serve = _import_serve()
     given = {"certify": True, "threads": max(1, int(options.cpus)), **options.settings}
     config = ServerConfig.from_settings({**given, "repository": options.repository})
     deployment = serve.deployment(
@@ -91,17 +88,25 @@ def app(options: Options) -> Any:
     return deployment(replica).bind(config.model_dump(mode="json"), options.timeout_s)
 
 
+def _import_serve() -> Any:
+    """By name, lest a type checker takes this file for it."""
+    try:
+        return import_module("ray.serve")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"Ray Serve ({error.name} is missing)", "ray") from error
+
+
 class _Held:
     """A model that is loaded, until Ray takes it out: what it has inside is answered first."""
 
     def __init__(self, models: ModelRepository[Engine], name: str) -> None:
         self._models, self._name = models, name
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._over = False
 
     def __del__(self) -> None:
-        """Ray's, in a thread; Python's too, later."""
-        if not self._over and self._loop.is_running():
+        """Ray calls it, in a thread that may wait; Python too, later, anywhere."""
+        if not self._over and self._loop.is_running() and threading.get_ident() != self._thread:
             self._over = True
             asyncio.run_coroutine_threadsafe(self._models.unload(self._name), self._loop).result()
 
@@ -126,6 +131,7 @@ class _Context:
 
 def _make_replica(max_models: int) -> type:
     """The class of replicas that hold so many models, which Ray wants to know before there is one."""
+    serve = _import_serve()
 
     class Replica:
         def __init__(self, settings: dict[str, Any], timeout_s: float) -> None:

@@ -75,7 +75,7 @@ def test_cameras_that_stay_where_they_began_need_no_less() -> None:
     assert spread.fleet is not None
     assert spread.pinned is not None
     assert together.fleet is not None
-    assert spread.pinned.servers == spread.fleet.servers
+    assert spread.pinned.servers >= spread.fleet.servers
     # All 200 in the same moment, and 0.1 s for them: twice as many as when they come in 0.2 s.
     assert together.fleet.servers >= 1.5 * spread.fleet.servers
     assert together.fleet.queue > spread.fleet.queue

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from ferryman.client import Client
@@ -24,7 +25,8 @@ from ..toy import make_picture, make_toy_repository
 MISSING = """
 import sys
 sys.modules["ray"] = None
-import ferryman.integrations.ray
+from ferryman.integrations.ray import start
+start()
 """
 
 pytestmark = [
@@ -116,19 +118,31 @@ def test_a_replica_holds_no_more_models_than_it_may(cluster: Cluster, client: Cl
         assert len(cluster.handle.loaded.remote().result()) <= 2
 
 
-def test_a_node_that_dies_loses_no_answer(cluster: Cluster, client: Client) -> None:
-    end = time.monotonic() + 8
+def kill_a_replica() -> None:
+    """With calls inside."""
+    found = [one for one in psutil.process_iter() if "ServeReplica" in " ".join(one.cmdline())]
+    found[0].suspend()
+    time.sleep(0.5)
+    found[0].kill()
 
-    def ask_on(seed: int) -> int:
+
+@pytest.mark.parametrize("what", ["a replica", "a node"])
+def test_what_dies_loses_no_answer(cluster: Cluster, client: Client, what: str) -> None:
+    end = time.monotonic() + 10
+
+    def ask_on() -> int:
         count = 0
         while time.monotonic() < end:
             answer = client.classify([RED], model="toy-classifier")
-            assert answer.results[0].predictions[0].label == "red", seed
+            assert answer.results[0].predictions[0].label == "red"
             count += 1
         return count
 
-    with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(ask_on, seed) for seed in range(4)]
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(ask_on) for _ in range(6)]
         time.sleep(2)
-        cluster.nodes.remove_node(cluster.second, allow_graceful=False)
+        if what == "a replica":
+            kill_a_replica()
+        else:
+            cluster.nodes.remove_node(cluster.second, allow_graceful=False)
         assert sum(one.result() for one in asked) > 50
