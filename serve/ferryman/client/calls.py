@@ -26,7 +26,6 @@ from ferryman.client.attempts import (
     check_timeout,
 )
 from ferryman.errors import FileAccessError, UsageError
-from ferryman.inference import grpc_service_pb2_grpc
 from ferryman.results import Classification, Detections, Embedding, Segmentation
 from ferryman.v1 import vision_pb2 as pb
 from ferryman.v1 import vision_pb2_grpc
@@ -36,11 +35,14 @@ Image = bytes | str | Path
 
 
 class Stubs:
-    """The services' stubs on a channel of either kind. The generated code has no types: its edge is here."""
+    """The services' stubs on a channel of either kind. The generated code has no types: its edge is here.
+
+    The Open Inference Protocol is none of them: others bring definitions of it of their own, and one process takes one.
+    """
 
     def __init__(self, channel: grpc.Channel | grpc.aio.Channel) -> None:
+        self.channel = channel
         self.vision: Any = vision_pb2_grpc.VisionServiceStub(channel)
-        self.inference: Any = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
         self.health: Any = health_pb2_grpc.HealthStub(channel)
 
 

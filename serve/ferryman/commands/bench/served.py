@@ -4,7 +4,7 @@ import asyncio
 import struct
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from ferryman.bench.alone import SessionCost
@@ -14,11 +14,12 @@ from ferryman.bench.pictures import choose_next
 from ferryman.bench.record import Proven
 from ferryman.bench.tools import ServedJob
 from ferryman.client.attempts import attempts
-from ferryman.client.calls import Call
+from ferryman.client.calls import Call, Stubs
 from ferryman.commands.bench.contenders import When, choose_ask, list_stages, make_request
 from ferryman.commands.bench.tensors import make_tensors
 from ferryman.commands.predict import Asker, Remote
 from ferryman.inference import grpc_service_pb2 as pb
+from ferryman.inference import grpc_service_pb2_grpc
 from ferryman.runtimes.base import Arrays
 from ferryman.specs import ModelSpec
 
@@ -131,7 +132,12 @@ class InferContender(ServedContender):
 
 
 def _call(request: pb.ModelInferRequest) -> Call[Any]:
-    return Call(lambda stubs: stubs.inference.ModelInfer, request, partial(attempts, request=request, parse=_keep))
+    return Call(_choose_infer, request, partial(attempts, request=request, parse=_keep))
+
+
+@lru_cache(maxsize=2)
+def _choose_infer(stubs: Stubs) -> Any:
+    return grpc_service_pb2_grpc.GRPCInferenceServiceStub(stubs.channel).ModelInfer
 
 
 def _keep(response: Any) -> Any:
