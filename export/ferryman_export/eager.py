@@ -16,6 +16,7 @@ from ferryman_export.sources import open_source
 from ferryman_export.wrappers import choose_module
 from ferryman_models.attention import attend_fused, set_attend
 
+_MOST_SHAPES = 64
 VERSION = f"torch {torch.__version__}"
 
 
@@ -27,8 +28,12 @@ class EagerSession(Session):
         self._module = choose_module(spec)(module, spec)
         if not spec.explains:  # whose weights the fused one does not give
             set_attend(self._module, attend_fused)
-        self._compiled = compiled
-        self._call = torch.compile(self._module, dynamic=False) if compiled else self._module
+        self._compiled, self._call = compiled, self._module
+        if compiled:
+            import torch._dynamo.config as dynamo
+
+            dynamo.recompile_limit = _MOST_SHAPES  # beyond it a shape is eager without a word
+            self._call = torch.compile(self._module, dynamic=False)
 
     def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         # PyTorch wants arrays that it might write to, and decoded pictures are not

@@ -36,8 +36,8 @@ class _DefaultGroup(TyperGroup):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args[:1] == ["--fleet"]:
-            args = ["report", *args[1:]]
+        if "--fleet" in args:
+            args = ["report", *(one for one in args if one != "--fleet")]
         return super().parse_args(ctx, args if args and args[0] in self.commands else [_DEFAULT, *args])
 
 

@@ -154,7 +154,7 @@ def draw_pareto(record: BenchRecord) -> str:
     known = {one.target: one.scores.main[1] for one in counted.variants}
     runs = [run for run in _right(record) if run.name in known]
     for number, run in enumerate(runs):
-        axes.plot([run.figures.percentiles_ms["p50"]], [known[run.name]], "o", label=run.name, markersize=8,
+        axes.plot([float(np.median(run.unpack().latencies_ms))], [known[run.name]], "o", label=run.name, markersize=8,
                   color=_style(number)["color"])  # fmt: skip
     axes.set_xlabel("median latency in ms; better is to the left and above")
     axes.set_xlim(left=0)

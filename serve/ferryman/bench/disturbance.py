@@ -25,6 +25,12 @@ class Disturbance(Facts):
     waiting: float | None = None
     throttled: float | None = None
 
+    def worse(self, other: "Disturbance") -> "Disturbance":
+        """The larger of each."""
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in type(self).model_fields}
+        known = {name: [one for one in pair if one is not None] for name, pair in pairs.items()}
+        return Disturbance(**{name: max(found, default=None) for name, found in known.items()})
+
 
 class Counters(Facts):
     """Seconds since some time in the past; None where the machine does not tell.

@@ -3,6 +3,7 @@
 They are of whole devices, whoever uses them. Counters count by themselves; of a sensor of power a thread makes joules.
 """
 
+import select
 import shutil
 import subprocess
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 _EVERY_S = 0.05  # between two looks at a sensor, which averages over about as long itself
+_PATIENCE_S = 10.0
 _TOTALS = ("VDD_IN", "POM_5V_IN")  # what INA sensors of Jetsons call the whole module
 _STREAM = ("--id=0", "--query-gpu=power.draw", "--format=csv,noheader,nounits", "-lms", "100")
 
@@ -22,8 +24,8 @@ class Meter(Protocol):
 
     name: str
 
-    def joules(self) -> float:
-        """Since some time in the past."""
+    def joules(self) -> float | None:
+        """Since some time in the past; None when it tells no longer."""
         ...
 
 
@@ -31,11 +33,11 @@ Meters = Sequence[Meter]
 
 
 def read_joules(meters: Meters) -> dict[str, float]:
-    return {meter.name: meter.joules() for meter in meters}
+    return {meter.name: joules for meter in meters if (joules := meter.joules()) is not None}
 
 
 def joules_since(before: Mapping[str, float], meters: Meters) -> dict[str, float]:
-    return {name: now - before[name] for name, now in read_joules(meters).items()}
+    return {name: now - before[name] for name, now in read_joules(meters).items() if name in before}
 
 
 class Rapl:
@@ -53,8 +55,11 @@ class Rapl:
         )
         self._last, self._rounds = self._read(), 0
 
-    def joules(self) -> float:
-        now = self._read()
+    def joules(self) -> float | None:
+        try:
+            now = self._read()
+        except (OSError, ValueError):
+            return None
         self._rounds += now < self._last
         self._last = now
         return (now + self._rounds * self._range) / 1e6
@@ -64,20 +69,24 @@ class Rapl:
 
 
 class PowerSensor:
-    """watts: waits for the next reading; None ends it"""
+    """watts: waits for the next reading; None ends it
 
-    def __init__(self, name: str, watts: Callable[[], float | None]) -> None:
+    first: what it read before
+    """
+
+    def __init__(self, name: str, watts: Callable[[], float | None], first: float) -> None:
         self.name, self._watts = name, watts
         self._lock, self._ended = threading.Lock(), threading.Event()
-        self._joules, self._power, self._at = 0.0, self._watts() or 0.0, time.perf_counter()
+        self._joules, self._power, self._at = 0.0, first, time.perf_counter()
+        self._told_all = False
         self._thread = threading.Thread(target=self._go_on, name=f"power of {name}", daemon=True)
         self._thread.start()
 
-    def joules(self) -> float:
+    def joules(self) -> float | None:
         """What the last reading makes until now is part of it."""
         with self._lock:
             self._add()
-            return self._joules
+            return None if self._told_all else self._joules
 
     def close(self) -> None:
         self._ended.set()
@@ -88,6 +97,8 @@ class PowerSensor:
             with self._lock:
                 self._add()
                 self._power = power
+        with self._lock:
+            self._told_all = True
 
     def _add(self) -> None:
         now = time.perf_counter()
@@ -106,26 +117,29 @@ def open_meters(system: Path = Path("/sys")) -> Generator[Meters, None, None]:
             except (OSError, ValueError):
                 continue
         for watts in _find_ina(system):
-            module = PowerSensor("module", watts)
-            opened.callback(module.close)
-            meters.append(module)
+            if (first := watts()) is not None:
+                module = PowerSensor("module", watts, first)
+                opened.callback(module.close)
+                meters.append(module)
         if (program := shutil.which("nvidia-smi")) is not None:
             gpu = opened.enter_context(_stream_gpu(program))
             meters += [] if gpu is None else [gpu]
         yield meters
 
 
-def _find_ina(system: Path) -> Generator[Callable[[], float], None, None]:
+def _find_ina(system: Path) -> Generator[Callable[[], float | None], None, None]:
     """Volts times amperes of the whole module."""
     for label in sorted((system / "bus" / "i2c" / "drivers" / "ina3221").glob("*/hwmon/hwmon*/in*_label")):
         number = label.name.removeprefix("in").removesuffix("_label")
         millivolts, milliamperes = label.with_name(f"in{number}_input"), label.with_name(f"curr{number}_input")
         if label.read_text(encoding="utf-8").strip() in _TOTALS and milliamperes.exists():
 
-            def watts(millivolts: Path = millivolts, milliamperes: Path = milliamperes) -> float:
+            def watts(millivolts: Path = millivolts, milliamperes: Path = milliamperes) -> float | None:
                 time.sleep(_EVERY_S)
-                volts, amperes = (int(file.read_text(encoding="utf-8")) / 1e3 for file in (millivolts, milliamperes))
-                return volts * amperes
+                try:
+                    return _read_milli(millivolts) * _read_milli(milliamperes)
+                except (OSError, ValueError):
+                    return None
 
             yield watts
 
@@ -136,13 +150,19 @@ def _stream_gpu(program: str) -> Generator[PowerSensor | None, None, None]:
     with subprocess.Popen([program, *_STREAM], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         sensor = None
         try:
-            if _read_line(process) is not None:
-                sensor = PowerSensor("GPU", lambda: _read_line(process))
+            assert process.stdout is not None
+            ready, _, _ = select.select([process.stdout], [], [], _PATIENCE_S)  # a driver may hang
+            if ready and (first := _read_line(process)) is not None:
+                sensor = PowerSensor("GPU", lambda: _read_line(process), first)
             yield sensor
         finally:
             process.terminate()
             if sensor is not None:  # it waits for a line, and ends with the process
                 sensor.close()
+
+
+def _read_milli(file: Path) -> float:
+    return int(file.read_text(encoding="utf-8")) / 1e3
 
 
 def _read_line(process: "subprocess.Popen[str]") -> float | None:

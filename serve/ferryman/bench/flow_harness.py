@@ -12,7 +12,7 @@ import numpy as np
 from ferryman.bench.disturbance import Counters, Disturbance, read_counters
 from ferryman.bench.energy import Meters, joules_since, read_joules
 from ferryman.bench.flow import AsyncRequest, Flood, draw_arrivals, run_closed, run_open
-from ferryman.bench.harness import Moment, Plan
+from ferryman.bench.harness import FEWEST_ROUNDS, Moment, Plan
 from ferryman.bench.percentiles import count_needed
 from ferryman.bench.samples import Run
 from ferryman.bench.search import Bound, Trial, find_rate
@@ -22,6 +22,7 @@ from ferryman.errors import UsageError
 
 Advance = Callable[[Moment], None]
 BOUND_TIMES = 5.0  # of one request alone: the bound, where none is given
+_CYCLES = 4  # of all clients, as if one waited for the other: what a block lasts at least
 _FEWEST = 200  # requests of a trial
 _HOPELESS = 10.0  # times the bound that a request waits, and the trial is given up
 
@@ -43,18 +44,24 @@ class FlowHarness:
     ) -> None:
         """Closed loops of so many clients each, in blocks of all contenders in turn. Raises what a request raises."""
         clock = asyncio.get_running_loop().time
-        await self._warm_up(requests, advance)
+        typical_ms = dict(zip(requests, await self._warm_up(requests, advance), strict=True))
+        # A block of a burst and its end would be neither the latency nor the throughput of so many clients.
+        least = {name: _CYCLES * clients[name] * typical / 1e3 for name, typical in typical_ms.items()}
+        rounds = min(ROUNDS, max(FEWEST_ROUNDS, int(self.plan.seconds / max(*least.values(), 1e-9))))
         before, origin = self._counters(), clock()
-        seconds = self.plan.seconds / ROUNDS
         try:
-            for number in range(ROUNDS):
+            for number in range(rounds):
                 for name in list(requests) if number % 2 == 0 else list(requests)[::-1]:
-                    advance(Moment("measure", number / ROUNDS, self._newest(name)))
+                    advance(Moment("measure", number / rounds, self._newest(name)))
                     blocks = self.runs[name].blocks
-                    joules = read_joules(self._meters)
-                    await run_closed(requests[name], clients[name], seconds, origin, blocks, self._asked)
-                    blocks[-1] = replace(blocks[-1], joules=joules_since(joules, self._meters))
-                    self._asked += len(blocks[-1].latencies_ms)
+                    seconds = max(self.plan.seconds / rounds, least[name])
+                    joules, count = read_joules(self._meters), len(blocks)
+                    try:
+                        await run_closed(requests[name], clients[name], seconds, origin, blocks, self._asked)
+                    finally:  # an error leaves a block too
+                        for index in range(count, len(blocks)):
+                            blocks[index] = replace(blocks[index], joules=joules_since(joules, self._meters))
+                            self._asked += len(blocks[index].latencies_ms)
         finally:
             self.disturbance = before.until(self._counters(), clock() - origin)
 

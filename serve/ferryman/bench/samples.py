@@ -61,11 +61,9 @@ class Run:
 
     def joules_per_image(self) -> dict[str, float]:
         """Of each device that every block knows."""
-        names = self.blocks[0].joules if self.blocks else ()
-        return {
-            name: sum(block.joules[name] for block in self.blocks) / (len(self.latencies_ms) * self.images)
-            for name in names
-        }
+        names = [name for name in self.blocks[0].joules if all(name in block.joules for block in self.blocks)]
+        count = len(self.latencies_ms) * self.images
+        return {name: sum(block.joules[name] for block in self.blocks) / count for name in names}
 
 
 def join(parts: Sequence[Series]) -> Series:

@@ -21,6 +21,7 @@ from ferryman.specs import Facts
 
 NAME = "python -m ferryman.bench.scaling"
 _REFUSED = 0.001  # of the requests, at the most, for a fleet that is large enough
+_FEWEST = 1000  # requests of a simulation, however few a second come
 _FULL = 0.95  # of what it could answer, likewise: the queue of one that is full grows for ever, slowly at first
 app = typer.Typer(add_completion=False)
 
@@ -140,7 +141,7 @@ def fit(record: BenchRecord, target: str | None, own_s: float) -> tuple[Costs, C
 def plan(load: Load, server: Server, prices: Prices, bound_s: float, seconds: float, most: int) -> Plan:
     """The smallest fleet that refuses at most a thousandth and answers 99 % within the bound, for ever. most: tried"""
     floor = ceil(round(load.rate * image_s(server), 6))  # and no more for the last bit of a float
-    times, sources = load.arrivals(seconds, seed=1)
+    times, sources = load.arrivals(max(seconds, _FEWEST / load.rate), seed=1)
 
     def find(pick: Callable[[int], Pick]) -> Fleet | None:
         def run(count: int) -> Outcome:

@@ -15,9 +15,9 @@ def describe_record(record: BenchRecord) -> str:
     """What was measured, how and on what."""
     device = record.machine.device
     where = f" at {record.address}" if record.address else ""
-    turns = " in turn" if record.ratios else ""
+    turns, each = " in turn" if record.ratios else "", "a curve" if record.curves else "each"
     return (
-        f"{record.model}{where}, {record.scenario}, {record.seconds:g} s each{turns}, {record.images};\n"
+        f"{record.model}{where}, {record.scenario}, {record.seconds:g} s {each}{turns}, {record.images};\n"
         f"on {device.cpu} ({device.cores} processors), Ferryman {record.ferryman}, {record.created}"
     )
 
@@ -29,6 +29,8 @@ def tabulate(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
     counted = record.accuracy
     header = ["variant", "requests", *(f"{name} ms" for name in names), "mean ms", "images/s"]
     header += [counted.figure] if counted else []
+    devices = list(dict.fromkeys(name for run in record.runs for name in run.figures.joules_per_image))
+    header += [f"J/image, {name}" for name in devices]
     rows: list[list[str]] = []
     for run in record.runs:
         if not run.right:
@@ -39,7 +41,10 @@ def tabulate(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
         rate = f"{run.figures.images_per_s:.4g}"
         known = {one.target: one.scores.main[1] for one in counted.variants} if counted else {}
         accuracy = [f"{known[run.name]:.3f}" if run.name in known else "-"] if counted else []
-        rows.append([run.name, f"{run.figures.requests:,}", *values, format_ms(run.figures.mean_ms), rate, *accuracy])
+        joules = run.figures.joules_per_image
+        energy = [f"{joules[device]:.3g}" if device in joules else "-" for device in devices]
+        mean = format_ms(run.figures.mean_ms)
+        rows.append([run.name, f"{run.figures.requests:,}", *values, mean, rate, *accuracy, *energy])
     return header, rows
 
 
@@ -57,8 +62,6 @@ def tabulate_stages(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
 
 def tabulate_costs(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
     header = ["variant", "load s", "first ms", "memory MB", "size MB", "worst error", "answers"]
-    devices = list(dict.fromkeys(name for run in record.runs for name in run.figures.joules_per_image))
-    header += [f"J an image, {name}" for name in devices]
     rows: list[list[str]] = []
     # the points of a curve are all of one variant
     for name, run in {run.contender: run for run in record.runs}.items():
@@ -69,9 +72,7 @@ def tabulate_costs(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
             figures = [f"{cost.load_s:.2f}", f"{cost.first_ms:.2f}", memory, f"{cost.weights_bytes / 1e6:.1f}"]
         errors = [check.error for check in run.checks if check.error is not None]
         error = f"{max(errors):.1e}" if errors else "-"
-        joules = run.figures.joules_per_image
-        energy = [f"{joules[device]:.3g}" if device in joules else "-" for device in devices]
-        rows.append([name, *figures, error, describe_checks(run), *energy])
+        rows.append([name, *figures, error, describe_checks(run)])
     return header, rows
 
 

@@ -51,7 +51,7 @@ class Security:
             if (
                 self.token is not None
                 and not self.plaintext_token
-                and not is_loopback(address.rpartition(":")[0].strip("[]"))
+                and not is_loopback(address.removeprefix("dns:///").rpartition(":")[0].strip("[]"))
             ):
                 raise UsageError(
                     f"the token would travel to {address} unencrypted, for all on the way to read; use TLS (tls=True, "

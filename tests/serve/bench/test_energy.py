@@ -4,12 +4,14 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ferryman.bench.energy import PowerSensor, Rapl, joules_since, open_meters, read_joules
 from ferryman.bench.harness import Harness, Plan
 from ferryman.bench.record import BlockRecord
 from ferryman.bench.report import report_latency
+from ferryman.bench.samples import Block, Run
 
 from .synthetic import ManualClock, constant, session
 
@@ -78,10 +80,15 @@ def test_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, nam
 
 
 def test_a_sensor_that_ends() -> None:
+    """It tells nothing more, rather than what it last read for ever; a run that it told of in part has no joules."""
     readings = iter([5.0, 7.0])
-    sensor = PowerSensor("module", lambda: next(readings, None))
+    sensor = PowerSensor("module", lambda: next(readings, None), 3.0)
     sensor.close()
-    assert sensor.joules() >= 0
+    assert sensor.joules() is None
+    assert read_joules([sensor]) == {}
+    told = Block(0.0, 1.0, np.array([1.0]), joules={"module": 2.0})
+    assert Run(blocks=[told, told]).joules_per_image() == {"module": 2.0}
+    assert Run(blocks=[told, Block(1.0, 1.0, np.array([1.0]))]).joules_per_image() == {}
 
 
 class Steady:

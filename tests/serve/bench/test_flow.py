@@ -12,7 +12,7 @@ from ferryman.bench.curve import Point, draw_curve
 from ferryman.bench.disturbance import Counters
 from ferryman.bench.flow import AsyncRequest, draw_arrivals, run_closed, run_open
 from ferryman.bench.flow_harness import FlowHarness
-from ferryman.bench.harness import Plan
+from ferryman.bench.harness import FEWEST_ROUNDS, Plan
 from ferryman.bench.report import report_latency
 from ferryman.bench.samples import Block
 from ferryman.bench.search import PRECISION, Trial, find_rate
@@ -262,3 +262,36 @@ def test_a_curve_of_sizes_is_a_line_and_no_choice() -> None:
     assert (curve.best, curve.knee) == (None, None)
     assert str(curve) == "a request takes 3 ms and 100 ms a megapixel; ended: the bundle has no other size"
     assert draw_curve("size", points[:1], "").line is None
+
+
+def test_a_block_is_as_long_as_many_clients_take() -> None:
+    """32 clients of a session that answers one after the other: each waits for all others, in however short a block."""
+    harness = FlowHarness(Plan(seconds=0.5, warm_s=1), Counters)
+    requests = {"one": serve(lambda number: 0.01, workers=1)}
+    virtual.run(harness.measure_offline(requests, {"one": 32}, lambda moment: None))
+    run = harness.runs["one"]
+    assert len(run.blocks) == FEWEST_ROUNDS
+    assert np.median(run.latencies_ms) == pytest.approx(320, rel=0.05)
+    assert len(run.latencies_ms) / run.seconds == pytest.approx(100, rel=0.01)
+
+
+def test_joules_of_a_block_that_an_error_ends() -> None:
+    """What was answered before it is kept, with what it took."""
+
+    class Meter:
+        name = "package-0"
+
+        def joules(self) -> float:
+            return 10 * asyncio.get_running_loop().time()
+
+    async def request(number: int) -> Mapping[str, float]:
+        await asyncio.sleep(0.01)
+        if number > 300:
+            raise UnavailableError("gone")
+        return {}
+
+    harness = FlowHarness(Plan(seconds=6, warm_s=1), Counters, [Meter()])
+    with pytest.raises(ExceptionGroup):
+        virtual.run(harness.measure_offline({"one": request}, {"one": 2}, lambda moment: None))
+    joules = report_latency(harness.runs["one"]).joules_per_image["package-0"]
+    assert joules == pytest.approx(10 * 0.01 / 2, rel=0.1)

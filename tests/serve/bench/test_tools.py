@@ -95,5 +95,7 @@ def test_a_plain_session(cli: Cli, toy_repository: Path) -> None:
     assert (one["tool"], one["ours"]) == ("onnxruntime", "onnxruntime-cpu-fp32")
     assert 0 < one["ratio"]["low"] <= one["ratio"]["value"] <= one["ratio"]["high"]
     wrong = cli(*place, "--compare", "trtexec")
-    assert (wrong.status, "--compare trtexec measures none of the variants here" in wrong.complaint) == (2, True)
-    assert "p50 ms" in wrong.stdout  # what was measured before is not lost
+    assert (wrong.status, "--compare trtexec: it is not installed" in wrong.complaint) == (2, True)
+    both = cli(*place, "--compare", "onnxruntime", "--compare", "benchmark_app")
+    assert both.status == 2
+    assert "onnxruntime-cpu-fp32 is" in both.stdout  # what was measured before is not lost

@@ -16,7 +16,7 @@ from ferryman.commands.bench.contenders import LocalContender, When
 from ferryman.specs import Target
 
 from ..server.process import ServerProcess, free_address
-from ..toy import add_toy_bundle, change_golden, make_picture, make_toy_repository, shift_boxes
+from ..toy import TARGET, add_toy_bundle, change_golden, make_picture, make_toy_repository, shift_boxes
 from .outcome import Cli, finish, spawn
 
 FAST = ("--seconds", 0.3)
@@ -51,7 +51,8 @@ def test_scenarios(cli: Cli, bundle: Path, toy_server: str, picture: Path, where
     assert figures.images_per_s == pytest.approx(8 * figures.requests / figures.seconds)
 
     offline = run("offline", "--clients", 3, "--per-request", 2)
-    assert (offline.clients, offline.runs[0].images, len(offline.runs[0].blocks)) == (3, 2, 12)
+    assert (offline.clients, offline.runs[0].images) == (3, 2)
+    assert 6 <= len(offline.runs[0].blocks) <= 12  # fewer where three clients take longer
 
     # far beyond what anything here takes: every rate keeps it until requests queue for so long
     server = run("server", "--bound", 200, "--percentile", 90)
@@ -115,7 +116,9 @@ def test_a_batch_curve(cli: Cli, bundle: Path, toy_server: str, picture: Path) -
     wrong = cli("bench", bundle, "--image", picture, *options)
     assert (wrong.status, "--image belongs to other scenarios" in wrong.complaint) == (2, True)
     served = cli("bench", "--address", toy_server, "--model", "toy-classifier", "--image", picture, *options)
-    assert (served.status, "give a bundle, not --address" in served.complaint) == (2, True)
+    assert (served.status, "give a bundle instead of --address" in served.complaint) == (2, True)
+    both = ("--address", toy_server, "--model", "toy-classifier", *options)
+    assert "leave out --address" in cli("bench", bundle, *both).complaint
 
 
 def test_other_curves(cli: Cli, tmp_path: Path, bundle: Path, toy_server: str, picture: Path) -> None:
@@ -148,6 +151,12 @@ def test_other_curves(cli: Cli, tmp_path: Path, bundle: Path, toy_server: str, p
     assert names(streams) == ["1", "2"]
     wrong = cli("bench", bundle, "--scenario", "stream-curve", *FAST)
     assert (wrong.status, "onnxruntime-cpu-fp32 takes no streams" in wrong.complaint) == (2, True)
+    # what was measured before is not lost
+    add_toy_bundle(tmp_path / "two", "toy-classifier", targets=(Target.parse("openvino-cpu-fp32"), TARGET))
+    two = ("--target", "openvino-cpu-fp32", "--target", str(TARGET))
+    late = cli("bench", tmp_path / "two" / "toy-classifier", *two, "--scenario", "stream-curve", "--most", 1, *FAST)
+    assert (late.status, "takes no streams" in late.complaint) == (2, True)
+    assert "openvino-cpu-fp32: best streams 1" in late.stdout
 
 
 def _rows(curve: Curve) -> list[str]:
@@ -163,6 +172,12 @@ WRONG = {
     "tensors beside pictures": (("--via", "tensors", "--via", "typed"), "--via tensors stands alone"),
     "ModelInfer of nobody": (("--via", "infer"), "--via infer belongs to --address"),
     "compiled what": (("--compiled",), "--compiled belongs to --pytorch SOURCE"),
+    "percentiles of a curve": (("--scenario", "size-curve", "--percentile", 99), "--percentile belongs to the other"),
+    "accuracy of a curve": (("--scenario", "size-curve", "--accuracy", "."), "--accuracy stands beside speeds of"),
+    "threads of their curve": (("--scenario", "thread-curve", "--threads", 2), "thread-curve sets --threads itself"),
+    "streams of theirs": (("--scenario", "stream-curve", "--hint", "throughput"), "stream-curve sets --hint itself"),
+    "a tool for servers": (("--compare", "perf_analyzer"), "--compare perf_analyzer measures a server: give --address"),
+    "a tool for one at a time": (("--compare", "onnxruntime", "--streams", 2), "--compare is of one picture at a time"),
     "more sizes": (("--scenario", "size-curve", "--most", 3), "--most belongs to the scenario batch-curve or thread"),
     "another scenario": (("--scenario", "streams"), "'streams' is not one of 'single-stream'"),
     "a regression of nothing": (("--max-regression", "x"), "--max-regression must be a share of the time"),

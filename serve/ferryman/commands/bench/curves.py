@@ -22,7 +22,7 @@ from ferryman.commands.bench.contenders import Contender, LocalContender, When
 from ferryman.commands.bench.tensors import request_tensors
 from ferryman.commands.bench.workload import Advance, Found, Workload, keep
 from ferryman.device import read_device
-from ferryman.errors import EngineError, ParityError, UsageError
+from ferryman.errors import EngineError, FerrymanError, ParityError, UsageError
 from ferryman.golden import GoldenSamples
 from ferryman.runtimes.base import Session
 
@@ -64,32 +64,52 @@ def measure_curves(
     advance: Advance,
     meters: Meters,
 ) -> Found:
-    """One contender after the other, its points in turn. Raises UsageError for one that has no such curve."""
+    """One contender after the other, its points in turn. What ends it leaves those before, if there are any.
+
+    Raises UsageError for one that has no such curve, before anything is measured.
+    """
     found = Found({}, Disturbance())
+    if axis != "clients" and not all(isinstance(one, LocalContender) for one in contenders):
+        raise UsageError(f"{workload.scenario} is of a bundle's own sessions: leave out --address")
     for one in contenders:
-        with ExitStack() as opened:
-            if axis == "clients":
-                made = _list_clients(one, workload)
-            elif isinstance(one, LocalContender):
-                made = _MAKERS[axis](one, workload, plan.seconds, opened)
-            else:
-                raise UsageError(f"{workload.scenario} is of a bundle's own session: give a bundle, not --address")
-            _check(made.own, "before")
-            harness, found.error = _measure(made.steps, plan, images, advance, meters)
-            for step, run in zip(made.steps, harness.runs.values(), strict=True):
-                run.contender, run.images = one.name, step.images
-            found.runs |= harness.runs
-            found.disturbance = harness.disturbance
-            points = [_make_point(step, harness.runs[step.row]) for step in made.steps]
-            found.curves[one.name] = draw_curve(axis, points, made.ended)
-            if found.error is None:
-                try:
-                    _check(made.own, "after")
-                except ParityError as error:
-                    found.error = error
+        try:
+            _measure_one(axis, one, workload, plan, images, advance, meters, found)
+        except (FerrymanError, SystemExit) as error:
+            if not found.runs:
+                raise
+            found.error = error
         if found.error is not None:
             break
     return found
+
+
+def _measure_one(
+    axis: Axis,
+    one: Contender,
+    workload: Workload,
+    plan: Plan,
+    images: Sequence[bytes],
+    advance: Advance,
+    meters: Meters,
+    found: Found,
+) -> None:
+    """found: is given its runs, its curve, and what ended it early"""
+    with ExitStack() as opened:
+        made = (
+            _MAKERS[axis](one, workload, plan.seconds, opened)
+            if isinstance(one, LocalContender) and axis != "clients"
+            else _list_clients(one, workload)
+        )
+        _check(made.own, "before")
+        harness, found.error = _measure(made.steps, plan, images, advance, meters)
+        for step, run in zip(made.steps, harness.runs.values(), strict=True):
+            run.contender, run.images = one.name, step.images
+        found.runs |= harness.runs
+        found.disturbance = found.disturbance.worse(harness.disturbance)
+        points = [_make_point(step, harness.runs[step.row]) for step in made.steps]
+        found.curves[one.name] = draw_curve(axis, points, made.ended)
+        if found.error is None:
+            _check(made.own, "after")
 
 
 def _measure(
@@ -144,11 +164,13 @@ def _list_batches(one: LocalContender, workload: Workload, patience_s: float, op
     del opened
     session, golden, most = one.sessions[0], one.bundle.golden(), workload.most or _MOST_BATCH
     steps: list[_Step] = []
-    ended = f"{most} was the most that was asked for"
+    ended = _end_at(most, workload)
     for size in _double(most):
         inputs = golden.batch([index % len(golden) for index in range(size)])
-        before, start = psutil.virtual_memory().available, time.perf_counter()
+        before = psutil.virtual_memory().available
         try:
+            session.run(inputs)  # of a shape that is new, and may be compiled first
+            start = time.perf_counter()
             session.run(inputs)
         except EngineError as error:
             ended = f"a batch of {size} failed: {error}"
@@ -201,7 +223,10 @@ def _list_streams(one: LocalContender, workload: Workload, patience_s: float, op
     most = workload.most or read_device().cores
     for streams in _double(most):
         other = opened.enter_context(one.reopen(replace(one.settings, streams=streams, hint="throughput")))
-        if other.sessions[0].largest_useful_batch != streams:
+        given = other.sessions[0].largest_useful_batch
+        if given != streams and steps:
+            return _Steps(steps, f"{given} streams are all that it makes of {streams}", own)
+        if given != streams:
             raise UsageError(f"{one.name} takes no streams: stream-curve is of OpenVINO's variants")
         own.append(other)
         clients = _CLIENTS_A_STREAM * streams
@@ -216,7 +241,7 @@ def _list_clients(one: Contender, workload: Workload) -> _Steps:
         _Step(str(clients), clients, f"{one.name} clients {clients}", one, images=workload.count, clients=clients)
         for clients in _double(most)
     ]
-    return _Steps(steps, f"{most} was the most that was asked for")
+    return _Steps(steps, _end_at(most, workload))
 
 
 def _ask_golden(session: Session, golden: GoldenSamples) -> Request:
@@ -226,6 +251,10 @@ def _ask_golden(session: Session, golden: GoldenSamples) -> Request:
 
 def _why(workload: Workload) -> str:
     return "processors are all that there are" if workload.most is None else "was the most that was asked for"
+
+
+def _end_at(most: int, workload: Workload) -> str:
+    return f"{most} {'is the last without --most' if workload.most is None else 'was the most that was asked for'}"
 
 
 _MAKERS: dict[Axis, Callable[[LocalContender, Workload, float, ExitStack], _Steps]] = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from ferryman.bench.percentiles import check_percentiles
 from ferryman.bench.record import Scenario
 from ferryman.commands.bench.diff import parse_share
-from ferryman.commands.bench.workload import Workload
+from ferryman.commands.bench.workload import AXES, Workload
 from ferryman.commands.predict import Asker
 from ferryman.errors import UsageError
 from ferryman.options import Via
@@ -84,6 +84,8 @@ class BenchOptions:
         return Workload.choose(self.scenario, self.count, self.clients, self.percentiles, self.bound_ms, self.most)
 
     def __post_init__(self) -> None:
+        if self.accuracy is not None and self.scenario in AXES:
+            raise UsageError(f"--accuracy stands beside speeds of variants, not of a curve: leave out {self.scenario}")
         if not self.seconds > 0:
             raise UsageError(f"--seconds must be above 0, got {self.seconds:g}")
         check_percentiles(self.percentiles)

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from ferryman.bench.pictures import Pictures, encode_golden, read_pictures
 from ferryman.bench.record import BenchRecord, BlockRecord, RunRecord, read_record
 from ferryman.bench.report import report_latency
 from ferryman.bench.samples import Block
+from ferryman.bench.tools import Compared
 from ferryman.bench.turns import Ratio, compare_speed
 from ferryman.bundle import Bundle
-from ferryman.commands.bench.compare import compare_tools
+from ferryman.commands.bench.compare import check_tools, compare_tools
 from ferryman.commands.bench.diff import check_baseline, parse_share
 from ferryman.commands.bench.open import open_contenders
 from ferryman.commands.bench.options import BenchOptions, Places
@@ -33,6 +35,7 @@ from ferryman.commands.bench.scenarios import measure
 from ferryman.commands.bench.workload import Found, Workload
 from ferryman.commands.console import out, print_json
 from ferryman.errors import FerrymanError, FileAccessError, ParityError, UsageError
+from ferryman.runtimes.base import Settings
 
 
 def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, show: Show) -> None:
@@ -48,6 +51,10 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, sho
     bundle = None if places.bundle is None else Bundle.open(places.bundle)
     truth = read_labelled(bundle, options.accuracy)
     workload, clock = options.workload(), measure_clock()
+    if workload.axis not in (None, "clients") and bundle is None:
+        raise UsageError(f"{workload.scenario} is of a bundle's own sessions: give a bundle instead of --address")
+    check_settings(workload, places.settings)
+    comparing = check_tools(options.compare, places)
     if workload.tensors and bundle is not None and images:
         raise UsageError(f"--image belongs to other scenarios: {workload.scenario} runs the golden samples as tensors")
     pictures = choose_pictures(bundle, images)
@@ -58,14 +65,15 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, sho
         ready = make_ready(opened.contenders, progress)
         before = read_state()
         found = measure(workload, plan, ready.contenders, pictures.images, advance, meters)
-        after, counted, compared = read_state(), None, ()
+        after, counted, compared = read_state(), None, list[Compared]()
         try:
             if found.error is None:
                 ready.check("after")
             if found.error is None and bundle is not None and truth is not None:
                 counted = measure_accuracy(bundle, ready.targets, truth, places.settings, progress)
             if found.error is None:
-                compared = compare_tools(options.compare, ready.contenders, pictures.images, options.seconds, progress)
+                for one in compare_tools(comparing, ready.contenders, pictures.images, options.seconds, progress):
+                    compared.append(one)
         except (FerrymanError, SystemExit) as late:  # what was measured is not lost with it
             found.error = late
         shown = percentiles or (PERCENTILES if workload.axis is None else (50.0,))
@@ -83,7 +91,7 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, sho
         images=describe_images(pictures, workload, places),
         broken=pictures.broken,
         seconds=options.seconds,
-        settings=dict(vars(places.settings)),
+        settings=record_settings(workload, places.settings),
         machine=machine,
         before=before,
         after=after,
@@ -98,7 +106,7 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, sho
         bound=found.bound,
         curves=found.curves,
         accuracy=counted,
-        compared=compared,
+        compared=tuple(compared),
     )
     json_output = show == "json"
     show_record(record, options.html, show)
@@ -127,6 +135,21 @@ def choose_pictures(bundle: Bundle | None, paths: Sequence[Path]) -> Pictures:
     if bundle is None:
         raise UsageError("--address needs --image: a server does not hand out its golden samples")
     return encode_golden(bundle)
+
+
+def check_settings(workload: Workload, settings: Settings) -> None:
+    """Raises UsageError for what a curve is over, or chooses itself."""
+    given = {"--threads": settings.threads, "--streams": settings.streams}
+    wrong = [name for name, number in given.items() if number is not None and name == f"--{workload.axis}"]
+    if workload.axis == "streams" and settings.hint != "latency":
+        wrong.append("--hint")
+    if wrong:
+        raise UsageError(f"{workload.scenario} sets {', '.join(wrong)} itself: leave it out")
+
+
+def record_settings(workload: Workload, settings: Settings) -> dict[str, int | str | None]:
+    """Of the sessions that were measured; what differs between points stands in their names."""
+    return dict(vars(replace(settings, hint="throughput") if workload.axis == "streams" else settings))
 
 
 def describe_images(pictures: Pictures, workload: Workload, places: Places) -> str:

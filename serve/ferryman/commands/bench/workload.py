@@ -61,8 +61,10 @@ class Workload:
             ("--bound", bound_ms, ("server",)),
             ("--most", most, curves),
         ):
-            if given is not None and scenario not in owners:
+            if given is not None and scenario not in owners:  # rather than to take no notice of it
                 raise UsageError(f"{name} belongs to the scenario {' or '.join(owners)}, not to {scenario}")
+        if scenario in AXES and percentiles:
+            raise UsageError(f"--percentile belongs to the other scenarios: {scenario} tells medians")
         default = MULTI_STREAM if scenario == "multi-stream" else 1
         workers = clients or (OFFLINE_CLIENTS if scenario == "offline" else 1)
         percentile = max(percentiles, default=_ALONE_PERCENTILE)
