@@ -91,14 +91,17 @@ def find_throttling(before: MachineState, after: MachineState) -> list[str]:
     return reasons
 
 
-def find_disturbance(found: Disturbance, processors: int, alone: bool) -> list[str]:
-    """Of the whole measurement. processors: that this process may use; alone: whether nothing else ought to run"""
+def find_disturbance(found: Disturbance, processors: int, alone: bool, crowded: bool = False) -> list[str]:
+    """Of the whole measurement. processors: that this process may use; alone: whether nothing else ought to run
+
+    crowded: whether its own threads may be more than processors, and wait for each other
+    """
     reasons: list[str] = []
     if found.steal is not None and found.steal > STEAL:
         reasons.append(f"other guests of the host took {found.steal:.1%} of the processors' time")
     if alone and found.others is not None and found.others > OTHERS * processors:
         reasons.append(f"other processes kept {found.others:.2f} of {processors} processors busy")
-    if found.waiting is not None and found.waiting > WAITING:
+    if not crowded and found.waiting is not None and found.waiting > WAITING:
         reasons.append(f"this process waited for a processor {found.waiting:.1%} of the time that it wanted one")
     if found.throttled is not None and found.throttled > THROTTLED:
         reasons.append(f"the limit of its control group held it back {found.throttled:.1%} of the time")

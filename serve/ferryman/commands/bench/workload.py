@@ -48,6 +48,11 @@ class Workload:
         """Whether golden samples go to the session as they are, without pictures to decode."""
         return self.axis in ("batch", "size", "threads")
 
+    @property
+    def crowded(self) -> bool:
+        """Whether several requests are under way at a time, in threads that may be more than processors."""
+        return self.scenario in ("server", "offline", "stream-curve", "client-curve")
+
     @classmethod
     def choose(
         cls, scenario: Scenario, count: int | None, clients: int | None, percentiles: Sequence[float],
