@@ -79,7 +79,9 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, sho
         shown = percentiles or (PERCENTILES if workload.axis is None else (50.0,))
         runs = make_runs(ready, found, clock, shown)
     machine = read_machine()
-    reasons = find_disturbance(found.disturbance, machine.device.cores, alone=places.server is None, crowded=workload.crowded)
+    reasons = find_disturbance(
+        found.disturbance, machine.device.cores, alone=places.server is None, crowded=workload.crowded
+    )
     record = BenchRecord(
         ferryman=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
