@@ -26,6 +26,8 @@ _PATH = re.compile(r"'/[^'/]+/[^']*'|(?<![\w./-])/[^\s/:;,'\"()]+/[^\s:;,'\"()]*
 _CLASSES: dict[str, type[FerrymanError]] = {
     name: value for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, FerrymanError)
 }
+# What gRPC says when it is us who cancel. Else it is a server that closes: calls that come meanwhile are CANCELLED.
+_OUR_OWN = frozenset({"Locally cancelled by application!", "Channel closed!"})
 _DEAD_REPLICA = "The actor died"  # what Ray Serve says, as INTERNAL, where a server's connection would have broken
 _FALLBACKS: dict[grpc.StatusCode, type[FerrymanError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: errors.UsageError,
@@ -101,14 +103,18 @@ def error_from_rpc(call: grpc.RpcError, address: str) -> FerrymanError:
             return errors.UnavailableError(
                 f"no server answers at {address} ({details}); is `ferryman serve` running there?"
             )
-        case grpc.StatusCode.INTERNAL if details.startswith(_DEAD_REPLICA):
-            return errors.UnavailableError(f"a replica at {address} died with the call inside")
+        case grpc.StatusCode.CANCELLED | grpc.StatusCode.INTERNAL if _went(code, details):
+            return errors.UnavailableError(f"the server at {address} went before it answered ({details})")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return errors.DeadlineError(f"{address} did not answer in time; allow it more with timeout=")
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in details:
             return UsageError(f"a message is too large for {address}: {details}; send fewer or smaller images")
         case _:
             return error_from_reason(code, "", f"{address} answered {code.name}: {details}")
+
+
+def _went(code: grpc.StatusCode, details: str) -> bool:
+    return details not in _OUR_OWN if code is grpc.StatusCode.CANCELLED else details.startswith(_DEAD_REPLICA)
 
 
 def error_from_reason(code: grpc.StatusCode, reason: str, message: str) -> FerrymanError:

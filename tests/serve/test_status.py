@@ -68,8 +68,15 @@ FOREIGN = {
         grpc.StatusCode.INTERNAL,
         "The actor died unexpectedly",
         errors.UnavailableError,
-        "a replica at there:1",
+        "there:1 went before it answered",
     ),
+    "a server that closes": (
+        grpc.StatusCode.CANCELLED,
+        "CANCELLED",
+        errors.UnavailableError,
+        "there:1 went before it answered",
+    ),
+    "our own end": (grpc.StatusCode.CANCELLED, "Channel closed!", errors.CancelledError, "there:1 answered CANCELLED"),
     "no words": (grpc.StatusCode.UNKNOWN, None, FerrymanError, "there:1 answered UNKNOWN: "),
 }
 
