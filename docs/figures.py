@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ferryman.files import replace_file
+from ferryman.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -66,8 +66,7 @@ def measure(figures: Figures) -> bool:
     def change(block: re.Match[str]) -> str:
         return block[1] + body + block[5] if block[2] == figures.name else block[0]
 
-    with replace_file(figures.page) as temporary:
-        temporary.write_text(_BLOCK.sub(change, text), encoding="utf-8")
+    write_text(figures.page, _BLOCK.sub(change, text))
     return True
 
 

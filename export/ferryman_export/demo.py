@@ -19,7 +19,7 @@ from ferryman.client import Client
 from ferryman.commands.console import StageProgress, make_table, out, print_json, print_table, show_stages
 from ferryman.drawing import draw_classification, draw_detections
 from ferryman.errors import FileAccessError, UnavailableError
-from ferryman.files import replace_file
+from ferryman.files import replace_file, write_text
 from ferryman.parity import ParityReport
 from ferryman.predictor import Predictor
 from ferryman.preprocess import preprocess_image, stack_inputs
@@ -76,8 +76,7 @@ def run_demo(folder: Path, json_output: bool) -> None:
             for name, bundle in bundles.items()
         ]
     page = folder / "report.html"
-    with replace_file(page) as temporary:
-        temporary.write_text(render_demo(sections), encoding="utf-8")
+    write_text(page, render_demo(sections))
     seconds = time.perf_counter() - start
     if json_output:
         print_json(

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from ferryman.bundle import CERTIFICATES, Bundle
 from ferryman.device import DeviceFacts, read_device
 from ferryman.errors import CertificateError
-from ferryman.files import replace_file
+from ferryman.files import write_text
 from ferryman.parity import ParityReport
 from ferryman.runtimes import find_runtime
 from ferryman.specs import Facts, Target
@@ -73,8 +73,7 @@ def make_certificate(bundle: Bundle, reports: Sequence[ParityReport]) -> Certifi
 def write_certificate(bundle: Bundle, certificate: Certificate, folder: Path | None = None) -> Path:
     """Puts it in the bundle, or in `folder`; an older one is replaced. Raises FileAccessError."""
     path = certificate_path(bundle, certificate.target, folder)
-    with replace_file(path) as temporary:
-        temporary.write_text(certificate.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_text(path, certificate.model_dump_json(indent=2) + "\n")
     return path
 
 

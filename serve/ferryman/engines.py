@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from ferryman.errors import EngineError
-from ferryman.files import replace_file, sha256_file
+from ferryman.files import replace_file, sha256_file, write_text
 from ferryman.manifest import Sha256
 from ferryman.specs import Facts, ModelSpec, Target
 
@@ -151,8 +151,7 @@ def write_engine(onnx: Path, data: bytes, facts: EngineFacts) -> Engine:
     path = engine_path(onnx, facts.key)
     with replace_file(path) as temporary:
         temporary.write_bytes(data)
-    with replace_file(path.with_suffix(".json")) as temporary:
-        temporary.write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    write_text(path.with_suffix(".json"), facts.model_dump_json(indent=1) + "\n")
     return Engine(path, facts)
 
 

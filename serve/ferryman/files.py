@@ -80,6 +80,12 @@ def replace_file(path: Path) -> Generator[Path, None, None]:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """A whole new file in the place of `path`, or what was there. Raises FileAccessError, see `replace_file`."""
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def temporary_folder(parent: Path, name: str) -> Generator[Path, None, None]:
     """Gives an empty hidden folder in `parent`; it is gone when the block ends, or swept by the next of this name.

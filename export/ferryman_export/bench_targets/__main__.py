@@ -13,7 +13,7 @@ from ferryman.bench.turns import ROUNDS
 from ferryman.commands.console import out, show_stages
 from ferryman.device import DeviceFacts, read_device
 from ferryman.errors import UsageError, propose
-from ferryman.files import replace_file, temporary_folder
+from ferryman.files import temporary_folder, write_text
 from ferryman.specs import Facts
 from ferryman_export.bench_targets.contenders import PRECISIONS
 from ferryman_export.bench_targets.measure import Conditions, measure_model
@@ -86,8 +86,7 @@ def bench_targets(
     )
     print_document(document)
     if json_file is not None:
-        with replace_file(json_file) as temporary:
-            temporary.write_text(document.model_dump_json(indent=1), encoding="utf-8")
+        write_text(json_file, document.model_dump_json(indent=1))
 
 
 def _choose(given: list[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:

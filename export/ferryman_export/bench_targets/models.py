@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ferryman.files import replace_file
+from ferryman.files import write_text
 from ferryman_models.checkpoints.processors import FILE_NAME as PROCESSOR
 
 _GRAIN = 16  # pixels of a picture's smallest detail: nearer to a photograph than noise in every pixel
@@ -81,8 +81,7 @@ def save_checkpoint(model: Any, processor: dict[str, Any], folder: Path) -> None
 
     logging.disable_progress_bar()  # there is one already
     model.save_pretrained(folder)
-    with replace_file(folder / PROCESSOR) as temporary:
-        temporary.write_text(json.dumps(processor), encoding="utf-8")
+    write_text(folder / PROCESSOR, json.dumps(processor))
 
 
 def random_pictures(count: int, size: tuple[int, int], seed: int) -> NDArray[np.uint8]:

@@ -3,7 +3,7 @@
 import sys
 from importlib.metadata import version
 
-from ferryman.files import replace_file
+from ferryman.files import write_text
 from ferryman_models.checkpoints.base import Checkpoint
 from ferryman_models.zoo import EMBEDDED
 
@@ -78,6 +78,5 @@ def write_card(checkpoint: Checkpoint, figures: dict[str, float]) -> None:
         figures="\n".join(lines),
         data=data,
     )
-    with replace_file(EMBEDDED[checkpoint.source].parent / "README.md") as temporary:
-        temporary.write_text(card, encoding="utf-8")
+    write_text(EMBEDDED[checkpoint.source].parent / "README.md", card)
     sys.stdout.write("\n".join((*lines, "")))

@@ -17,7 +17,7 @@ from ferryman.bench.tables import (
     tabulate_trials,
 )
 from ferryman.errors import MissingExtraError
-from ferryman.files import replace_file
+from ferryman.files import write_text
 
 
 def check_page() -> None:
@@ -30,8 +30,7 @@ def write_page(records: Sequence[BenchRecord], path: Path) -> None:
     """Raises FileAccessError when `path` can't be written, MissingExtraError."""
     check_page()
     page = render_page(records)
-    with replace_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def render_page(records: Sequence[BenchRecord]) -> str:

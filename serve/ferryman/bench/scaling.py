@@ -15,7 +15,7 @@ from ferryman.bench.noise import STALL_TIMES
 from ferryman.bench.record import BenchRecord, read_record
 from ferryman.commands.console import make_table, out, print_table, show_stages
 from ferryman.errors import UsageError
-from ferryman.files import replace_file
+from ferryman.files import write_text
 from ferryman.server.costs import Costs
 from ferryman.specs import Facts
 
@@ -272,8 +272,7 @@ def scale(
     )
     print_document(document)
     if json_file is not None:
-        with replace_file(json_file) as temporary:
-            temporary.write_text(document.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_text(json_file, document.model_dump_json(indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from ferryman.bundle import Bundle
 from ferryman.commands.console import show_stages
 from ferryman.device import read_device
 from ferryman.errors import FerrymanError
-from ferryman.files import replace_file
+from ferryman.files import write_text
 from ferryman.inference import grpc_service_pb2 as pb
 from ferryman.runtimes.base import Arrays, Session
 from ferryman.server.app import VisionServer
@@ -230,8 +230,7 @@ def bench_serving(
         )
     print_document(document)
     if json_file is not None:
-        with replace_file(json_file) as temporary:
-            temporary.write_text(document.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_text(json_file, document.model_dump_json(indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from ferryman.golden import GoldenSamples
 from ferryman.runtimes.base import Session
 
 _MOST_BATCH, _MOST_CLIENTS = 64, 32
+_ALL = "processors are all that there are"
 _CLIENTS_A_STREAM = 2  # so that each has another request waiting
 
 
@@ -48,11 +49,10 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Steps:
-    """ended: why there are no more; own: contenders that were opened for it, and are to be checked by themselves"""
+    """ended: why there are no more"""
 
     steps: Sequence[_Step]
     ended: str
-    own: Sequence[LocalContender] = field(default=())
 
 
 def measure_curves(
@@ -100,7 +100,7 @@ def _measure_one(
             if isinstance(one, LocalContender) and axis != "clients"
             else _list_clients(one, workload)
         )
-        _check(made.own, "before")
+        _check(made.steps, one, "before")
         harness, found.error = _measure(made.steps, plan, images, advance, meters)
         for step, run in zip(made.steps, harness.runs.values(), strict=True):
             run.contender, run.images = one.name, step.images
@@ -109,7 +109,7 @@ def _measure_one(
         points = [_make_point(step, harness.runs[step.row]) for step in made.steps]
         found.curves[one.name] = draw_curve(axis, points, made.ended)
         if found.error is None:
-            _check(made.own, "after")
+            _check(made.steps, one, "after")
 
 
 def _measure(
@@ -142,12 +142,12 @@ def _make_point(step: _Step, run: Run) -> Point:
     return Point(name=step.name, at=step.at, median_ms=median, images_per_s=rate)
 
 
-def _check(own: Sequence[LocalContender], when: When) -> None:
-    """Raises ParityError."""
-    for one in own:
+def _check(steps: Sequence[_Step], known: Contender, when: When) -> None:
+    """Those that were opened for a step; `known` is checked with all others. Raises ParityError."""
+    for one in (step.contender for step in steps if step.contender is not known):
         check = one.check(when)
-        if not check.passed:
-            raise ParityError(f"{one.name} with {one.settings} is out of tolerance: {check.failures[0]}")
+        if check is not None and not check.passed:
+            raise ParityError(f"{one.name} is out of tolerance: {check.failures[0]}")
 
 
 def _double(most: int) -> Iterator[int]:
@@ -204,34 +204,28 @@ def _list_sizes(one: LocalContender, workload: Workload, patience_s: float, open
 def _list_threads(one: LocalContender, workload: Workload, patience_s: float, opened: ExitStack) -> _Steps:
     """A session of each number of threads, all of them loaded."""
     del patience_s
-    steps: list[_Step] = []
-    own: list[LocalContender] = []
-    most = workload.most or read_device().cores
+    most, steps = workload.most or read_device().cores, list[_Step]()
     for threads in _double(most):
         other = opened.enter_context(one.reopen(replace(one.settings, threads=threads)))
-        own.append(other)
         request = _ask_golden(other.sessions[0], one.bundle.golden())
         steps.append(_Step(str(threads), threads, f"{one.name} threads {threads}", other, request))
-    return _Steps(steps, f"{most} {_why(workload)}", own)
+    return _Steps(steps, _end_at(most, workload, _ALL))
 
 
 def _list_streams(one: LocalContender, workload: Workload, patience_s: float, opened: ExitStack) -> _Steps:
     """A session of each number of streams, good at throughput, and more clients than that."""
     del patience_s
-    steps: list[_Step] = []
-    own: list[LocalContender] = []
-    most = workload.most or read_device().cores
+    most, steps = workload.most or read_device().cores, list[_Step]()
     for streams in _double(most):
         other = opened.enter_context(one.reopen(replace(one.settings, streams=streams, hint="throughput")))
         given = other.sessions[0].largest_useful_batch
         if given != streams and steps:
-            return _Steps(steps, f"{given} streams are all that it makes of {streams}", own)
+            return _Steps(steps, f"{given} streams are all that it makes of {streams}")
         if given != streams:
             raise UsageError(f"{one.name} takes no streams: stream-curve is of OpenVINO's variants")
-        own.append(other)
         clients = _CLIENTS_A_STREAM * streams
         steps.append(_Step(str(streams), streams, f"{one.name} streams {streams}", other, clients=clients))
-    return _Steps(steps, f"{most} {_why(workload)}", own)
+    return _Steps(steps, _end_at(most, workload, _ALL))
 
 
 def _list_clients(one: Contender, workload: Workload) -> _Steps:
@@ -249,12 +243,8 @@ def _ask_golden(session: Session, golden: GoldenSamples) -> Request:
     return request_tensors(session, lambda _number: inputs)
 
 
-def _why(workload: Workload) -> str:
-    return "processors are all that there are" if workload.most is None else "was the most that was asked for"
-
-
-def _end_at(most: int, workload: Workload) -> str:
-    return f"{most} {'is the last without --most' if workload.most is None else 'was the most that was asked for'}"
+def _end_at(most: int, workload: Workload, unasked: str = "is the last without --most") -> str:
+    return f"{most} {unasked if workload.most is None else 'was the most that was asked for'}"
 
 
 _MAKERS: dict[Axis, Callable[[LocalContender, Workload, float, ExitStack], _Steps]] = {
