@@ -194,6 +194,9 @@ def serve(
     threads: Threads = None,
     streams: Streams = None,
     hint: HintName = None,
+    model_cpus: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Processors for the models alone, such as 0 or 2-3.")
+    ] = None,
     certify: Annotated[
         bool | None, typer.Option("--certify", help="Prove at start what has no certificate for this device.")
     ] = None,
@@ -228,7 +231,13 @@ def serve(
         run_schema()
         return
     options = {"repository": repository, "address": address, "target": target, "threads": threads, "streams": streams}
-    options |= {"hint": hint, "certify": certify, "certificates": certificates, "tls_certificate": tls_certificate}
+    options |= {
+        "hint": hint,
+        "model_cpus": model_cpus,
+        "certify": certify,
+        "certificates": certificates,
+        "tls_certificate": tls_certificate,
+    }
     options |= {"tls_key": tls_key, "tls_client_ca": tls_client_ca, "tokens": tokens, "admin_address": admin_address}
     run_serve(config, options, check, json_output)
 

@@ -1,5 +1,6 @@
 """OpenVINO on devices that are not here, played by the processor: what it is asked to compute in."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -201,3 +202,25 @@ def test_a_zero_point_that_is_not_zero_stays(tmp_path: Path) -> None:
         narrow_weights(read)
         stored = [node.get_data() for node in read.get_ops() if node.get_type_name() == "Constant"]
         assert max(int(each.max()) for each in stored if each.dtype == np.int8 and each.ndim == 2) == largest
+
+
+def test_nobody_is_told_of_openvino_and_nothing_is_forked(tmp_path: Path) -> None:
+    """OpenVINO's own import forks the process to tell of it, and writes into the home directory."""
+    code = (
+        "import os, time\n"
+        "os.register_at_fork(before=lambda: print('forked', flush=True))\n"
+        "from ferryman.runtimes.openvino import open_core\n"
+        "open_core().available_devices\n"
+        "import openvino\n"
+        "time.sleep(1)\n"  # it forks in a thread
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    assert list(tmp_path.iterdir()) == []

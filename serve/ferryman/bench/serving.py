@@ -154,6 +154,9 @@ def bench_serving(
     model: Annotated[str | None, typer.Option(help="By default the first.")] = None,
     target: Annotated[str | None, typer.Option(help="By default the bundle's first.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Of the engine; the clients need a core of their own.")] = 1,
+    model_cpus: Annotated[
+        str | None, typer.Option(help="Processors for the session alone, such as 0; see `ferryman serve`.")
+    ] = None,
     clients: Annotated[
         list[int] | None, typer.Option(min=1, help="At a time, repeatable; by default 1, 4, 16.")
     ] = None,
@@ -181,6 +184,7 @@ def bench_serving(
         address="127.0.0.1:0",
         target=target,
         threads=threads,
+        model_cpus=model_cpus,
         certify=True,
     )
     with show_stages() as show, ExitStack() as opened:

@@ -183,14 +183,15 @@ def check_inputs(inputs: Arrays, spec: ModelSpec) -> None:
 
 
 def _check_input(array: NDArray[Any], tensor: TensorSpec, sizes: dict[int | str, tuple[str, int]]) -> None:
-    expected = f"{tensor.dtype} ({', '.join(str(size) for size in tensor.shape)})"
-    given = f"{array.dtype} ({', '.join(str(size) for size in array.shape)})"
-    if array.dtype != np.dtype(tensor.dtype) or array.ndim != len(tensor.shape) or 0 in array.shape:
+    fits = array.dtype == np.dtype(tensor.dtype) and array.ndim == len(tensor.shape) and 0 not in array.shape
+    if not fits or any(
+        isinstance(wanted, int) and size != wanted for size, wanted in zip(array.shape, tensor.shape, strict=True)
+    ):
+        expected = f"{tensor.dtype} ({', '.join(map(str, tensor.shape))})"
+        given = f"{array.dtype} ({', '.join(map(str, array.shape))})"
         raise TensorError(f"input {tensor.name} must be {expected}, got {given}")
     for size, wanted in zip(array.shape, tensor.shape, strict=True):
         if isinstance(wanted, int):
-            if size != wanted:
-                raise TensorError(f"input {tensor.name} must be {expected}, got {given}")
             continue
         first, known = sizes.setdefault(wanted, (tensor.name, size))
         if size != known:

@@ -1,5 +1,6 @@
 """OpenVINO. A variant is an IR (model.xml and model.bin), compiled for one picture: static shapes are faster."""
 
+import sys
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,10 @@ from ferryman.specs import ModelSpec, Target
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, Core, InferRequest
+
+# OpenVINO tells Google Analytics that it was imported, from a process that it forks off this one, and gRPC then starts
+# its threads anew, in the middle of a server. It goes without where the package for it can't be imported.
+sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]  # None: there is none
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}

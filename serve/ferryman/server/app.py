@@ -26,6 +26,7 @@ from ferryman.server.inference.shared_memory import Regions, SharedMemory
 from ferryman.server.interceptors import CallsInFlight, ErrorInterceptor
 from ferryman.server.loading import LoadedModel
 from ferryman.server.observing import Observer
+from ferryman.server.placement import parse_placement, run_on
 from ferryman.server.probes import Probes, text_page
 from ferryman.server.security.access import (
     ADMINISTRATORS,
@@ -59,11 +60,16 @@ class VisionServer:
     def __init__(self, config: ServerConfig, load: Callable[[Path], LoadedModel] | None = None) -> None:
         """Raises BundleNotFoundError when the repository holds nothing to serve. Listens to nothing yet."""
         self.config = config
+        self._cpus = None  # of the thread that this is made in, before it moves to its place
+        placement = None if config.model_cpus is None else parse_placement(config.model_cpus)
+        if placement is not None:  # first: the threads of gRPC follow
+            self._cpus = os.sched_getaffinity(0)
+            run_on(placement.others)
         self.address = config.address  # with the port that was bound, once started
         self.calls = CallsInFlight()
         self._listening = False
         self._telling: set[asyncio.Task[None]] = set()
-        self._engines = Engines(config, load, self._tell_health)
+        self._engines = Engines(config, load, placement and placement.models, self._tell_health)
         self.models = self._engines.models
         self.observer = Observer(config)
         self._memory = SharedMemory(config.shared_memory_bytes)
@@ -210,6 +216,8 @@ class VisionServer:
         if self._probes is not None:
             self._probes.stop()
         await asyncio.to_thread(self.observer.close)
+        if self._cpus is not None:
+            os.sched_setaffinity(0, self._cpus)
         if self._listening:
             log.info("server stopped: address=%s in_flight=%d cancelled=%d", self.address, in_flight, left)
 

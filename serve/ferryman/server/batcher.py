@@ -74,6 +74,7 @@ class Batcher(Generic[Item, Output]):
     costs: of batches of a key; key: what all items of a batch have in common
     max_batch: items in one batch, however many more help
     concurrency: batches that run side by side
+    start_thread: called in each thread before all else
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Batcher(Generic[Item, Output]):
         max_batch: int = 1,
         concurrency: int = 1,
         clock: Callable[[], float] = time.monotonic,
+        start_thread: Callable[[], None] = lambda: None,
     ) -> None:
         self._run = run
         self._max_batch = max_batch
@@ -100,7 +102,7 @@ class Batcher(Generic[Item, Output]):
         self._batches = 0
         self._paused = False
         self._closed = False
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix=f"batcher-{name}")
+        self._threads = ThreadPoolExecutor(concurrency, f"batcher-{name}", start_thread)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -217,7 +219,14 @@ class Batcher(Generic[Item, Output]):
     # From here on in the threads.
 
     def _work(self) -> None:
-        while (taken := self._take()) is not None:
+        results: list[_Result[Item, Output]] = []
+        while True:
+            taken, late = self._take()
+            # Once a batch, whatever there is to tell: to wake the event loop costs as much as all else here.
+            if results or late or taken is None:
+                self._tell(results + late, ended=taken is None)
+            if taken is None:
+                return
             number, batch = taken
             results = self._launch(batch, number)
             with self._lock:
@@ -225,19 +234,14 @@ class Batcher(Generic[Item, Output]):
                 for (request, _), result in results:
                     if isinstance(result, BaseException) and not request.over:
                         self._drop(request)
-            self._tell(self._deliver, results)
 
-    def _take(self) -> tuple[int, list[_Place[Item, Output]]] | None:
-        """The next batch and its number; None when there is none, and the thread shall end."""
+    def _take(self) -> tuple[tuple[int, list[_Place[Item, Output]]] | None, list[_Result[Item, Output]]]:
+        """The next batch and its number, None when there is none, and the thread shall end; and what is too late."""
         late: list[_Result[Item, Output]] = []
         with self._lock:
             taken = None if self._paused else self._take_locked(late)
             self._workers -= taken is None
-        if late:
-            self._tell(self._deliver, late)
-        if taken is None:
-            self._tell(self._check_idle)
-        return taken
+        return taken, late
 
     def _take_locked(self, late: list[_Result[Item, Output]]) -> tuple[int, list[_Place[Item, Output]]] | None:
         now, earliest = self._clock(), None
@@ -322,19 +326,18 @@ class Batcher(Generic[Item, Output]):
         request, index = place
         return self._key(request.items[index])
 
-    def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
+    def _tell(self, results: list[_Result[Item, Output]], ended: bool) -> None:
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(callback, *arguments)
+        self._loop.call_soon_threadsafe(self._deliver, results, ended)
 
     # And on the event loop again.
 
-    def _deliver(self, results: list[_Result[Item, Output]]) -> None:
+    def _deliver(self, results: list[_Result[Item, Output]], ended: bool) -> None:
+        """ended: so has the thread that tells; none of its results comes after these"""
         for (request, index), result in results:
             if isinstance(result, BaseException):
                 request.fail(result)
             else:
                 request.add(index, result)
-
-    def _check_idle(self) -> None:
-        if self._workers == 0:
+        if ended and self._workers == 0:
             self._idle.set()

@@ -14,6 +14,7 @@ from ferryman.runtimes.base import MAX_PARALLEL, Hint
 from ferryman.server.clients import ClientLimits
 from ferryman.server.engine import EngineLimits
 from ferryman.server.observing import ObservingSettings
+from ferryman.server.placement import parse_placement
 from ferryman.server.security.exposure import check_security
 from ferryman.server.transport import TransportLimits
 
@@ -28,6 +29,7 @@ class ServerConfig(TransportLimits, ClientLimits, EngineLimits, ObservingSetting
     address: HOST:PORT, `[HOST]:PORT` for IPv6; port 0 takes a free one
     target: the variant of every model, by default each bundle's first
     threads, streams, hint: of each model, see `runtimes.base.Settings`
+    model_cpus: processors that models have to themselves, such as `0,2-3`; all else of the server runs on the others
     certificates: folder of the certificates, by default each bundle's own; for repositories that can't be written
     certify: prove a model that has no valid certificate for this device before it is served, instead of refusing it
     max_pixels: of one picture; decode_threads: pictures decoded side by side, by default one a processor
@@ -50,6 +52,7 @@ class ServerConfig(TransportLimits, ClientLimits, EngineLimits, ObservingSetting
     threads: Parallel | None = None
     streams: Parallel | None = None
     hint: Hint = "latency"
+    model_cpus: str | None = None
     certificates: Path | None = None
     certify: bool = False
     max_images_per_request: Positive = 64
@@ -75,6 +78,8 @@ class ServerConfig(TransportLimits, ClientLimits, EngineLimits, ObservingSetting
             split_address(self.metrics_address)
         if self.target is not None:
             parse_target(self.target)
+        if self.model_cpus is not None:
+            parse_placement(self.model_cpus)
         if self.max_images_per_request > self.queue_limit:
             raise ValueError(
                 f"max_images_per_request {self.max_images_per_request} is above queue_limit {self.queue_limit}: "

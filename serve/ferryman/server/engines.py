@@ -1,6 +1,5 @@
 """The models of a repository, each with its engine, and what the engines of a process share. Knows no gRPC."""
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,6 +11,7 @@ from ferryman.server.config import ServerConfig
 from ferryman.server.decoding import Decoder
 from ferryman.server.engine import Engine
 from ferryman.server.loading import LoadedModel, load_model
+from ferryman.server.placement import count_usable, running_on
 from ferryman.server.repository import ModelRepository
 from ferryman.server.security.access import may_be_told
 
@@ -19,38 +19,44 @@ from ferryman.server.security.access import may_be_told
 class Engines:
     """Threads that decode and make results, the clients' limits, and `models`, which loads what is asked for.
 
-    load: see VisionServer; on_ready: told of each model's version when its session fails, and when it is mended
+    load: see VisionServer; model_cpus: processors of sessions, None for any
+    on_ready: told of each model's version when its session fails, and when it is mended
     """
 
     def __init__(
         self,
         config: ServerConfig,
         load: Callable[[Path], LoadedModel] | None = None,
+        model_cpus: frozenset[int] | None = None,
         on_ready: Callable[[str, int, bool], None] = lambda name, version, ready: None,
     ) -> None:
         """Raises as ModelRepository does."""
-        processors = os.cpu_count() or 1
+        processors = count_usable()
         self._config = config
+        self._model_cpus = model_cpus
         self._on_ready = on_ready
         self._pool = ThreadPoolExecutor(processors, thread_name_prefix="results")
         self._decoder = Decoder(config.decode_threads or processors, config.max_pixels)
         self._clients = Clients(config)
-        load_here = partial(
+        load = load or partial(
             load_model,
             target=config.target,
-            settings=Settings(config.threads, config.streams, config.hint),
+            settings=Settings(config.threads or (len(model_cpus) if model_cpus else None), config.streams, config.hint),
             certificates=config.certificates,
             certify=config.certify,
             max_batch=config.max_batch,
         )
-        self.models = ModelRepository[Engine](
-            config.repository, config.models, load or load_here, self._open, may_be_told
-        )
+
+        def load_there(folder: Path) -> LoadedModel:
+            with running_on(model_cpus):
+                return load(folder)
+
+        self.models = ModelRepository[Engine](config.repository, config.models, load_there, self._open, may_be_told)
 
     def _open(self, model: LoadedModel) -> Engine:
         version = model.name, model.version
         reload, on_ready = partial(self.models.reload, *version), partial(self._on_ready, *version)
-        return Engine(model, self._config, self._decoder, self._clients, self._pool, reload, on_ready)
+        return Engine(model, self._config, self._decoder, self._clients, self._pool, reload, on_ready, self._model_cpus)
 
     async def close(self) -> None:
         """Answers what runs, refuses what waits, frees everything."""

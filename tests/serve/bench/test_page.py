@@ -20,7 +20,9 @@ from ..commands.outcome import Cli
 from .records import make_record
 from .synthetic import constant, stalling, two_modes
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "chromium-headless-shell", "google-chrome"))), None
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,79 @@
+"""Models on processors of their own, and the rest of a server on the others."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ferryman.client import Client
+from ferryman.errors import UsageError
+from ferryman.server.app import ServerConfig, VisionServer
+from ferryman.server.placement import Placement, parse_placement
+
+from ..toy import make_pictures
+from .process import ServerProcess
+
+if not hasattr(os, "sched_getaffinity"):
+    pytest.skip("this system can't hold threads to processors", allow_module_level=True)
+USABLE = sorted(os.sched_getaffinity(0))
+if len(USABLE) < 2:
+    pytest.skip("needs two processors", allow_module_level=True)
+FIRST, REST = USABLE[0], USABLE[1:]
+
+
+def _cpus_by_thread(process: int) -> dict[int, str]:
+    """As the kernel tells it, by the threads' numbers; a process's first thread has its own."""
+    found: dict[int, str] = {}
+    for folder in Path(f"/proc/{process}/task").iterdir():
+        lines = (folder / "status").read_text(encoding="ascii").splitlines()
+        found[int(folder.name)] = next(line.split()[1] for line in lines if line.startswith("Cpus_allowed_list"))
+    return found
+
+
+def _numbers(text: str) -> set[int]:
+    """From the kernel's own writing, such as 1 or 1-3."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return found
+
+
+def test_nothing_else_runs_where_the_models_do(toy_repository: Path) -> None:
+    settings = {"repository": str(toy_repository), "model_cpus": str(FIRST)}
+    with ServerProcess(settings) as server, Client(server.address, timeout=240) as client:
+        assert len(client.classify(make_pictures(2), model="toy-classifier").results) == 2
+        cpus = _cpus_by_thread(server.process.pid)
+        assert _numbers(cpus[server.process.pid]) == set(REST)  # the event loop's thread
+        assert str(FIRST) in cpus.values()
+
+
+async def test_a_server_that_is_stopped_leaves_its_thread_as_it_was(toy_repository: Path) -> None:
+    server = VisionServer(
+        ServerConfig(repository=toy_repository, address="127.0.0.1:0", model_cpus=str(FIRST), threads=1)
+    )
+    assert os.sched_getaffinity(0) == set(REST)
+    await server.start()
+    await server.stop()
+    assert os.sched_getaffinity(0) == set(USABLE)
+
+
+def test_what_is_written() -> None:
+    assert parse_placement(f" {FIRST} ") == Placement(frozenset({FIRST}), frozenset(REST))
+    assert parse_placement(f"{USABLE[-1]}-{USABLE[-1]}").models == {USABLE[-1]}
+
+
+WRONG = {
+    "": "is no list of processors such as 0,2-3",
+    "first": "is no list of processors",
+    "1-": "is no list of processors",
+    "1-0": "is not within",
+    "9999": "is not within",
+    ",".join(map(str, USABLE)): "leaves no processor of",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG.items())
+def test_wrong_processors(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=f"model_cpus: .*{message}"):
+        ServerConfig.from_settings({"repository": "models", "model_cpus": text})
