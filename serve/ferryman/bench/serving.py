@@ -18,7 +18,7 @@ from ferryman.__main__ import main
 from ferryman.bench.load import Closed, Open, Outcome
 from ferryman.bench.peers import Peer, mlserver, plain_handler
 from ferryman.bench.preprocessing import make_jpeg, measure_preprocessing
-from ferryman.bench.serving_report import Block, Document, OverloadRow, print_document, summarise
+from ferryman.bench.serving_report import Block, Document, OverloadRow, PressedRow, print_document, summarise
 from ferryman.bench.turns import run_in_turn
 from ferryman.bundle import Bundle
 from ferryman.commands.console import show_stages
@@ -29,11 +29,13 @@ from ferryman.inference import grpc_service_pb2 as pb
 from ferryman.runtimes.base import Arrays, Session
 from ferryman.server.app import VisionServer
 from ferryman.server.config import ServerConfig
+from ferryman.server.costs import Costs
 from ferryman.server.inference.tensors import DATATYPES
 from ferryman.specs import Target
 
 NAME = "python -m ferryman.bench.serving"
 _BARE = "bare loop"
+_IDLE_S = 5.0  # two looks at the repository at least
 app = typer.Typer(add_completion=False)
 
 
@@ -128,6 +130,26 @@ def run_clients(
     return [Block(images=images, seconds=found.seconds, cpu_s=cpu_s, latencies_ms=tuple(found.latencies_ms))]
 
 
+def measure_idle(seconds: float) -> float:
+    """The share of one processor that this process takes while nobody asks its server."""
+    cpu, start = time.process_time(), time.perf_counter()
+    time.sleep(seconds)
+    return (time.process_time() - cpu) / (time.perf_counter() - start)
+
+
+def run_pressed(load: LoadGenerator, costs: Costs, seconds: float) -> PressedRow:
+    """Clients in a closed loop: who is refused asks again at once."""
+    clients, full_batch_s = costs.best + 2, costs.measured[costs.best]
+    found = load(Closed(clients=clients, seconds=seconds, timeout=2 * full_batch_s))
+    return PressedRow(
+        clients=clients,
+        full_batch_ms=full_batch_s * 1e3,
+        seconds=seconds,
+        codes=found.codes,
+        p99_ms=_p99(found.latencies_ms),
+    )
+
+
 def run_overload(load: LoadGenerator, bare_rate: float, times: float, seconds: float, timeout: float) -> OverloadRow:
     found = load(Open(clients=16, seconds=seconds, rate=times * bare_rate, timeout=timeout))
     after = load(Closed(clients=1, seconds=1.0))
@@ -193,6 +215,8 @@ def bench_serving(
         server = opened.enter_context(serving(config))
         engine = asyncio.run(server.models.get(server.models.names[0]))
         session, bundle, built = engine.model.sessions[0], engine.model.bundle, Target.parse(engine.model.target)
+        show("idle", 0, 1)
+        idle_cpu = measure_idle(min(seconds, _IDLE_S))
         request, inputs = make_request(bundle, engine.model.name)
         servers: list[tuple[str, str, Callable[[], float]]] = [("", server.address, time.process_time)]
         expected = session.run(inputs)
@@ -214,6 +238,8 @@ def bench_serving(
         flat = {what: [block for found in rows for block in found] for what, rows in blocks.items()}
         bare = flat[_BARE]
         rate = float(np.median([one.images / one.seconds for one in bare]))
+        show("two clients too many", 0, 1)
+        pressed = run_pressed(generators[0], engine.model.costs[0], seconds)
         floods: list[OverloadRow] = []
         if overload:
             show("overload", 0, 1)
@@ -226,9 +252,11 @@ def bench_serving(
             threads=threads,
             rounds=rounds,
             request_bytes=len(request),
+            idle_cpu=idle_cpu,
             batch_ms={size: took * 1e3 for size, took in costs.measured.items()},
             best=costs.best,
             closed=tuple(summarise(what, bare, found) for what, found in flat.items()),
+            pressed=pressed,
             overload=tuple(floods),
             preprocessing=measure_preprocessing([make_jpeg()]),
         )

@@ -34,6 +34,20 @@ class ClosedRow(Facts):
     p99_ms: float
 
 
+class PressedRow(Facts):
+    """Two clients more than the largest batch that helps, which each allow twice what that batch takes.
+
+    full_batch_ms: what it took when the model was loaded; codes: OK, refused at once, or let in and late all the same
+    p99_ms: of those that were let in and answered
+    """
+
+    clients: int
+    full_batch_ms: float
+    seconds: float
+    codes: dict[str, int]
+    p99_ms: float
+
+
 class OverloadRow(Facts):
     """times: of the bare loop's rate; goodput: answers in time, as a share of that rate
 
@@ -52,7 +66,10 @@ class OverloadRow(Facts):
 
 
 class Document(Facts):
-    """What `--json` writes. batch_ms: what batches took when the model was loaded; best: the largest that helps"""
+    """What `--json` writes. batch_ms: what batches took when the model was loaded; best: the largest that helps
+
+    idle_cpu: share of one processor that the server takes while nobody asks
+    """
 
     device: DeviceFacts
     model: str
@@ -60,9 +77,11 @@ class Document(Facts):
     threads: int
     rounds: int
     request_bytes: int
+    idle_cpu: float
     batch_ms: dict[int, float]
     best: int
     closed: tuple[ClosedRow, ...]
+    pressed: PressedRow
     overload: tuple[OverloadRow, ...]
     preprocessing: tuple[PreprocessingRow, ...]
 
@@ -87,17 +106,29 @@ def print_document(document: Document) -> None:
         f"{document.model}, {document.target}, {document.threads} threads, {document.request_bytes:,} bytes a request"
     )
     batches = ", ".join(f"{size}: {took:.2f}" for size, took in document.batch_ms.items())
-    out.print(f"ms of a batch when loaded: {batches}; the largest that helps: {document.best}")
+    out.print(
+        f"ms of a batch when loaded: {batches}; the largest that helps: {document.best}; "
+        f"idle it takes {document.idle_cpu:.2%} of a processor"
+    )
     table = make_table("", "images/s", "of the loop", "CPU ms more", "p50 ms", "p99 ms", numbers=(1, 2, 3, 4, 5))
     for row in document.closed:
         figures = (f"{row.images_per_s:.1f}", f"{row.ratio:.1%}", f"{row.extra_cpu_ms:.2f}")
         table.add_row(row.what, *figures, f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}")
     print_table(table)
     print_preprocessing(document.preprocessing)
+    pressed = document.pressed
+    out.print(
+        f"{pressed.clients} clients that allow {2 * pressed.full_batch_ms:.1f} ms, {pressed.seconds:g} s: "
+        f"{_codes_text(pressed.codes)}; p99 {pressed.p99_ms:.1f} ms"
+    )
     for flood in document.overload:
-        codes = ", ".join(f"{count:,} {code}" for code, count in sorted(flood.codes.items()))
         out.print(
-            f"{flood.times:g} times the loop's rate for {flood.seconds:g} s, timeout {flood.timeout_s:g} s: {codes}; "
+            f"{flood.times:g} times the loop's rate for {flood.seconds:g} s, timeout {flood.timeout_s:g} s: "
+            f"{_codes_text(flood.codes)}; "
             f"goodput {flood.goodput:.1%}, p99 {flood.p99_ms:.0f} ms, p99 of refusals {flood.refused_p99_ms:.0f} ms, "
             f"sender late {flood.sender_late_s:.2f} s; slowest in the second after: {flood.recovery_ms:.1f} ms"
         )
+
+
+def _codes_text(codes: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {code}" for code, count in sorted(codes.items()))

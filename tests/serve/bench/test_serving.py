@@ -39,6 +39,11 @@ def test_all_is_measured(toy_repository: Path, tmp_path: Path) -> None:
         assert row["extra_cpu_ms"] > 0
         assert 0 < row["p50_ms"] <= row["p99_ms"]
         assert row["what"] in done.stdout
+    assert 0 <= document["idle_cpu"] < 1
+    pressed = document["pressed"]
+    assert pressed["clients"] >= 3
+    assert set(pressed["codes"]) <= {"OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
+    assert ("OK" in pressed["codes"]) == (pressed["p99_ms"] > 0)
     [flood] = document["overload"]
     assert [row["canvas"] for row in document["preprocessing"]] == list(CANVASES)
     assert all(0 < row["cpu_ms"] <= row["median_cpu_ms"] for row in document["preprocessing"])
