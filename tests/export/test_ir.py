@@ -77,3 +77,50 @@ def test_answers_stay_what_they_are(weight_zero: int, tmp_path: Path) -> None:
     for name in SPEC.output_names:
         np.testing.assert_array_equal(found[name], expected[name])
     assert np.ptp(found["logits"]) > 1
+
+
+def write_convolutions(path: Path) -> Path:
+    """Three: one that is scaled by channel, one whose answer is used unscaled too, one that is scaled by column."""
+    random = np.random.default_rng(3)
+    constants = {f"weights {number}": random.normal(size=(5, 3, 1, 1)).astype(np.float32) for number in range(3)}
+    constants |= {
+        "by channel": random.uniform(1, 3, (5, 1, 1)).astype(np.float32),
+        "by column": random.uniform(1, 3, (1, 4)).astype(np.float32),
+        "axes": np.array([2, 3], np.int64),
+    }
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
+        *(helper.make_node("Conv", ["planes", f"weights {number}"], [f"product {number}"]) for number in range(3)),
+        helper.make_node("Mul", ["product 0", "by channel"], ["scaled 0"]),
+        helper.make_node("Mul", ["product 1", "by channel"], ["scaled 1"]),
+        helper.make_node("Mul", ["product 2", "by column"], ["scaled 2"]),
+        helper.make_node("Sum", ["scaled 0", "product 1", "scaled 1", "scaled 2"], ["sum"]),
+        helper.make_node("ReduceMean", ["sum", "axes"], ["logits"], keepdims=0),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 4, 4, 3])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 5]) for name in SPEC.output_names],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+def test_scales_are_multiplied_into_the_weights_before_them(tmp_path: Path) -> None:
+    graph = write_convolutions(tmp_path / "graph.onnx")
+    save_ir(graph, SPEC, tmp_path / "model.xml")
+    core = open_core()
+    whole, slim = core.read_model(graph), core.read_model(tmp_path / "model.xml")
+    whole.reshape([1, 4, 4, 3])
+    assert [[node.get_type_name() for node in model.get_ops()].count("Multiply") for model in (whole, slim)] == [3, 2]
+    image = np.random.default_rng(4).integers(0, 256, (1, 4, 4, 3), dtype=np.uint8)
+    expected, found = (
+        core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(image) for model in (whole, slim)
+    )
+    np.testing.assert_array_equal(found["logits"], expected["logits"])

@@ -23,6 +23,7 @@ def save_ir(graph: Path, spec: ModelSpec, place: Path, half: bool = False) -> "M
     model = open_core().read_model(graph)
     model.reshape({tensor.name: [1, *tensor.shape[1:]] for tensor in spec.inputs})
     keep_keys_whole(model)
+    fold_scales(model)
     fold_constants(model)
     openvino.save_model(model, place, compress_to_fp16=half)
     return model
@@ -48,6 +49,28 @@ def keep_keys_whole(model: "Model") -> None:
             turn_a = bool(node.get_attributes()["transpose_a"])
             product = opset13.matmul(node.input_value(0), keys, transpose_a=turn_a, transpose_b=True)
             product.set_friendly_name(node.get_friendly_name())
+            node.output(0).replace(product.output(0))
+
+
+def fold_scales(model: "Model") -> None:
+    """Multiplies what follows a convolution, such as the scales of a batch norm, into its weights.
+
+    OpenVINO does the same, to the bit, each time it compiles, and then holds the weights once more.
+    """
+    from openvino import opset13
+
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Multiply":
+            continue
+        products = [one for one in _sources(node) if one.get_type_name() == "Convolution"]
+        scales = [one for one in _sources(node) if _is_constant(one)]
+        if len(products) != 1 or len(scales) != 1 or len(products[0].output(0).get_target_inputs()) != 1:
+            continue
+        (product,), (scale,) = products, scales
+        weights, channels = _sources(product)[1], product.get_output_partial_shape(0)[1].get_length()
+        if _is_constant(weights) and tuple(scale.get_output_shape(0))[-3:] == (channels, 1, 1):
+            folded = opset13.constant(weights.get_data() * scale.get_data().reshape(channels, 1, 1, 1))
+            product.input(1).replace_source_output(folded.output(0))
             node.output(0).replace(product.output(0))
 
 
