@@ -140,6 +140,7 @@ class BenchRecord(Facts):
     clients, bound, curves: of the scenarios that have such, curves of each variant
     compared: with other programs
     accuracy: on labelled pictures, of the variants that were measured; None where there were none
+    notes: what a reader must know beside that, and makes nothing unreliable
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -169,6 +170,7 @@ class BenchRecord(Facts):
     accuracy: AccuracyReport | None = None
     curves: dict[str, Curve] = Field(default_factory=dict[str, Curve])
     compared: tuple[Compared, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def reasons(self) -> list[str]:

@@ -89,7 +89,7 @@ def tabulate_trials(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
 
 
 def describe_load(record: BenchRecord) -> list[str]:
-    """What the scenario was for: the rate that keeps the bound, the batch that pays, what others say."""
+    """What the scenario was for: the rate that keeps the bound, the batch that pays, what others say; and notes."""
     lines: list[str] = []
     if record.accuracy is not None:
         lines.append(
@@ -101,7 +101,7 @@ def describe_load(record: BenchRecord) -> list[str]:
             found = f"{run.rate:.4g} requests a second keep" if run.rate is not None else "no rate that was tried keeps"
             lines.append(f"{run.name}: {found} {kept}")
     lines += [f"{name}: {curve}" for name, curve in record.curves.items()]
-    return lines + [str(one) for one in record.compared]
+    return lines + [str(one) for one in record.compared] + list(record.notes)
 
 
 def tabulate_machine(record: BenchRecord) -> tuple[list[str], list[list[str]]]:

@@ -32,10 +32,11 @@ _STAGES = tuple(field.name for field in fields(Timings) if field.name != "total_
 
 
 class Contender(Protocol):
-    """One that is asked. name: of its row; model: for people"""
+    """One that is asked. name: of its row; model: for people; nearby: whether this machine is the one that answers"""
 
     name: str
     model: str
+    nearby: bool
 
     def request(self, images: Sequence[bytes], count: int = 1) -> Request:
         """One picture after the other, or so many at a time."""
@@ -56,6 +57,8 @@ class Contender(Protocol):
 
 class LocalContender:
     """A bundle's variant, loaded in this process."""
+
+    nearby = True
 
     def __init__(
         self, bundle: Bundle, predictor: Predictor, target: Target, settings: Settings, tensors: bool = False

@@ -10,6 +10,7 @@ from typing import Any
 from ferryman.bench.alone import SessionCost
 from ferryman.bench.flow import AsyncRequest
 from ferryman.bench.harness import Request
+from ferryman.bench.nearby import is_nearby
 from ferryman.bench.pictures import choose_next
 from ferryman.bench.record import Proven
 from ferryman.bench.tools import ServedJob
@@ -34,6 +35,7 @@ class ServedContender:
 
     def __init__(self, answers: Remote, asker: Asker, proven: Proven) -> None:
         self.model, self._answers, self._asker, self._proven = answers.name, answers, asker, proven
+        self.nearby = asker.address is not None and is_nearby(asker.address)
 
     def request(self, images: Sequence[bytes], count: int = 1) -> Request:
         return make_request(choose_ask(self._answers, images[0]), images, count)

@@ -1,7 +1,7 @@
 """How contenders are asked, and what asking them left."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from ferryman.bench.curve import Axis, Curve
 from ferryman.bench.disturbance import Disturbance
@@ -86,6 +86,12 @@ class Found:
     bound: Bound | None = None
     curves: dict[str, Curve] = field(default_factory=dict[str, Curve])
     error: FerrymanError | SystemExit | None = None
+
+    def forget_joules(self, names: Collection[str]) -> None:
+        """Of contenders on another machine: what was read meanwhile is what this one took."""
+        for run in self.runs.values():
+            if run.contender in names:
+                run.blocks = [replace(block, joules={}) for block in run.blocks]
 
 
 def keep(harness: Harness | FlowHarness, run: Callable[[], None]) -> FerrymanError | SystemExit | None:
