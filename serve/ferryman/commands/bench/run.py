@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ferryman import __version__
@@ -114,6 +115,7 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, sho
         accuracy=counted,
         compared=tuple(compared),
         notes=describe_place(places, bool(distant)),
+        read_ms=median(pictures.read_ms) if pictures.read_ms else None,
     )
     json_output = show == "json"
     show_record(record, options.html, show)
@@ -194,6 +196,7 @@ def make_runs(ready: Ready, found: Found, clock: ClockFacts, percentiles: Sequen
             cost=ready.costs[run.contender],
             proven=ready.proven[run.contender],
             trials=tuple(found.trials.get(name, ())),
+            ended=found.ended.get(name),
         )
         for name, run in found.runs.items()
     )

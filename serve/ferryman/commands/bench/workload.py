@@ -78,11 +78,12 @@ class Workload:
 
 @dataclass
 class Found:
-    """What a scenario left. error: what ended it early"""
+    """What a scenario left. ended: how each search for a rate did; error: what ended it all early"""
 
     runs: dict[str, Run]
     disturbance: Disturbance
     trials: dict[str, list[Trial]] = field(default_factory=dict[str, list[Trial]])
+    ended: dict[str, str] = field(default_factory=dict[str, str])
     bound: Bound | None = None
     curves: dict[str, Curve] = field(default_factory=dict[str, Curve])
     error: FerrymanError | SystemExit | None = None
