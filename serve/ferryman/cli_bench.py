@@ -81,7 +81,8 @@ def run(
         typer.Option(help="Measure on until this one has enough requests; repeatable. Else those that have."),
     ] = None,
     at_most: Annotated[
-        float, typer.Option(min=1, max=36000, help="Seconds after which a percentile's requests are given up.")
+        float,
+        typer.Option(min=1, max=36000, help="Seconds after which a percentile's requests, or a search, are given up."),
     ] = 600.0,
     scenario: Annotated[Scenario, typer.Option(help="How requests come; see docs/benchmarks.md.")] = "single-stream",
     per_request: Annotated[

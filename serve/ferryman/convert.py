@@ -146,6 +146,7 @@ def message_from_timings(timings: Timings) -> pb.Timings:
         compute_ms=timings.compute_ms,
         postprocess_ms=timings.postprocess_ms,
         total_ms=timings.total_ms,
+        encode_ms=timings.encode_ms,
     )
 
 
@@ -157,6 +158,7 @@ def timings_from_message(message: pb.Timings) -> Timings:
         compute_ms=message.compute_ms,
         postprocess_ms=message.postprocess_ms,
         total_ms=message.total_ms,
+        encode_ms=message.encode_ms if message.HasField("encode_ms") else None,
     )
 
 

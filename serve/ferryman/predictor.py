@@ -37,7 +37,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Timings:
-    """Milliseconds of each stage of one request; `queue_ms` is waiting for the engine, `total_ms` is the whole."""
+    """Milliseconds of each stage of one request; `queue_ms` is waiting for the engine, `total_ms` is the whole.
+
+    encode_ms: making messages of the answer; None where none are made, or a server does not tell it apart from
+    `postprocess_ms`
+    """
 
     decode_ms: float
     resize_ms: float
@@ -45,6 +49,7 @@ class Timings:
     compute_ms: float
     postprocess_ms: float
     total_ms: float
+    encode_ms: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Answers survive the way over the wire, the empty ones included."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -108,3 +110,11 @@ def test_frames() -> None:
         _ = failed.result
     with pytest.raises(FerrymanError):  # neither: a server that is newer, or broken
         _ = convert.detection_frame_from_message(pb.StreamDetectResponse(frame_id=7)).result
+
+
+@pytest.mark.parametrize("encode_ms", [None, 0.0, 0.7])
+def test_timings(encode_ms: float | None) -> None:
+    """A server that does not tell what encoding took is not taken for one that took no time."""
+    timings = replace(TIMINGS, encode_ms=encode_ms)
+    message = pb.Timings.FromString(convert.message_from_timings(timings).SerializeToString())
+    assert convert.timings_from_message(message) == timings

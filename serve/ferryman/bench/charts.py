@@ -9,6 +9,7 @@ import numpy as np
 
 from ferryman.bench.percentiles import name_percentile
 from ferryman.bench.record import BenchRecord, RunRecord
+from ferryman.bench.report import sort_stages
 
 SERIES = 6  # colours; further runs use them again, with dashes
 # Matplotlib takes no variables: it draws in these, and each is replaced by the variable of that name.
@@ -73,12 +74,13 @@ def draw_stages(record: BenchRecord) -> str:
     """The medians of the stages, one after the other."""
     runs = [run for run in _right(record) if run.figures.stages_ms][::-1]
     figure, axes = _open("", height=0.9 + 0.42 * len(runs))
-    names = list(dict.fromkeys(name for run in runs for name in run.figures.stages_ms))
+    names = sort_stages(name for run in runs for name in run.figures.stages_ms)
     left = np.zeros(len(runs))
     for number, name in enumerate(names):
         widths = np.array([run.figures.stages_ms.get(name, 0.0) for run in runs])
         colour = _style(number)["color"] if name != "rest" else _QUIET
-        axes.barh([run.name for run in runs], widths, left=left, height=0.6, color=colour, label=name)
+        paler = 1.0 if number < SERIES else 0.5  # where colours begin again
+        axes.barh([run.name for run in runs], widths, left=left, height=0.6, color=colour, alpha=paler, label=name)
         left += widths
     axes.set_xlabel("median of each stage in ms")
     return _close(figure, axes, len(names), rows=True)

@@ -24,7 +24,7 @@ class Plan:
     """How long to measure each contender.
 
     seconds: at least; least: requests, at least; percentiles: that must have enough requests beyond them
-    patience_s: when to give up on requests that are still missing; warm_s: when to give up on steadiness
+    patience_s: when to give up on requests that are still missing, or on a search; warm_s: on steadiness
     """
 
     seconds: float

@@ -7,9 +7,11 @@ from pathlib import Path
 from ferryman.bench.charts import draw_charts, join_charts
 from ferryman.bench.record import BenchRecord
 from ferryman.bench.tables import (
+    STAGES_TITLE,
     describe_left_out,
     describe_load,
     describe_ratios,
+    describe_reading,
     tabulate,
     tabulate_costs,
     tabulate_machine,
@@ -45,12 +47,19 @@ def render_page(records: Sequence[BenchRecord]) -> str:
             "record": record,
             "charts": draw_charts(record),
             "figures": tabulate(record),
-            "stages": tabulate_stages(record),
+            "stages": tabulate_stages(record) if any(run.figures.stages_ms for run in record.runs) else None,
             "costs": tabulate_costs(record),
             "trials": tabulate_trials(record) if any(run.trials for run in record.runs) else None,
-            "lines": [*describe_load(record), *describe_ratios(record), *describe_left_out(record)],
+            "lines": [
+                *describe_load(record),
+                *describe_ratios(record),
+                *describe_reading(record),
+                *describe_left_out(record),
+            ],
             "machine": tabulate_machine(record),
         }
         for record in records
     ]
-    return environment.get_template("bench.html").render(parts=parts, overview=join_charts(records))
+    return environment.get_template("bench.html").render(
+        parts=parts, overview=join_charts(records), stages_title=STAGES_TITLE
+    )

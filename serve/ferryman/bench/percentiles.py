@@ -23,6 +23,11 @@ def count_needed(percentile: float) -> int:
     return math.ceil(round(_BEYOND * 100 / (100 - percentile), 6))
 
 
+def count_beyond(percentile: float, requests: int) -> int:
+    """How many of so many requests may lie beyond it."""
+    return int(round((100 - percentile) / 100 * requests, 6))
+
+
 def check_percentiles(percentiles: Sequence[float]) -> tuple[float, ...]:
     """Ascending, each once. Raises UsageError for one that is none."""
     for percentile in percentiles:

@@ -1,6 +1,7 @@
 """The encoded pictures that requests are made with."""
 
 import io
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Pictures:
-    """images: encoded; what: they are, for people; broken: name of each file of a folder that can't be read, and why"""
+    """images: encoded; what: they are, for people; broken: name of each file of a folder that can't be read, and why
+
+    read_ms: what each file took to be read, empty for pictures that came from none
+    """
 
     images: tuple[bytes, ...]
     what: str
     broken: tuple[str, ...] = ()
+    read_ms: tuple[float, ...] = ()
 
 
 def choose_next(images: Sequence[T], number: int, count: int) -> list[T]:
@@ -39,13 +44,20 @@ def read_pictures(paths: Sequence[Path]) -> Pictures:
     """
     images: list[bytes] = []
     broken: list[str] = []
+    read_ms: list[float] = []
+
+    def read(path: Path) -> None:
+        data, took_ms = _read(path)
+        images.append(data)
+        read_ms.append(took_ms)
+
     for path in paths:
         if not path.is_dir():
-            images.append(_read(path))
+            read(path)
             continue
         for file in sorted(one for one in path.rglob("[!.]*") if one.suffix.lower() in SUFFIXES):
             try:
-                images.append(_read(file))
+                read(file)
             except (FileAccessError, ImageError) as error:
                 broken.append(str(error))
     if not images:
@@ -53,16 +65,20 @@ def read_pictures(paths: Sequence[Path]) -> Pictures:
         why = f"; {broken[0]}" if broken else f" ({', '.join(SUFFIXES)})"
         raise UsageError(f"{places} holds no picture that can be decoded{why}")
     count = f"{len(images)} picture{'s' if len(images) > 1 else ''}"
-    return Pictures(tuple(images), f"{count}, {sum(map(len, images)) / len(images) / 1e3:.1f} kB each", tuple(broken))
+    what = f"{count}, {sum(map(len, images)) / len(images) / 1e3:.1f} kB each"
+    return Pictures(tuple(images), what, tuple(broken), tuple(read_ms))
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> tuple[bytes, float]:
+    """And how long that took, in milliseconds. Raises ImageError for what can't be decoded."""
+    start = time.perf_counter()
     data = read_picture(path)
+    took_ms = (time.perf_counter() - start) * 1e3
     try:
         decode_image(data)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
-    return data
+    return data, took_ms
 
 
 def encode_golden(bundle: Bundle) -> Pictures:

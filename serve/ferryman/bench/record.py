@@ -102,6 +102,7 @@ class RunRecord(Facts):
     figures: made from `blocks`, and again when they are drawn; unreliable: a reason each
     checks: before and after, empty for a server; cost: of the first size of several; cost, proven: None where unknown
     images: in each request; trials: of the scenario server, the last one at the highest rate that kept the bound
+    ended: how that search ended; None where there was none, or it was broken off
     """
 
     name: str
@@ -115,6 +116,7 @@ class RunRecord(Facts):
     cost: SessionCost | None = None
     proven: Proven | None = None
     trials: tuple[Trial, ...] = ()
+    ended: str | None = None
 
     @property
     def rate(self) -> float | None:
@@ -135,11 +137,13 @@ class BenchRecord(Facts):
 
     created: UTC, ISO 8601; command: to repeat it; model: NAME/VERSION or the server's; bundle_digest: empty if unknown
     images: what was asked with; broken: files that were left out; settings: of the sessions
+    read_ms: median of what a picture's file took to be read, before anything was timed; None where they came from none
     unreliable: reasons that hold for all runs; ratios: to the first run, of those that answered right
     refused: contenders that were not measured, and why; ended: why it ended early, None when it did not
     clients, bound, curves: of the scenarios that have such, curves of each variant
     compared: with other programs
     accuracy: on labelled pictures, of the variants that were measured; None where there were none
+    notes: what a reader must know beside that, and makes nothing unreliable
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -169,6 +173,8 @@ class BenchRecord(Facts):
     accuracy: AccuracyReport | None = None
     curves: dict[str, Curve] = Field(default_factory=dict[str, Curve])
     compared: tuple[Compared, ...] = ()
+    notes: tuple[str, ...] = ()
+    read_ms: float | None = None
 
     @property
     def reasons(self) -> list[str]:

@@ -1,13 +1,16 @@
 """Numbers made from timed requests."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from pydantic import Field
 
 from ferryman.bench.percentiles import PERCENTILES, find_percentiles
-from ferryman.bench.samples import Run
+from ferryman.bench.samples import Run, Series
 from ferryman.specs import Facts
+
+# Where each is measured: docs/benchmarks.md
+STAGES = ("decode", "resize", "queue", "compute", "postprocess", "encode", "transfer", "rest")
 
 
 class LatencyReport(Facts):
@@ -15,7 +18,8 @@ class LatencyReport(Facts):
 
     left_out: why the others are not there; seconds: that the requests took, what was between blocks not counted
     images_per_s: throughput of this one after the other
-    stages_ms: median of each stage; `rest` is what the caller waited beyond all stages (transfer, encoding)
+    stages_ms: median of each stage, in the order in which they happen; `rest` is what the caller waited beyond all
+    stages_mean_ms: their means, which add up to `mean_ms`; of older records empty
     joules_per_image: of each device that tells, whoever used it meanwhile
     """
 
@@ -28,15 +32,28 @@ class LatencyReport(Facts):
     percentiles_ms: dict[str, float]
     left_out: dict[str, str]
     stages_ms: dict[str, float]
+    stages_mean_ms: dict[str, float] = Field(default_factory=dict[str, float])
     joules_per_image: dict[str, float] = Field(default_factory=dict[str, float])
+
+
+def split_stages(run: Run) -> dict[str, Series]:
+    """(requests,) of each stage and of the `rest`, which add up to the latencies; empty where none is known."""
+    stages = run.stages_ms()
+    if not stages:
+        return {}
+    return {name: stages[name] for name in sort_stages(stages)} | {"rest": run.latencies_ms - sum(stages.values())}
+
+
+def sort_stages(names: Iterable[str]) -> list[str]:
+    """As they happen; those that this version does not know come before the rest."""
+    known = {name: place for place, name in enumerate(STAGES)}
+    return sorted(dict.fromkeys(names), key=lambda name: known.get(name, len(STAGES) - 1.5))
 
 
 def report_latency(run: Run, percentiles: Sequence[float] = PERCENTILES) -> LatencyReport:
     """Statistics of one run; needs one request or more."""
     latencies = run.latencies_ms
-    stages = run.stages_ms()
-    rest = latencies - sum(stages.values())
-    medians = {name: float(np.median(values)) for name, values in stages.items()}
+    stages = split_stages(run)
     found, left_out = find_percentiles(latencies, percentiles)
     return LatencyReport(
         requests=len(latencies),
@@ -47,6 +64,7 @@ def report_latency(run: Run, percentiles: Sequence[float] = PERCENTILES) -> Late
         images_per_s=len(latencies) * run.images / run.seconds,
         percentiles_ms=found,
         left_out=left_out,
-        stages_ms=medians | ({"rest": float(np.median(rest))} if stages else {}),
+        stages_ms={name: float(np.median(values)) for name, values in stages.items()},
+        stages_mean_ms={name: float(values.mean()) for name, values in stages.items()},
         joules_per_image=run.joules_per_image(),
     )

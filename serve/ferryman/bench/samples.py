@@ -19,6 +19,15 @@ class Warmup(Facts):
     first_ms: float
     steady: bool
 
+    def then(self, later: "Warmup") -> "Warmup":
+        """Both, one after the other."""
+        return Warmup(
+            requests=self.requests + later.requests,
+            seconds=self.seconds + later.seconds,
+            first_ms=self.first_ms,
+            steady=self.steady and later.steady,
+        )
+
 
 @dataclass(frozen=True)
 class Block:

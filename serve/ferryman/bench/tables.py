@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ferryman.bench.gpu import GpuState
 from ferryman.bench.percentiles import count_needed, name_percentile
 from ferryman.bench.record import BenchRecord, RunRecord
+from ferryman.bench.report import report_latency, sort_stages
 
 _CSV = ("model", "scenario", "machine", "name", "requests", "seconds", "images_per_s", "mean_ms", "min_ms", "max_ms")
 
@@ -48,16 +49,28 @@ def tabulate(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+STAGES_TITLE = "median of each stage in ms, and its share of the mean"
+
+
 def tabulate_stages(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
-    names = list(dict.fromkeys(name for run in record.runs for name in run.figures.stages_ms))
+    """Shares are those of the means, which add up to the whole as medians need not; what a run has not is a dash."""
+    names = sort_stages(name for run in record.runs for name in run.figures.stages_ms)
     rows: list[list[str]] = []
     for run in record.runs:
-        stages = run.figures.stages_ms
-        whole = sum(stages.values()) or 1.0
+        medians, mean = run.figures.stages_ms, run.figures.mean_ms
+        # older records have no means: they are made again
+        means = run.figures.stages_mean_ms or report_latency(run.unpack()).stages_mean_ms
         rows.append(
-            [run.name, *(f"{format_ms(stages[n])} ({stages[n] / whole:.0%})" if n in stages else "-" for n in names)]
+            [run.name, *(f"{format_ms(medians[n])} ({means[n] / mean:.0%})" if n in medians else "-" for n in names)]
         )
     return ["variant", *names], rows
+
+
+def describe_reading(record: BenchRecord) -> list[str]:
+    """How long it took to read pictures, which is no part of a request; empty where they came from no files."""
+    if record.read_ms is None:
+        return []
+    return [f"read: {format_ms(record.read_ms)} ms a picture from its file, before anything was timed"]
 
 
 def tabulate_costs(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
@@ -89,7 +102,7 @@ def tabulate_trials(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
 
 
 def describe_load(record: BenchRecord) -> list[str]:
-    """What the scenario was for: the rate that keeps the bound, the batch that pays, what others say."""
+    """What the scenario was for: the rate that keeps the bound, the batch that pays, what others say; and notes."""
     lines: list[str] = []
     if record.accuracy is not None:
         lines.append(
@@ -99,9 +112,9 @@ def describe_load(record: BenchRecord) -> list[str]:
         kept = f"{name_percentile(record.bound.percentile)} at most {format_ms(record.bound.ms)} ms"
         for run in record.runs:
             found = f"{run.rate:.4g} requests a second keep" if run.rate is not None else "no rate that was tried keeps"
-            lines.append(f"{run.name}: {found} {kept}")
+            lines.append(f"{run.name}: {found} {kept}{f'; ended: {run.ended}' if run.ended else ''}")
     lines += [f"{name}: {curve}" for name, curve in record.curves.items()]
-    return lines + [str(one) for one in record.compared]
+    return lines + [str(one) for one in record.compared] + list(record.notes)
 
 
 def tabulate_machine(record: BenchRecord) -> tuple[list[str], list[list[str]]]:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 from ferryman.answers import Answerer
@@ -22,7 +23,11 @@ from ferryman.preprocess import Geometry
 from ferryman.results import (
     DEFAULT_SCORE_THRESHOLD,
     DEFAULT_TOP_K,
+    Classification,
+    Detections,
+    Embedding,
     Outputs,
+    Segmentation,
     check_explains,
     classification_from_outputs,
     detections_from_outputs,
@@ -41,7 +46,8 @@ from ferryman.v1 import vision_pb2_grpc
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-MakeMessage = Callable[[Outputs, int, Geometry, ModelSpec], T]
+R = TypeVar("R")
+MakeResult = Callable[[Outputs, int, Geometry, ModelSpec], R]
 
 
 class RequestLimits(Facts):
@@ -73,15 +79,16 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         return await self._detect(request, deadline_of(context), self._callers(context))
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
-        def make(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> pb.Embedding:
+        def make(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> Embedding:
             del spec  # embeddings have no labels
-            return message_from_embedding(embedding_from_outputs(outputs, index, geometry, request.explain))
+            return embedding_from_outputs(outputs, index, geometry, request.explain)
 
         results, timings, answerer = await self._answer(
             ("embedding",),
             request.model,
             request.images,
             make,
+            message_from_embedding,
             deadline_of(context),
             self._callers(context),
             request.explain,
@@ -93,11 +100,17 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         if threshold is not None:
             check_threshold(threshold)
 
-        def make(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> pb.Segmentation:
-            return message_from_segmentation(segmentation_from_outputs(outputs, index, geometry, spec, threshold))
+        def make(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> Segmentation:
+            return segmentation_from_outputs(outputs, index, geometry, spec, threshold)
 
         results, timings, answerer = await self._answer(
-            SEGMENTING, request.model, request.images, make, deadline_of(context), self._callers(context)
+            SEGMENTING,
+            request.model,
+            request.images,
+            make,
+            message_from_segmentation,
+            deadline_of(context),
+            self._callers(context),
         )
         return pb.SegmentResponse(results=results, timings=timings, answerer=answerer)
 
@@ -118,12 +131,18 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         if top_k < 1:
             raise UsageError(f"top_k is {top_k}, expected 1 or more", "top_k")
 
-        def make(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> pb.Classification:
-            answer = classification_from_outputs(outputs, index, geometry, spec, top_k, request.explain)
-            return message_from_classification(answer)
+        def make(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> Classification:
+            return classification_from_outputs(outputs, index, geometry, spec, top_k, request.explain)
 
         results, timings, answerer = await self._answer(
-            ("classification",), request.model, request.images, make, deadline, caller, request.explain
+            ("classification",),
+            request.model,
+            request.images,
+            make,
+            message_from_classification,
+            deadline,
+            caller,
+            request.explain,
         )
         return pb.ClassifyResponse(results=results, timings=timings, answerer=answerer)
 
@@ -131,12 +150,18 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         threshold = request.score_threshold if request.HasField("score_threshold") else DEFAULT_SCORE_THRESHOLD
         check_threshold(threshold)
 
-        def make(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> pb.Detections:
-            answer = detections_from_outputs(outputs, index, geometry, spec, threshold, request.explain)
-            return message_from_detections(answer)
+        def make(outputs: Outputs, index: int, geometry: Geometry, spec: ModelSpec) -> Detections:
+            return detections_from_outputs(outputs, index, geometry, spec, threshold, request.explain)
 
         results, timings, answerer = await self._answer(
-            DETECTING, request.model, request.images, make, deadline, caller, request.explain
+            DETECTING,
+            request.model,
+            request.images,
+            make,
+            message_from_detections,
+            deadline,
+            caller,
+            request.explain,
         )
         return pb.DetectResponse(results=results, timings=timings, answerer=answerer)
 
@@ -146,11 +171,13 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         tasks: tuple[Task, ...],
         ref: pb.ModelRef,
         images: Sequence[bytes],
-        make: MakeMessage[T],
+        make: MakeResult[R],
+        encode: Callable[[R], T],
         deadline: float | None,
         caller: Caller,
         explain: bool = False,
     ) -> tuple[list[T], pb.Timings, pb.Answerer]:
+        """encode: from a result to its message, in the thread that made it: a large one must not hold up the others"""
         if not images:
             raise UsageError("the request holds no image; send at least one", "images")
         if len(images) > self._limits.max_images:
@@ -166,10 +193,18 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         if explain:
             check_explains(model.bundle.spec, model.name)
 
+        encode_ms = 0.0
+
         def make_one(outputs: Outputs, index: int, geometry: Geometry) -> T:
-            return make(outputs, index, geometry, model.bundle.spec)
+            nonlocal encode_ms
+            result = make(outputs, index, geometry, model.bundle.spec)
+            start = time.perf_counter()
+            message = encode(result)
+            encode_ms += (time.perf_counter() - start) * 1e3
+            return message
 
         results, timings = await engine.answer(images, make_one, deadline, caller)
+        timings = replace(timings, postprocess_ms=timings.postprocess_ms - encode_ms, encode_ms=encode_ms)
         answerer = Answerer(model.name, model.version, model.target, model.bundle.digest)
         return results, message_from_timings(timings), message_from_answerer(answerer)
 

@@ -35,20 +35,22 @@ class Box(_message.Message):
     def __init__(self, x1: _Optional[float] = ..., y1: _Optional[float] = ..., x2: _Optional[float] = ..., y2: _Optional[float] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("decode_ms", "resize_ms", "queue_ms", "compute_ms", "postprocess_ms", "total_ms")
+    __slots__ = ("decode_ms", "resize_ms", "queue_ms", "compute_ms", "postprocess_ms", "total_ms", "encode_ms")
     DECODE_MS_FIELD_NUMBER: _ClassVar[int]
     RESIZE_MS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_MS_FIELD_NUMBER: _ClassVar[int]
     POSTPROCESS_MS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_MS_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_MS_FIELD_NUMBER: _ClassVar[int]
     decode_ms: float
     resize_ms: float
     queue_ms: float
     compute_ms: float
     postprocess_ms: float
     total_ms: float
-    def __init__(self, decode_ms: _Optional[float] = ..., resize_ms: _Optional[float] = ..., queue_ms: _Optional[float] = ..., compute_ms: _Optional[float] = ..., postprocess_ms: _Optional[float] = ..., total_ms: _Optional[float] = ...) -> None: ...
+    encode_ms: float
+    def __init__(self, decode_ms: _Optional[float] = ..., resize_ms: _Optional[float] = ..., queue_ms: _Optional[float] = ..., compute_ms: _Optional[float] = ..., postprocess_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., encode_ms: _Optional[float] = ...) -> None: ...
 
 class Answerer(_message.Message):
     __slots__ = ("model", "target", "bundle_digest")

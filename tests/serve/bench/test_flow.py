@@ -1,7 +1,6 @@
 """Loads played in virtual time on servers whose queue is known."""
 
 import asyncio
-from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from itertools import count
 
@@ -15,26 +14,12 @@ from ferryman.bench.flow_harness import FlowHarness
 from ferryman.bench.harness import FEWEST_ROUNDS, Plan
 from ferryman.bench.report import report_latency
 from ferryman.bench.samples import Block
-from ferryman.bench.search import PRECISION, Trial, find_rate
 from ferryman.bench.turns import ROUNDS
 from ferryman.errors import OverloadedError, UnavailableError
 
 from . import virtual
+from .queues import lindley, serve
 from .synthetic import constant, play
-
-
-def serve(service_s: Callable[[int], float], workers: int = 1) -> AsyncRequest:
-    """A server with a queue: each of its workers answers one request at a time, in the order in which they came."""
-    lock: list[asyncio.Semaphore] = []
-
-    async def request(number: int) -> Mapping[str, float]:
-        if not lock:
-            lock.append(asyncio.Semaphore(workers))
-        async with lock[0]:
-            await asyncio.sleep(service_s(number))
-        return {"compute": service_s(number) * 1e3}
-
-    return request
 
 
 def close(request: AsyncRequest, clients: int, seconds: float) -> Block:
@@ -51,17 +36,6 @@ def test_closed_loops_know_their_throughput() -> None:
     assert np.median(block.latencies_ms) == pytest.approx(40, rel=0.01)
     assert block.stages_ms["compute"].mean() == pytest.approx(10)
     assert len(close(serve(lambda number: 60.0), 3, 0.1).latencies_ms) == 3
-
-
-def lindley(
-    arrivals: np.ndarray[tuple[int], np.dtype[np.float64]], service_s: float
-) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-    """Milliseconds in a queue with one worker, by Lindley's recursion."""
-    free, found = 0.0, list[float]()
-    for arrival in arrivals:
-        free = max(free, float(arrival)) + service_s
-        found.append((free - float(arrival)) * 1e3)
-    return np.array(found)
 
 
 @pytest.mark.parametrize("rate", [20, 80, 95])
@@ -146,65 +120,32 @@ def test_nothing_is_sent_early() -> None:
     assert (flood.block.latencies_ms >= 1 - 1e-6).all()
 
 
-def search(limit: float, start: float, luck: Callable[[float], bool] = lambda rate: False) -> tuple[float | None, int]:
-    """On a server that keeps its bound up to `limit`; luck: when a short trial keeps it beyond that"""
+def test_it_warms_up_as_it_is_measured() -> None:
+    """By all clients, until what they wait for each other has come to rest; joules and figures have none of it."""
+    inside, most = 0, list[int]()
+    first = serve(lambda number: 0.01)
 
-    async def attempt(rate: float) -> Trial:
-        return Trial(rate=rate, kept=rate <= limit or luck(rate), percentile_ms=1, requests=1, missed=0, late_ms=0)
+    async def request(number: int) -> Mapping[str, float]:
+        nonlocal inside
+        inside += 1
+        most.append(inside)
+        try:
+            return await first(number)
+        finally:
+            inside -= 1
 
-    async def confirm(rate: float) -> Trial:
-        return (await attempt(rate)).model_copy(update={"kept": rate <= limit})
-
-    found, trials = virtual.run(find_rate(attempt, confirm, start))
-    return (None if found is None else found.rate), len(trials)
-
-
-@pytest.mark.parametrize("start", [0.1, 1, 90, 100, 2000])
-def test_the_highest_rate_is_found(start: float) -> None:
-    found, trials = search(100, start)
-    assert found is not None
-    assert 100 / (1 + PRECISION) <= found <= 100
-    assert trials < 22
-
-
-def test_a_bound_that_nothing_keeps() -> None:
-    assert search(0, 10) == (None, 6)
-
-
-def test_what_was_luck_does_not_stand() -> None:
-    """A rate that kept the bound by chance, in a short trial, does not when it is confirmed."""
-    found, _ = search(100, 10, lambda rate: rate < 120)
-    assert found is not None
-    assert 80 < found <= 100
-
-
-def test_the_server_scenario_finds_the_rate_that_its_queue_bears() -> None:
-    """10 ms a request, and 50 ms for 99 of 100 of them: the rate of the books, by Lindley's recursion, within 10 %."""
-    harness = FlowHarness(Plan(seconds=60, warm_s=1), Counters)
-    virtual.run(harness.measure_server({"one": serve(lambda number: 0.01)}, 99, 50.0, lambda moment: None))
-
-    def percentile(rate: float) -> float:
-        return float(np.percentile(lindley(draw_arrivals(rate, 2000, 0, seed=5), 0.01), 99))
-
-    true = bisect_left(range(100), True, lo=20, key=lambda rate: percentile(rate) > 50)
-    last = harness.trials["one"][-1]
-    assert last.kept
-    assert last.rate == pytest.approx(true, rel=0.1)
-    assert last.requests >= 1000
-    (block,) = harness.runs["one"].blocks
-    assert len(block.latencies_ms) == last.requests
-    assert np.percentile(block.latencies_ms, 99) <= 50
-    assert any(not trial.kept for trial in harness.trials["one"])
-
-
-def test_the_bound_is_five_times_what_one_takes_alone() -> None:
-    harness = FlowHarness(Plan(seconds=1, warm_s=1), Counters)
-    requests = {"one": serve(lambda number: 0.01), "two": serve(lambda number: 0.005, workers=2)}
-    virtual.run(harness.measure_server(requests, 90, None, lambda moment: None))
-    assert harness.bound is not None
-    assert harness.bound.ms == pytest.approx(50, rel=0.01)
-    one, two = (trials[-1].rate for trials in harness.trials.values())
-    assert 3 < two / one < 6
+    harness = FlowHarness(Plan(seconds=2, warm_s=2), Counters)
+    virtual.run(harness.measure_offline({"one": request}, {"one": 16}, lambda moment: None))
+    warmup = harness.runs["one"].warmup
+    assert warmup is not None
+    assert warmup.steady
+    assert max(most[: warmup.requests]) == 16
+    assert 64 <= warmup.requests < 100
+    # a cold start that only a crowd sees is over before anything counts
+    slow = FlowHarness(Plan(seconds=2, warm_s=20), Counters)
+    cold_ones = serve(lambda number: 0.01 * (1 + 5 * float(np.exp(-number / 30))))
+    virtual.run(slow.measure_offline({"one": cold_ones}, {"one": 8}, lambda moment: None))
+    assert np.median(slow.runs["one"].blocks[0].latencies_ms[:40]) == pytest.approx(80, rel=0.03)
 
 
 def test_offline_throughput() -> None:

@@ -19,7 +19,9 @@ def test_golden_samples_as_pictures(toy_repository: Path, name: str) -> None:
     """Encoded, decoded and fitted again, they are the canvases that they were."""
     bundle = Bundle.open(toy_repository / name)
     golden = load_golden(bundle.file("golden.npz"), bundle.spec)
-    files = encode_golden(bundle).images
+    pictures = encode_golden(bundle)
+    files = pictures.images
+    assert pictures.read_ms == ()
     assert len(files) == len(golden)
     for index, data in enumerate(files):
         canvas, geometry = preprocess_image(data, bundle.spec.preprocess)
@@ -40,6 +42,8 @@ def test_broken_files_of_a_folder_are_named_and_left_out(tmp_path: Path) -> None
     found = read_pictures([tmp_path])
     assert found.images == (good, good)
     assert found.what.startswith("2 pictures, ")
+    assert len(found.read_ms) == 2  # of those that are left out nothing is told
+    assert min(found.read_ms) > 0
     assert [line.split(": ")[0] for line in found.broken] == [
         str(tmp_path / "empty.jpg"),
         str(tmp_path / "half.png"),

@@ -9,9 +9,12 @@ import pytest
 from ferryman.bench.machine import MachineFacts, read_machine, read_state
 from ferryman.bench.record import pack_ms, read_record, unpack_ms
 from ferryman.bench.report import report_latency
+from ferryman.bench.tables import tabulate_stages
 from ferryman.errors import FileAccessError, UsageError
 
 from ..commands.outcome import Cli
+from .records import make_record
+from .synthetic import constant
 
 
 def test_packed_numbers_are_exact_to_the_nanosecond() -> None:
@@ -60,6 +63,23 @@ def test_the_machine_is_described() -> None:
     assert machine.quota is None or machine.quota > 0
     assert MachineFacts.model_validate_json(machine.model_dump_json()) == machine
     assert read_state().memory_available_bytes > 0
+
+
+def test_a_record_of_an_older_version(cli: Cli, tmp_path: Path) -> None:
+    """Without the fields that came later it is read, shown in every way, and its shares are made from its requests."""
+    record = make_record({"one": constant(10, 0), "two": constant(20, 0)})
+    document = record.model_dump(mode="json")
+    for name in ("notes", "read_ms"):
+        del document[name]
+    for run in document["runs"]:
+        del run["ended"], run["figures"]["stages_mean_ms"]
+    file = tmp_path / "old.json"
+    file.write_text(json.dumps(document), encoding="utf-8")
+    assert tabulate_stages(read_record(file)) == tabulate_stages(record)
+    assert tabulate_stages(record)[1][0][:3] == ["one", "1.00 (10%)", "9.00 (90%)"]
+    for way in ((), ("--markdown",), ("--csv",), ("--json",), ("--html", tmp_path / "old.html")):
+        assert cli("bench", "report", file, *way).status == 0
+    assert "9.00 (90%)" in (tmp_path / "old.html").read_text(encoding="utf-8")
 
 
 def test_files_that_are_no_records(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ferryman.bench.percentiles import check_percentiles, count_needed
-from ferryman.bench.report import report_latency
+from ferryman.bench.report import report_latency, sort_stages
 from ferryman.bench.samples import Block, Run
 from ferryman.errors import UsageError
 
@@ -46,6 +46,26 @@ def test_stages_add_up() -> None:
     assert report.stages_ms["compute"] == 5
     assert report.stages_ms["rest"] == pytest.approx(1.25)
     assert sum(report.stages_ms.values()) == pytest.approx(10)
+    assert report_latency(make_run([10.0])).stages_ms == {}
+
+
+def test_means_of_stages_add_up_where_medians_do_not() -> None:
+    """Decoding is slow for one half of the requests and computing for the other, so that each median lies between."""
+    count = 1000
+    decode = np.where(np.arange(count) % 2, 1.0, 9.0)
+    stages = {"compute": 12 - decode, "decode": decode, "transfer": np.full(count, 0.5)}
+    latencies = sum(stages.values()) + np.random.default_rng(0).uniform(0, 0.1, count)
+    report = report_latency(Run(blocks=[Block(0, 1, latencies, stages)]))
+    assert list(report.stages_ms) == ["decode", "compute", "transfer", "rest"]
+    assert sum(report.stages_mean_ms.values()) == pytest.approx(report.mean_ms)
+    assert report.stages_mean_ms["decode"] == 5
+    assert report.stages_mean_ms["rest"] == pytest.approx(0.05, rel=0.1)
+
+
+def test_stages_in_their_order() -> None:
+    """Of runs that have different ones, and of a record that knows more than this version."""
+    names = ["decode", "compute", "rest", "queue", "thinking", "transfer", "decode"]
+    assert sort_stages(names) == ["decode", "queue", "compute", "transfer", "thinking", "rest"]
 
 
 def test_what_can_be_asked_for() -> None:

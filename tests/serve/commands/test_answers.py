@@ -221,11 +221,16 @@ def test_bench(cli: Cli, toy_repository: Path, toy_server: str, pictures: dict[s
     assert latency["requests"] >= 1
     assert latency["min_ms"] <= latency["percentiles_ms"]["p50"] <= latency["max_ms"]
     assert ("p99" in latency["percentiles_ms"]) == (latency["requests"] >= 1000)
-    assert list(latency["stages_ms"]) == ["decode", "resize", "queue", "compute", "postprocess", "rest"]
+    stages = {
+        "here": ["decode", "resize", "compute", "postprocess", "rest"],
+        "server": ["decode", "resize", "queue", "compute", "postprocess", "encode", "transfer", "rest"],
+    }[where]
+    assert list(latency["stages_ms"]) == stages
     assert all(value >= 0 for value in latency["stages_ms"].values())
+    assert sum(latency["stages_mean_ms"].values()) == pytest.approx(latency["mean_ms"])
     text = cli("bench", *arguments[where], "--seconds", 0.1).stdout
     assert "single-stream" in text
-    assert re.search(r"^variant +decode +resize +queue +compute +postprocess +rest$", text, re.MULTILINE)
+    assert re.search(rf"^variant +{' +'.join(stages)}$", text, re.MULTILINE)
 
 
 # --- pictures that can't be answered, and drawing --------------------------------------------------------------------

@@ -5,11 +5,13 @@ import json
 import re
 import shutil
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from ferryman.bench.curve import Curve
+from ferryman.bench.energy import Meters
 from ferryman.bench.record import BenchRecord, Check
 from ferryman.client import Client
 from ferryman.commands.bench.contenders import LocalContender, When
@@ -63,6 +65,9 @@ def test_scenarios(cli: Cli, bundle: Path, toy_server: str, picture: Path, where
     assert server.runs[0].trials[-1].rate == rate
     assert server.runs[0].figures.percentiles_ms["p90"] <= 200
     assert any(not trial.kept for trial in server.runs[0].trials)
+    ended = server.runs[0].ended
+    assert ended is not None
+    assert ended.startswith(f"confirmed by {server.runs[0].trials[-1].requests:,} requests")
 
 
 def test_what_a_server_costs(cli: Cli, toy_repository: Path, toy_server: str) -> None:
@@ -87,11 +92,63 @@ def test_the_ways_in(cli: Cli, toy_repository: Path, toy_server: str, picture: P
     tensors = cli("bench", *place, "--via", "tensors", "--image", picture, *FAST, "--json").document
     assert [run["name"] for run in tensors["runs"]] == ["onnxruntime-cpu-fp32", "the server, tensors"]
     assert tensors["images"].endswith(", as tensors made beforehand")
-    assert all("decode" not in run["figures"]["stages_ms"] for run in tensors["runs"])
+    assert [list(run["figures"]["stages_ms"]) for run in both["runs"]] == [
+        ["decode", "resize", "compute", "postprocess", "rest"],
+        ["decode", "resize", "queue", "compute", "encode", "transfer", "rest"],
+        ["decode", "resize", "queue", "compute", "postprocess", "encode", "transfer", "rest"],
+    ]
+    assert [list(run["figures"]["stages_ms"]) for run in tensors["runs"]] == [
+        ["compute", "rest"],
+        ["queue", "compute", "encode", "transfer", "rest"],
+    ]
+    assert (both["read_ms"], tensors["read_ms"] > 0) == (None, True)  # golden samples come from no files
     load = ("--scenario", "offline", "--clients", 2, "--per-request", 2)
     for way in ("infer", "tensors"):
         record = BenchRecord.model_validate_json(cli("bench", *place, "--via", way, *load, *FAST, "--json").stdout)
         assert [run.images for run in record.runs] == [2, 2]
+        assert all("queue" in run.figures.stages_ms for run in record.runs)  # of two clients one waits
+        for figures in (run.figures for run in record.runs):
+            assert sum(figures.stages_mean_ms.values()) == pytest.approx(figures.mean_ms)
+
+
+class Meter:
+    """10 W."""
+
+    name = "package-0"
+
+    def joules(self) -> float:
+        return 10 * time.perf_counter()
+
+
+def test_joules_of_another_machine(
+    cli: Cli, bundle: Path, toy_server: str, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this one takes while a server elsewhere answers is not that server's; a bundle here keeps its own."""
+    opened: list[str] = []
+
+    def open_meters() -> AbstractContextManager[Meters]:
+        opened.append("meters")
+        return nullcontext([Meter()])
+
+    monkeypatch.setattr("ferryman.commands.bench.run.open_meters", open_meters)
+    server = ("--address", toy_server, "--model", "toy-classifier", "--image", picture)
+
+    def run(*options: object) -> BenchRecord:
+        return BenchRecord.model_validate_json(cli("bench", *options, *server, *FAST, "--json").stdout)
+
+    for scenario in ("single-stream", "offline", "server"):
+        near = run("--scenario", scenario)
+        assert (list(near.runs[0].figures.joules_per_image), near.notes) == (["package-0"], ())
+    monkeypatch.setattr("ferryman.commands.bench.served.is_nearby", lambda address: address != toy_server)
+    far = run(bundle, "--threads", 1, "--scenario", "client-curve", "--most", 1)
+    assert [list(one.figures.joules_per_image) for one in far.runs] == [["package-0"], []]
+    assert far.notes[0].startswith(f"{toy_server} is not this machine: joules of what it answers are left out")
+    opened.clear()
+    alone = cli("bench", *server, *FAST)
+    assert (alone.status, opened) == (0, [])
+    assert "J/image" not in alone.stdout
+    assert f"{toy_server} is not this machine" in alone.stdout
+    assert "not this machine" in cli("bench", *server, *FAST, "--markdown").stdout
 
 
 def test_a_bound_that_nothing_keeps(cli: Cli, bundle: Path) -> None:

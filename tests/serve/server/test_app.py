@@ -139,6 +139,16 @@ async def test_an_answer_says_who_and_how_long(toy_repository: Path) -> None:
         timings = response.timings
         assert 0 < timings.compute_ms <= timings.total_ms
         assert len(response.results) == 3
+        for timings in (response.timings, (await caller.vision.Classify(classify())).timings):
+            stages = (
+                timings.decode_ms,
+                timings.resize_ms,
+                timings.compute_ms,
+                timings.postprocess_ms,
+                timings.encode_ms,
+            )
+            assert min(stages) > 0
+            assert sum(stages) + timings.queue_ms <= timings.total_ms
 
 
 async def test_overload_says_when_to_ask_again(toy_repository: Path) -> None:

@@ -1,10 +1,10 @@
 """What `ferryman bench` measures: a bundle's variants in this process, or a server's model."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import fields
 from typing import Literal, NoReturn, Protocol
 
 from ferryman.bench.alone import Load, SessionCost, measure_cost
@@ -28,14 +28,15 @@ Ask = Callable[[Sequence[bytes]], Timings]
 When = Literal["before", "after"]
 EAGER, COMPILED = "PyTorch eager", "PyTorch compiled"
 _COST_PROCESSES = 1
-_STAGES = tuple(field.name for field in fields(Timings) if field.name != "total_ms")
+_STAGES = ("decode", "resize", "queue", "compute", "postprocess", "encode")
 
 
 class Contender(Protocol):
-    """One that is asked. name: of its row; model: for people"""
+    """One that is asked. name: of its row; model: for people; nearby: whether this machine is the one that answers"""
 
     name: str
     model: str
+    nearby: bool
 
     def request(self, images: Sequence[bytes], count: int = 1) -> Request:
         """One picture after the other, or so many at a time."""
@@ -57,6 +58,8 @@ class Contender(Protocol):
 class LocalContender:
     """A bundle's variant, loaded in this process."""
 
+    nearby = True
+
     def __init__(
         self, bundle: Bundle, predictor: Predictor, target: Target, settings: Settings, tensors: bool = False
     ) -> None:
@@ -75,8 +78,13 @@ class LocalContender:
         """Requests wait their turn in a queue, which is part of their time, for one of so many threads."""
         request, loop = self.request(images, count), asyncio.get_running_loop()
         pool = ThreadPoolExecutor(clients)
+
+        def take(number: int, came: float) -> Mapping[str, float]:
+            waited_ms = (time.perf_counter() - came) * 1e3
+            return {**request(number), "queue": waited_ms}
+
         try:
-            yield lambda number: loop.run_in_executor(pool, request, number)
+            yield lambda number: loop.run_in_executor(pool, take, number, time.perf_counter())
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -167,11 +175,20 @@ def summarize_check(when: When, reports: Sequence[ParityReport]) -> Check:
 
 
 def make_request(ask: Ask, images: Sequence[bytes], count: int) -> Request:
-    return lambda number: list_stages(ask(choose_next(images, number, count)))
+    """Of a session in this process, for which nothing queues."""
+
+    def request(number: int) -> Mapping[str, float]:
+        stages = list_stages(ask(choose_next(images, number, count)))
+        del stages["queue"]
+        return stages
+
+    return request
 
 
 def list_stages(timings: Timings) -> dict[str, float]:
-    return {name.removesuffix("_ms"): getattr(timings, name) for name in _STAGES}
+    """Those that are told."""
+    told = {name: getattr(timings, f"{name}_ms") for name in _STAGES}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def choose_ask(answers: Answers, image: bytes) -> Ask:

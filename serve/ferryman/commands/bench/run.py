@@ -3,15 +3,17 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ferryman import __version__
 from ferryman.accuracy import Truth, measure_accuracy, read_truth
 from ferryman.bench.clock import ClockFacts, measure_clock
-from ferryman.bench.energy import open_meters
+from ferryman.bench.energy import Meters, open_meters
 from ferryman.bench.harness import Plan
 from ferryman.bench.machine import read_machine, read_state
 from ferryman.bench.noise import find_disturbance, find_noise, find_throttling
@@ -25,6 +27,7 @@ from ferryman.bench.tools import Compared
 from ferryman.bench.turns import Ratio, compare_speed
 from ferryman.bundle import Bundle
 from ferryman.commands.bench.compare import check_tools, compare_tools
+from ferryman.commands.bench.contenders import Contender
 from ferryman.commands.bench.diff import check_baseline, parse_share
 from ferryman.commands.bench.open import open_contenders
 from ferryman.commands.bench.options import BenchOptions, Places
@@ -61,10 +64,12 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, sho
     percentiles = check_percentiles(options.percentiles)
     plan = Plan(options.seconds, len(pictures.images), percentiles, options.at_most, max(2.0, options.seconds))
     opening = open_contenders(places, bundle)
-    with show_measuring() as (progress, advance), opening as opened, open_meters() as meters:
+    with show_measuring() as (progress, advance), opening as opened, choose_meters(opened.contenders) as meters:
         ready = make_ready(opened.contenders, progress)
         before = read_state()
         found = measure(workload, plan, ready.contenders, pictures.images, advance, meters)
+        distant = {one.name for one in ready.contenders if not one.nearby}
+        found.forget_joules(distant)
         after, counted, compared = read_state(), None, list[Compared]()
         try:
             if found.error is None:
@@ -80,7 +85,7 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, sho
         runs = make_runs(ready, found, clock, shown)
     machine = read_machine()
     reasons = find_disturbance(
-        found.disturbance, machine.device.cores, alone=places.server is None, crowded=workload.crowded
+        found.disturbance, machine.device.cores, alone=places.server is None or bool(distant), crowded=workload.crowded
     )
     record = BenchRecord(
         ferryman=__version__,
@@ -109,6 +114,8 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, sho
         curves=found.curves,
         accuracy=counted,
         compared=tuple(compared),
+        notes=describe_place(places, bool(distant)),
+        read_ms=median(pictures.read_ms) if pictures.read_ms else None,
     )
     json_output = show == "json"
     show_record(record, options.html, show)
@@ -137,6 +144,21 @@ def choose_pictures(bundle: Bundle | None, paths: Sequence[Path]) -> Pictures:
     if bundle is None:
         raise UsageError("--address needs --image: a server does not hand out its golden samples")
     return encode_golden(bundle)
+
+
+def choose_meters(contenders: Sequence[Contender]) -> AbstractContextManager[Meters]:
+    """This machine's, unless all that answer are on another one."""
+    return open_meters() if any(one.nearby for one in contenders) else nullcontext(())
+
+
+def describe_place(places: Places, distant: bool) -> tuple[str, ...]:
+    """What a reader must know of a server on another machine; empty for others."""
+    if places.server is None or not distant:
+        return ()
+    return (
+        f"{places.server.address} is not this machine: joules of what it answers are left out, and the machine that is "
+        "described is the one that asked",
+    )
 
 
 def check_settings(workload: Workload, settings: Settings) -> None:
@@ -174,6 +196,7 @@ def make_runs(ready: Ready, found: Found, clock: ClockFacts, percentiles: Sequen
             cost=ready.costs[run.contender],
             proven=ready.proven[run.contender],
             trials=tuple(found.trials.get(name, ())),
+            ended=found.ended.get(name),
         )
         for name, run in found.runs.items()
     )

@@ -25,7 +25,7 @@ def measure(
     if workload.scenario in ("server", "offline"):
         flow = FlowHarness(plan, meters=meters)
         error = keep(flow, partial(_run_flow, flow, workload, contenders, images, advance))
-        found = Found(flow.runs, flow.disturbance, flow.trials, flow.bound, error=error)
+        found = Found(flow.runs, flow.disturbance, flow.trials, flow.ended, flow.bound, error=error)
     else:
         harness = Harness(plan, meters=meters)
         requests = {one.name: one.request(images, workload.count) for one in contenders}

@@ -2,6 +2,7 @@
 
 import asyncio
 import struct
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
@@ -10,12 +11,13 @@ from typing import Any
 from ferryman.bench.alone import SessionCost
 from ferryman.bench.flow import AsyncRequest
 from ferryman.bench.harness import Request
+from ferryman.bench.nearby import is_nearby
 from ferryman.bench.pictures import choose_next
 from ferryman.bench.record import Proven
 from ferryman.bench.tools import ServedJob
 from ferryman.client.attempts import attempts
 from ferryman.client.calls import Call, Stubs
-from ferryman.commands.bench.contenders import When, choose_ask, list_stages, make_request
+from ferryman.commands.bench.contenders import When, choose_ask, list_stages
 from ferryman.commands.bench.tensors import make_tensors
 from ferryman.commands.predict import Asker, Remote
 from ferryman.inference import grpc_service_pb2 as pb
@@ -34,9 +36,17 @@ class ServedContender:
 
     def __init__(self, answers: Remote, asker: Asker, proven: Proven) -> None:
         self.model, self._answers, self._asker, self._proven = answers.name, answers, asker, proven
+        self.nearby = asker.address is not None and is_nearby(asker.address)
 
     def request(self, images: Sequence[bytes], count: int = 1) -> Request:
-        return make_request(choose_ask(self._answers, images[0]), images, count)
+        ask = choose_ask(self._answers, images[0])
+
+        def request(number: int) -> Mapping[str, float]:
+            start = time.perf_counter()
+            timings = ask(choose_next(images, number, count))
+            return _add_transfer(list_stages(timings), timings.total_ms, start)
+
+        return request
 
     @asynccontextmanager
     async def connect(self, images: Sequence[bytes], count: int, clients: int) -> AsyncGenerator[AsyncRequest, None]:
@@ -47,7 +57,7 @@ class ServedContender:
         async with self._asker.connect_async() as client:
 
             async def request(number: int) -> Mapping[str, float]:
-                data = choose_next(images, number, count)
+                start, data = time.perf_counter(), choose_next(images, number, count)
                 match task:
                     case "classification":
                         answer = await client.classify(data, model=name, version=version)
@@ -57,7 +67,7 @@ class ServedContender:
                         answer = await client.detect(data, model=name, version=version)
                     case _:
                         answer = await client.segment(data, model=name, version=version)
-                return list_stages(answer.timings)
+                return _add_transfer(list_stages(answer.timings), answer.timings.total_ms, start)
 
             yield request
 
@@ -71,7 +81,7 @@ class ServedContender:
 
 
 class InferContender(ServedContender):
-    """Asked by ModelInfer, with encoded pictures or, where a spec says which, ready tensors. It tells no stages."""
+    """Asked by ModelInfer, with encoded pictures or, where a spec says which, ready tensors."""
 
     def __init__(self, answers: Remote, asker: Asker, proven: Proven, spec: ModelSpec | None = None) -> None:
         super().__init__(answers, asker, proven)
@@ -89,8 +99,8 @@ class InferContender(ServedContender):
         make = self._prepare(images, count)
 
         def request(number: int) -> Mapping[str, float]:
-            self._answers.client.run(_call(make(number)))
-            return {}
+            start = time.perf_counter()
+            return _read_stages(self._answers.client.run(_call(make(number))), start)
 
         return request
 
@@ -101,8 +111,8 @@ class InferContender(ServedContender):
         async with self._asker.connect_async() as client:
 
             async def request(number: int) -> Mapping[str, float]:
-                await client.run(_call(make(number)))
-                return {}
+                start = time.perf_counter()
+                return _read_stages(await client.run(_call(make(number))), start)
 
             yield request
 
@@ -128,7 +138,9 @@ class InferContender(ServedContender):
 
     def _open(self) -> pb.ModelInferRequest:
         version = str(self._answers.version or "")
-        return pb.ModelInferRequest(model_name=self._answers.name, model_version=version)
+        request = pb.ModelInferRequest(model_name=self._answers.name, model_version=version)
+        request.parameters["timings"].bool_param = True
+        return request
 
 
 def _call(request: pb.ModelInferRequest) -> Call[Any]:
@@ -142,3 +154,15 @@ def _choose_infer(stubs: Stubs) -> Any:
 
 def _keep(response: Any) -> Any:
     return response
+
+
+def _read_stages(response: Any, start: float) -> Mapping[str, float]:
+    """None of a server that does not know the parameter."""
+    told = {name.removesuffix("_ms"): one.double_param for name, one in response.parameters.items()}
+    total_ms = told.pop("total", None)
+    return {} if total_ms is None else _add_transfer(told, total_ms, start)
+
+
+def _add_transfer(stages: dict[str, float], total_ms: float, start: float) -> Mapping[str, float]:
+    """What the caller waited since `start` beyond the server's own total: both ends' messages, the network, gRPC."""
+    return stages | {"transfer": (time.perf_counter() - start) * 1e3 - total_ms}

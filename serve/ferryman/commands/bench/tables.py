@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 from ferryman.bench.record import BenchRecord
 from ferryman.bench.tables import (
+    STAGES_TITLE,
     describe_left_out,
     describe_load,
     describe_ratios,
+    describe_reading,
     describe_record,
     tabulate,
     tabulate_costs,
@@ -22,8 +24,10 @@ def print_record(record: BenchRecord) -> None:
     header, rows = tabulate(record)
     _print(header, rows)
     if any(run.figures.stages_ms for run in record.runs):
-        out.print("median of each stage in ms, and its share:")
+        out.print(f"{STAGES_TITLE}:")
         _print(*tabulate_stages(record))
+    for line in describe_reading(record):
+        out.print(line)
     if any(run.cost or run.checks for run in record.runs):
         _print(*tabulate_costs(record))
     if any(run.trials for run in record.runs):

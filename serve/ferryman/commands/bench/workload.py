@@ -1,7 +1,7 @@
 """How contenders are asked, and what asking them left."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from ferryman.bench.curve import Axis, Curve
 from ferryman.bench.disturbance import Disturbance
@@ -78,14 +78,21 @@ class Workload:
 
 @dataclass
 class Found:
-    """What a scenario left. error: what ended it early"""
+    """What a scenario left. ended: how each search for a rate did; error: what ended it all early"""
 
     runs: dict[str, Run]
     disturbance: Disturbance
     trials: dict[str, list[Trial]] = field(default_factory=dict[str, list[Trial]])
+    ended: dict[str, str] = field(default_factory=dict[str, str])
     bound: Bound | None = None
     curves: dict[str, Curve] = field(default_factory=dict[str, Curve])
     error: FerrymanError | SystemExit | None = None
+
+    def forget_joules(self, names: Collection[str]) -> None:
+        """Of contenders on another machine: what was read meanwhile is what this one took."""
+        for run in self.runs.values():
+            if run.contender in names:
+                run.blocks = [replace(block, joules={}) for block in run.blocks]
 
 
 def keep(harness: Harness | FlowHarness, run: Callable[[], None]) -> FerrymanError | SystemExit | None:

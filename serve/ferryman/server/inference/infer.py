@@ -13,7 +13,7 @@ from ferryman.preprocess import Geometry
 from ferryman.results import Outputs
 from ferryman.server.engine import Engine
 from ferryman.server.inference.outputs import add_output, join_images, wanted_from_request
-from ferryman.server.inference.parameters import read_number
+from ferryman.server.inference.parameters import read_flag, read_number
 from ferryman.server.inference.shared_memory import Regions
 from ferryman.server.inference.tensors import BYTES, DATATYPES, Input, inputs_from_request, read_array, read_elements
 from ferryman.server.observing import observed
@@ -24,6 +24,8 @@ from ferryman.specs import Facts
 
 # Encoded pictures. No graph has an input of that name: see the contract in `specs`.
 PICTURES = "image_bytes"
+TIMINGS = "timings"  # parameter of a request that wants to be told how long each stage took
+_Answered = tuple[tuple[Outputs, ...], dict[str, float]]  # and the milliseconds of its stages
 
 
 class InferLimits(Facts):
@@ -53,6 +55,7 @@ class Inferer:
 
         Raises UsageError, TensorError and ImageError for what the request got wrong, and what the engine raises.
         """
+        start = time.perf_counter()
         deadline = _earlier(deadline, request)
         if request.parameters and (read_number(request.parameters, "priority") or 0) > 1:
             caller = replace(caller, priority="low")
@@ -62,19 +65,25 @@ class Inferer:
         wanted = wanted_from_request(request, spec, self._regions)
         inputs = inputs_from_request(request)
         if PICTURES in inputs:
-            outputs = await self._answer_pictures(engine, inputs, deadline, caller)
+            outputs, stages_ms = await self._answer_pictures(engine, inputs, deadline, caller)
         else:
-            outputs = await self._answer_canvases(engine, inputs, deadline, caller)
+            outputs, stages_ms = await self._answer_canvases(engine, inputs, deadline, caller)
+        answered = time.perf_counter()
         response = pb.ModelInferResponse(
             model_name=engine.model.name, model_version=str(engine.model.version), id=request.id
         )
         for one in wanted:
             add_output(response, one, join_images(outputs, one.name), spec, self._regions)
+        if request.parameters and read_flag(request.parameters, TIMINGS):
+            end = time.perf_counter()
+            whole_ms = {"encode": (end - answered) * 1e3, "total": (end - start) * 1e3}
+            for stage, took_ms in (stages_ms | whole_ms).items():
+                response.parameters[f"{stage}_ms"].double_param = took_ms
         return response
 
     async def _answer_pictures(
         self, engine: Engine, inputs: dict[str, Input], deadline: float | None, caller: Caller
-    ) -> tuple[Outputs, ...]:
+    ) -> _Answered:
         given = inputs[PICTURES]
         others = sorted(set(inputs) - {PICTURES})
         if others:
@@ -82,12 +91,17 @@ class Inferer:
         given.check(BYTES, (-1,), (-1, 1))
         self._check_images(given)
         pictures = read_elements(given, self._regions, self._limits.max_bytes)
-        outputs, _ = await engine.answer(pictures, _keep, deadline, caller)
-        return tuple(outputs)
+        outputs, timings = await engine.answer(pictures, _keep, deadline, caller)
+        return tuple(outputs), {
+            "decode": timings.decode_ms,
+            "resize": timings.resize_ms,
+            "queue": timings.queue_ms,
+            "compute": timings.compute_ms,
+        }
 
     async def _answer_canvases(
         self, engine: Engine, inputs: dict[str, Input], deadline: float | None, caller: Caller
-    ) -> tuple[Outputs, ...]:
+    ) -> _Answered:
         specs = engine.model.bundle.manifest.specs
         names = specs[0].input_names
         unknown = sorted(set(inputs) - set(names))
@@ -107,7 +121,8 @@ class Inferer:
         else:
             sizes = read_array(valid, "int32", self._regions)
             geometries = _geometries(sizes, (height, width))
-        return (await engine.run(list(canvases), geometries, deadline, caller)).outputs
+        computed = await engine.run(list(canvases), geometries, deadline, caller)
+        return computed.outputs, {"queue": computed.queue_ms, "compute": computed.compute_ms}
 
     def _check_images(self, given: Input) -> None:
         if given.shape[0] > self._limits.max_images:

@@ -62,6 +62,29 @@ async def test_pictures_get_the_answers_of_the_typed_service(caller: Caller) -> 
             assert found == typed.results[0]
 
 
+async def test_how_long_it_took_is_told_to_who_asks(caller: Caller) -> None:
+    """The stages that a request has, which are no longer than the whole; nothing without the parameter."""
+    size = SPECS["toy-classifier"].preprocess.size
+    canvas = {"image": np.zeros((2, *size, 3), np.uint8)}
+    wanted = as_parameters({"timings": True})
+    asked = {
+        "pictures": (infer_pictures("toy-classifier", make_pictures(2), parameters=wanted), ["decode", "resize"]),
+        "canvases": (infer("toy-classifier", canvas, parameters=wanted), []),
+    }
+    for request, first in asked.values():
+        response = await caller.inference.ModelInfer(request)
+        told = {name: one.double_param for name, one in response.parameters.items()}
+        assert sorted(told) == sorted(f"{name}_ms" for name in (*first, "queue", "compute", "encode", "total"))
+        total = told.pop("total_ms")
+        assert min(told[name] for name in told if name != "queue_ms") > 0
+        assert sum(told.values()) <= total
+    for parameters in ({}, {"timings": False}):
+        request = infer("toy-classifier", canvas, parameters=as_parameters(parameters))
+        assert not (await caller.inference.ModelInfer(request)).parameters
+    request = infer("toy-classifier", canvas, parameters=as_parameters({"timings": "yes"}))
+    assert (await status_of(caller.inference.ModelInfer(request)))[0] == "INVALID_ARGUMENT"
+
+
 async def test_canvases_raw_and_typed_are_answered_as_pictures_are(caller: Caller) -> None:
     pictures = make_pictures(1)
     fitted = fit_images(pictures, [SPECS["toy-detector"].preprocess])
