@@ -3,6 +3,7 @@
 By kedacore/keda: scaledobject_types.go and scaletriggers_types.go in apis/keda/v1alpha1, of which its CRD is generated,
 and the scalers `prometheus` and `cpu` in pkg/scalers. By kubernetes-sigs/prometheus-adapter: pkg/config/config.go, and
 its chart's values in prometheus-community/helm-charts. Names and types alone: of a query they know nothing.
+KEDA's names were compared with the CRD of 2.20, as models made of it in a package have them (cloudcoil-models-keda).
 """
 
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ class _Target(_Kind):
 class _Fallback(_Kind):
     failure_threshold: Count
     replicas: Count
-    behavior: Literal["static", "currentReplicas", "currentReplicasIfHigher", "currentReplicasIfLower"] = "static"
+    behavior: Literal[
+        "static", "currentReplicas", "currentReplicasIfHigher", "currentReplicasIfLower", "scalingModifiers"
+    ] = "static"
 
 
 class _Modifiers(_Kind):
