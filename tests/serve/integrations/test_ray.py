@@ -92,6 +92,19 @@ def test_a_replica_holds_no_more_models_than_it_may(handle: Any, client: Client)
         assert len(handle.loaded.remote().result()) <= 2
 
 
+def test_models_that_make_room_for_one_another_lose_no_answer(handle: Any, client: Client) -> None:
+    """Of three models a replica holds two, and callers ask all at once: each takes out what another has calls in."""
+    asks: list[Callable[[], bool]] = [
+        lambda: client.classify([RED], model="toy-classifier").results[0].predictions[0].label == "red",
+        lambda: bool(client.detect([RED], model="toy-detector", score_threshold=0.0).results[0].detections),
+        lambda: client.embed([RED], model="toy-embedder").results[0].cls.shape == (3,),
+    ]
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda ask: ask(), asks * 20))
+    assert answers == [True] * 60
+    assert len(handle.loaded.remote().result()) <= 2
+
+
 def kill_a_replica() -> None:
     """With calls inside."""
     found = [one for one in psutil.process_iter() if "ServeReplica" in " ".join(one.cmdline())]
