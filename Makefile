@@ -8,7 +8,7 @@
 #   make bench-serving   the server's speed beside a bare loop's and others', fifteen minutes; a flood too: ARGS="--overload 60"
 #   make lint     style, types, protos
 #   make protos   regenerate the gRPC code in serve/ferryman
-#   make test-images   what docker/ builds, without a container engine; as root on Debian 12, ten minutes
+#   make test-images   what docker/ builds, without a container engine; as root on Debian 12, ten minutes; arm64 too with qemu-user-static
 #   make requirements  pin what docker/ installs, by hash, to the versions of constraints.txt
 #   make lint-deploy   policies and KServe's fields over docker/, with tools that bring a hundred packages of their own
 #   make sbom          what is in the server's image, as CycloneDX, and under which licences; into dist/

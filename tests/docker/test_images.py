@@ -3,12 +3,9 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Generator
-from contextlib import contextmanager
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
@@ -21,11 +18,11 @@ from ferryman.server.settings import read_config
 
 from ..serve.server.process import free_address
 from ..serve.toy import make_picture, make_toy_repository
+from .contained import PYTHON, contained, images, serving
 from .dockerfiles import DOCKER, environment_of
 from .fleet import make_certificates
 
 ROOT = Path(__file__).parents[2]
-PYTHON = Path("/usr/bin/python3.11")
 BIN = Path(sys.executable).parent
 
 
@@ -123,12 +120,6 @@ def test_the_server_takes_the_settings_of_its_image(image: str) -> None:
     assert config.certify
 
 
-images = pytest.mark.skipif(
-    "FERRYMAN_IMAGES" not in os.environ or os.geteuid() != 0 or not PYTHON.exists() or shutil.which("apt-get") is None,
-    reason="set FERRYMAN_IMAGES, as root on Debian 12 (minutes; needs its packages and PyPI)",
-)
-
-
 @pytest.fixture(scope="module")
 def server_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of server-cpu, made as its Dockerfile makes it."""
@@ -138,38 +129,6 @@ def server_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _contained(root: Path, models: Path, *command: str) -> list[str]:
-    contain = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", str(Path(__file__).parent / "contain.sh")]
-    return [*contain, str(root), str(models), "/usr/bin/python3.11", "-P", "-m", "ferryman", *command]
-
-
-@contextmanager
-def _serving(root: Path, models: Path, address: str) -> Generator[None]:
-    metrics = free_address()
-    line = _contained(root, models, "serve", "--address", address, "--json")
-    environment = environment_of("server-cpu.Dockerfile") | {
-        "PATH": os.environ["PATH"],
-        "FERRYMAN_SERVE_METRICS_ADDRESS": metrics,
-    }
-    process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        with Client(address) as client:
-            client.wait_ready(timeout=120)
-        yield
-        # What engines send to the first process of a container, which ignores a signal that it has no handler for.
-        os.kill(_first_process(process.pid), signal.SIGTERM)
-        assert process.wait(timeout=120) == 0
-    finally:
-        if process.poll() is None:
-            os.kill(_first_process(process.pid), signal.SIGKILL)
-        process.communicate()
-
-
-def _first_process(outside: int) -> int:
-    """Of the namespace that `outside` made."""
-    return int(Path(f"/proc/{outside}/task/{outside}/children").read_text(encoding="utf-8"))
-
-
 @images
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
@@ -177,12 +136,12 @@ def test_the_server_runs_in_its_image(server_root: Path, tmp_path: Path) -> None
     """As user 65532, with nothing that it may write but scratch, without /dev/shm, a shell or a package manager."""
     models, address = make_toy_repository(tmp_path / "models", ["toy-detector"]), free_address()
     subprocess.run(["chmod", "-R", "a+rX", str(tmp_path)], check=True)
-    with _serving(server_root, models, address), Client(address) as client:
+    with serving(server_root, models, address), Client(address) as client:
         answer = client.detect([make_picture((240, 20, 10))], model="toy-detector")
         assert answer.results[0].detections
         probe = [
             subprocess.run(
-                _contained(server_root, models, "health", address, *options),
+                contained(server_root, models, "health", address, *options),
                 env=environment_of("server-cpu.Dockerfile") | {"PATH": os.environ["PATH"]},
                 capture_output=True,
                 check=False,

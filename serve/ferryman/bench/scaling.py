@@ -1,6 +1,7 @@
-"""`python -m ferryman.bench.scaling --help`: what a load needs in servers, queues and network, by a measured curve."""
+"""`python -m ferryman.bench.scaling --help`: what a load needs in servers, queues, network, by a curve of batches."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Annotated
@@ -12,12 +13,13 @@ from numpy.typing import NDArray
 from ferryman.__main__ import main
 from ferryman.bench.fleet import Floats, Outcome, Pick, Server, cameras, least_busy, poisson, simulate, stay
 from ferryman.bench.noise import STALL_TIMES
+from ferryman.bench.published import Published, read_published
 from ferryman.bench.record import BenchRecord, read_record
 from ferryman.commands.console import make_table, out, print_table, show_stages
 from ferryman.errors import UsageError
 from ferryman.files import write_text
 from ferryman.server.costs import Costs
-from ferryman.specs import Facts
+from ferryman.specs import Facts, Target
 
 NAME = "python -m ferryman.bench.scaling"
 _REFUSED = 0.001  # of the requests, at the most, for a fleet that is large enough
@@ -47,12 +49,14 @@ class Load(Facts):
 class Prices(Facts):
     """Of one picture, in milliseconds, and KB. own: of a server's processors beside its model; process: of that in the
     one thread that Python has at a time; hop: of the balancer's processors; picture_kb: as it is sent
+    accelerated: the model runs elsewhere, so that `own` takes nothing from it
     """
 
     own_ms: float
     process_ms: float
     hop_ms: float
     picture_kb: float
+    accelerated: bool = False
 
 
 class Fleet(Facts):
@@ -76,6 +80,7 @@ class Plan(Facts):
 
     pinned: likewise, where each camera stays on the server that its stream began on; None without cameras
     mbit_s: of pictures, before the balancer and again behind it; balancer_cores: that it takes
+    own_cores: that pictures take beside an accelerator; None where the model runs on the processors
     """
 
     load: Load
@@ -84,23 +89,29 @@ class Plan(Facts):
     pinned: Fleet | None
     mbit_s: float
     balancer_cores: float
+    own_cores: float | None = None
 
 
 class Limits(Facts):
-    """Requests a second at which each part is full, whatever the others do."""
+    """Requests a second at which each part is full, whatever the others do. core_beside_it: beside an accelerator"""
 
     server_model: float
+    core_beside_it: float | None = None
     server_process: float
     balancer_core: float
     network_10gbit: float
 
 
 class Document(Facts):
-    """unreliable: reasons, a line each, for which the curve is not to be relied on"""
+    """unreliable: reasons, a line each, for which the curve is not to be relied on
+
+    published: whose figures these are, where they were not measured by `ferryman bench`
+    """
 
     model: str
     target: str
     unreliable: tuple[str, ...]
+    published: Published | None = None
     processor: str
     threads: int | str | None
     batch_ms: dict[int, float]
@@ -112,11 +123,36 @@ class Document(Facts):
     plans: tuple[Plan, ...]
 
 
-def fit(record: BenchRecord, target: str | None, own_s: float) -> tuple[Costs, Callable[[int], float], str]:
-    """What batches take by the server's rule, what one run takes, drawn from those that were measured, and the target.
+@dataclass(frozen=True)
+class Basis:
+    """What is known of a server. costs: of batches, by the server's rule; draw: what one run takes, by its size
+
+    unreliable, published: as in the document
+    """
+
+    model: str
+    target: str
+    processor: str
+    costs: Costs
+    draw: Callable[[int], float]
+    threads: int | str | None = None
+    unreliable: tuple[str, ...] = ()
+    published: Published | None = None
+
+    @property
+    def accelerated(self) -> bool:
+        return _is_accelerated(self.target)
+
+
+def _is_accelerated(target: str) -> bool:
+    return Target.parse(target).device != "cpu"
+
+
+def basis_from_record(record: BenchRecord, target: str | None, own_s: float) -> Basis:
+    """Runs are drawn from those that were measured.
 
     own_s: of a processor for each picture, beside its model: decoding, gRPC; it is added to the run, as on a server all
-    of whose processors the model keeps busy
+    of whose processors the model keeps busy, and not to that of an accelerator
     Raises UsageError for a record that holds no such curve.
     """
     if record.scenario != "batch-curve" or not record.curves:
@@ -126,7 +162,8 @@ def fit(record: BenchRecord, target: str | None, own_s: float) -> tuple[Costs, C
     name = target or next(iter(record.curves))
     if name not in record.curves:
         raise UsageError(f"the record holds no curve of {name}; it has {', '.join(record.curves)}")
-    costs = Costs({int(one.at): one.median_ms / 1e3 + one.at * own_s for one in record.curves[name].points})
+    added_s = 0.0 if _is_accelerated(name) else own_s
+    costs = Costs({int(one.at): one.median_ms / 1e3 + one.at * added_s for one in record.curves[name].points})
     runs = [run.unpack() for run in record.runs if run.contender == name]
     factors = np.concatenate([run.latencies_ms / np.median(run.latencies_ms) for run in runs])
     factors = factors[factors <= STALL_TIMES]  # a stall tells of what else the machine did that measured
@@ -135,7 +172,15 @@ def fit(record: BenchRecord, target: str | None, own_s: float) -> tuple[Costs, C
     def draw(size: int) -> float:
         return costs.seconds(size) * float(factors[random.integers(len(factors))])
 
-    return costs, draw, name
+    threads, processor = record.settings.get("threads"), record.machine.device.cpu
+    return Basis(record.model, name, processor, costs, draw, threads, tuple(record.reasons))
+
+
+def basis_from_published(curve: Published, own_s: float) -> Basis:
+    """Every run takes what its batch takes, as nothing is said of how they differ. own_s: as above"""
+    added_s = 0.0 if _is_accelerated(curve.target) else own_s
+    costs = Costs({size: took / 1e3 + size * added_s for size, took in curve.batch_ms.items()})
+    return Basis(curve.model, curve.target, curve.device, costs, costs.seconds, published=curve)
 
 
 def plan(load: Load, server: Server, prices: Prices, bound_s: float, seconds: float, most: int) -> Plan:
@@ -166,6 +211,7 @@ def plan(load: Load, server: Server, prices: Prices, bound_s: float, seconds: fl
         pinned=find(lambda count: stay(count, sources)) if load.cameras else None,
         mbit_s=load.rate * prices.picture_kb * 8e-3,
         balancer_cores=load.rate * prices.hop_ms / 1e3,
+        own_cores=load.rate * prices.own_ms / 1e3 if prices.accelerated else None,
     )
 
 
@@ -188,33 +234,47 @@ def _describe(servers: int, outcome: Outcome) -> Fleet:
 
 def print_document(document: Document) -> None:
     batches = ", ".join(f"{size}: {took:.2f}" for size, took in document.batch_ms.items())
-    out.print(f"{document.model}, {document.target}, on {document.processor}, threads {document.threads}")
+    threads = "" if document.published else f", threads {document.threads}"
+    out.print(f"{document.model}, {document.target}, on {document.processor}{threads}")
+    if document.published:
+        out.print(f"not measured by us: {document.published.source}, {document.published.url}", soft_wrap=True)
+        for caveat in document.published.caveats:
+            out.print(f"  {caveat}", soft_wrap=True)
     out.print(f"ms of a batch, all included: {batches}; the largest that helps: {document.best}")
     if document.unreliable:
         out.print(
             f"the curve is unreliable for {len(document.unreliable)} reasons, which `ferryman bench report` tells"
         )
+    beside = ("cores beside",) if document.prices.accelerated else ()
     table = make_table("load", "servers", "busy", "batch", "p50 ms", "p99 ms", "refused", "queue", "Mbit/s", "balancer",
-                       numbers=tuple(range(1, 10)))  # fmt: skip
+                       *beside, numbers=tuple(range(1, 10 + len(beside))))  # fmt: skip
     for one in document.plans:
         kinds = (("", one.fleet), (", a stream each", one.pinned))
         for what, fleet in kinds if one.load.cameras else kinds[:1]:
             if fleet is None:
-                table.add_row(one.load.name + what, "none keeps it", *[""] * 8)
+                table.add_row(one.load.name + what, "none keeps it", *[""] * (8 + len(beside)))
                 continue
             figures = (f"{fleet.servers}", f"{fleet.utilisation:.0%}", f"{fleet.batch:.1f}", f"{fleet.p50_ms:.1f}",
                        f"{fleet.p99_ms:.1f}", f"{fleet.refused:.2%}", f"{fleet.queue}")  # fmt: skip
-            table.add_row(one.load.name + what, *figures, f"{one.mbit_s:,.0f}", f"{one.balancer_cores:.1f} cores")
+            needs = (f"{one.mbit_s:,.0f}", f"{one.balancer_cores:.1f} cores")
+            own = () if one.own_cores is None else (f"{one.own_cores:.1f}",)
+            table.add_row(one.load.name + what, *figures, *needs, *own)
     print_table(table)
     table = make_table("what is full", "requests/s", numbers=(1,))
-    for name, value in sorted(document.limits, key=lambda pair: pair[1]):
+    limits = [(name, value) for name, value in document.limits if value is not None]
+    for name, value in sorted(limits, key=lambda pair: pair[1]):
         table.add_row(name.replace("_", " "), f"{value:,.0f}")
     print_table(table)
 
 
 @app.command()
 def scale(
-    curve: Annotated[Path, typer.Argument(help="What `ferryman bench BUNDLE --scenario batch-curve --json` wrote.")],
+    curve: Annotated[
+        Path,
+        typer.Argument(
+            help="What `ferryman bench BUNDLE --scenario batch-curve --json` wrote; or a published curve, *.toml."
+        ),
+    ],
     target: Annotated[str | None, typer.Option(help="By default the first that was measured.")] = None,
     deadline: Annotated[float, typer.Option(min=1, help="Milliseconds until each request's deadline.")] = 500.0,
     bound: Annotated[float, typer.Option(min=1, help="Milliseconds within which 99 % must be answered.")] = 200.0,
@@ -235,12 +295,16 @@ def scale(
 ) -> None:
     """How many servers such as the measured one keep a load within a bound, by a simulation of their batchers.
 
-    Nothing is measured here but what the record holds. A server of another kind, a GPU say, needs a curve of its own.
+    Nothing is measured here but what the record holds. A server of another kind, a GPU say, needs a curve of its own;
+    beside one the processors are busy for --own, and it is not.
     """
-    record = read_record(curve)
-    costs, draw, name = fit(record, target, own / 1e3)
-    server = Server(costs.seconds, costs.best, deadline_s=deadline / 1e3, draw=draw)
-    prices = Prices(own_ms=own, process_ms=process, hop_ms=hop, picture_kb=picture)
+    basis = (
+        basis_from_published(read_published(curve), own / 1e3)
+        if curve.suffix == ".toml"
+        else basis_from_record(read_record(curve), target, own / 1e3)
+    )
+    server = Server(basis.costs.seconds, basis.costs.best, deadline_s=deadline / 1e3, draw=basis.draw)
+    prices = Prices(own_ms=own, process_ms=process, hop_ms=hop, picture_kb=picture, accelerated=basis.accelerated)
     loads = (
         Load(name=f"{camera_count:,} cameras at {fps:g} fps", rate=camera_count * fps, cameras=camera_count, fps=fps),
         Load(name="the same, all within 10 ms", rate=camera_count * fps, cameras=camera_count, fps=fps, spread_s=0.01),
@@ -252,18 +316,20 @@ def scale(
             show(load.name, len(plans), len(loads))
             plans.append(plan(load, server, prices, bound / 1e3, seconds, most))
     document = Document(
-        model=record.model,
-        target=name,
-        unreliable=tuple(record.reasons),
-        processor=record.machine.device.cpu,
-        threads=record.settings.get("threads"),
-        batch_ms={size: took * 1e3 for size, took in costs.measured.items()},
-        best=costs.best,
+        model=basis.model,
+        target=basis.target,
+        unreliable=basis.unreliable,
+        published=basis.published,
+        processor=basis.processor,
+        threads=basis.threads,
+        batch_ms={size: took * 1e3 for size, took in basis.costs.measured.items()},
+        best=basis.costs.best,
         deadline_ms=deadline,
         bound_ms=bound,
         prices=prices,
         limits=Limits(
             server_model=1 / image_s(server),
+            core_beside_it=1e3 / own if basis.accelerated and own else None,
             server_process=1e3 / process,
             balancer_core=1e3 / hop,
             network_10gbit=10e9 / (picture * 8e3),

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from importlib import import_module
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,9 @@ from ferryman.status import status_from_error
 from ferryman.v1 import vision_pb2 as pb
 
 log = logging.getLogger(__name__)
+# Times `target_requests` that a replica lets in. A proxy fills the replica of its own node before it asks another, so
+# that with room for all in the first one those that come later would stay idle.
+_ROOM = 1.5
 # The functions by which grpc's generated code registers the services that Ray's proxies are to pass on.
 SERVICES = (
     "ferryman.v1.vision_pb2_grpc.add_VisionServiceServicer_to_server",
@@ -45,7 +49,10 @@ class Options(Facts):
     repository: as of `ferryman serve`, on every node; settings: more of a server's, those of its ports aside
     max_models: that a replica holds at a time; of others the one that was not asked for the longest makes room
     timeout_s: until each request's deadline: Ray does not hand on the client's own
-    min_replicas, max_replicas: equal for a fixed number; target_requests: inside each, which Ray aims at
+    min_replicas, max_replicas: equal for a fixed number
+    target_requests: inside each, which Ray aims at; half as many again are let in, and what comes beyond waits before
+        all replicas, as many as the setting `queue_limit` for each proxy. A stream counts as one as long as it is open
+    upscale_delay_s, downscale_delay_s: that they must be too many or too few before Ray adds a replica or takes one
     cpus: of each replica, by which Ray places them; nothing holds a replica to it but its setting `threads`
     """
 
@@ -56,6 +63,8 @@ class Options(Facts):
     min_replicas: Annotated[int, Field(ge=1)] = 1
     max_replicas: Annotated[int, Field(ge=1)] = 1
     target_requests: Annotated[float, Field(gt=0)] = 16.0
+    upscale_delay_s: Annotated[float, Field(ge=0)] = 30.0
+    downscale_delay_s: Annotated[float, Field(ge=0)] = 600.0
     cpus: Annotated[float, Field(gt=0)] = 1.0
 
 
@@ -76,12 +85,16 @@ def app(options: Options) -> Any:
     config = ServerConfig.from_settings({**given, "repository": options.repository})
     deployment = serve.deployment(
         name="ferryman",
-        max_ongoing_requests=config.queue_limit,
+        max_ongoing_requests=min(ceil(_ROOM * options.target_requests), config.queue_limit),
+        max_queued_requests=config.queue_limit,
+        graceful_shutdown_timeout_s=config.grace_seconds,
         ray_actor_options={"num_cpus": options.cpus},
         autoscaling_config={
             "min_replicas": options.min_replicas,
             "max_replicas": options.max_replicas,
             "target_ongoing_requests": options.target_requests,
+            "upscale_delay_s": options.upscale_delay_s,
+            "downscale_delay_s": options.downscale_delay_s,
         },
     )
     replica = _make_replica(options.max_models)

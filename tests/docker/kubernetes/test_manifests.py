@@ -2,16 +2,20 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import kubernetes_validate
 import pytest
+from pydantic import ValidationError
 
+from .foreign import AdapterValues, ScaledObjectSpec
 from .manifests import FOLDER, RUNTIME, Document, containers_of, everything, only, pods_of, read, rendered
 
 # The oldest and the newest Kubernetes that all of it is held to.
 OLDEST, NEWEST = "1.31", "1.37"
 # Of another project, whose schema doesn't come with Kubernetes'. `make lint-deploy` looks at KServe's two.
 FOREIGN = {"ScaledObject"}
+ADAPTER = FOLDER / "components" / "autoscaled" / "prometheus-adapter.yaml"
 
 
 def validate(document: Document, version: str = NEWEST) -> None:
@@ -46,6 +50,68 @@ def test_the_schema_decides(spoil: Callable[[Document], None]) -> None:
     spoil(document["spec"]["template"]["spec"])
     with pytest.raises(kubernetes_validate.ValidationError):
         validate(document)
+
+
+def scaled_object() -> Document:
+    return copy.deepcopy(only(rendered()["autoscaled-by-keda"], "ScaledObject"))
+
+
+def test_keda_knows_what_its_object_says() -> None:
+    """And Kubernetes what KEDA makes of it."""
+    document = scaled_object()
+    assert document.keys() == {"apiVersion", "kind", "metadata", "spec"}
+    assert document["apiVersion"] == "keda.sh/v1alpha1"
+    found = ScaledObjectSpec.model_validate(document["spec"])
+    for version in (OLDEST, NEWEST):
+        validate(found.autoscaler(), version)
+    assert found.autoscaler()["spec"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 300
+
+
+def test_the_adapter_knows_what_its_values_say() -> None:
+    AdapterValues.model_validate(read(ADAPTER))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("maxReplicas", 8),
+        ("minReplicaCount", "2"),
+        ("minReplicaCount", 9),
+        ("idleReplicaCount", 2),
+        ("fallback.behaviour", "static"),
+        ("fallback.behavior", "currentReplicasIfMore"),
+        ("triggers.0.metadata.threshold", 0.05),
+        ("triggers.0.metadata.threshold", "50ms"),
+        ("triggers.0.metadata.metricName", "queue"),
+        ("triggers.0.metricType", "Utilization"),
+        ("triggers.0.type", "prometeus"),
+        ("triggers.1.metricType", "Value"),
+    ],
+)
+def test_kedas_types_decide(path: str, value: object) -> None:
+    document = scaled_object()
+    _set(document["spec"], path, value)
+    with pytest.raises(ValidationError):
+        ScaledObjectSpec.model_validate(document["spec"])
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("rules.costum", []), ("rules.custom.0.name.at", "queue"), ("rules.custom.0.seriesQuery", None)],
+)
+def test_the_adapters_types_decide(path: str, value: object) -> None:
+    values = read(ADAPTER)
+    _set(values, path, value)
+    with pytest.raises(ValidationError):
+        AdapterValues.model_validate(values)
+
+
+def _set(document: Any, path: str, value: object) -> None:
+    """path: names, and numbers of what stands in a list"""
+    *way, last = path.split(".")
+    for step in way:
+        document = document[int(step) if step.isdigit() else step]
+    document[last] = value
 
 
 def test_what_is_named_is_there() -> None:
@@ -112,7 +178,7 @@ def test_who_reaches_whom() -> None:
 
 def test_the_autoscaler_asks_for_what_the_adapter_makes() -> None:
     """tests/serve/server/test_monitoring.py looks that a server has what the adapter and KEDA read."""
-    (rule,) = read(FOLDER / "components" / "autoscaled" / "prometheus-adapter.yaml")["rules"]["custom"]
+    (rule,) = read(ADAPTER)["rules"]["custom"]
     assert rule["seriesQuery"].startswith(rule["name"]["matches"])
     kinds: dict[str, list[str]] = {}
     for name in ("cpu", "gpu"):

@@ -3,14 +3,11 @@
 With FERRYMAN_RAY, in an environment that has Ray. A minute, and several on a busy machine.
 """
 
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,8 +16,8 @@ import pytest
 from ferryman.client import Client
 from ferryman.errors import ImageError, ModelNotFoundError, TaskError, UsageError
 
-from ..server.process import free_address
 from ..toy import make_picture, make_toy_repository
+from .cluster import Cluster
 
 MISSING = """
 import sys
@@ -37,45 +34,22 @@ MODELS = ["toy-classifier", "toy-detector", "toy-embedder"]
 RED, BLUE = make_picture((250, 10, 10)), make_picture((10, 10, 250))
 
 
-class Cluster:
-    """Two nodes, each with room for one replica; a client reaches all by the proxy of the first."""
-
-    def __init__(self, repository: Path, **options: object) -> None:
-        from ferryman.integrations.ray import Options, app, start
-
-        self._ray: Any = import_module("ray")
-        self._serve: Any = import_module("ray.serve")
-        head = {"num_cpus": 1, "include_dashboard": False}
-        self.nodes: Any = import_module("ray.cluster_utils").Cluster(initialize_head=True, head_node_args=head)
-        self.second = self.nodes.add_node(num_cpus=1)
-        self._ray.init(address=self.nodes.address, log_to_driver=False)
-        self.address = free_address()
-        start(int(self.address.rpartition(":")[2]))
-        facts = Options(repository=repository, min_replicas=2, max_replicas=2, **options)  # pyright: ignore
-        self.handle: Any = self._serve.run(app(facts), name="ferryman", route_prefix="/ferryman")
-
-    def end(self) -> None:
-        self._serve.shutdown()
-        self._ray.shutdown()
-        self.nodes.shutdown()
-
-
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Generator[Cluster]:
-    if "FERRYMAN_RAY" not in os.environ:
-        pytest.skip("set FERRYMAN_RAY (minutes; pip install '.[ray]')")
-    one = Cluster(make_toy_repository(tmp_path_factory.mktemp("ray"), MODELS), max_models=2)
+def cluster() -> Generator[Cluster]:
+    one = Cluster()
     yield one
     one.end()
 
 
+@pytest.fixture(scope="module")
+def handle(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    repository = make_toy_repository(tmp_path_factory.mktemp("ray"), MODELS)
+    return cluster.deploy(repository, min_replicas=2, max_replicas=2, max_models=2)
+
+
 @pytest.fixture
-def client(cluster: Cluster) -> Generator[Client]:
-    with Client(cluster.address, timeout=60) as client:
-        end = time.monotonic() + 120
-        while not client.is_ready("toy-classifier"):  # a proxy that has not heard of the application finds nothing
-            assert time.monotonic() < end
-            time.sleep(0.2)
+def client(cluster: Cluster, handle: Any) -> Generator[Client]:
+    with cluster.client("toy-classifier") as client:
         yield client
 
 
@@ -109,13 +83,26 @@ def test_it_answers_as_a_server_does(client: Client) -> None:
             ask()
 
 
-def test_a_replica_holds_no_more_models_than_it_may(cluster: Cluster, client: Client) -> None:
+def test_a_replica_holds_no_more_models_than_it_may(handle: Any, client: Client) -> None:
     for _ in range(3):
         for _ in range(4):  # both replicas
             client.classify([RED], model="toy-classifier")
             client.detect([RED], model="toy-detector")
             client.embed([RED], model="toy-embedder")
-        assert len(cluster.handle.loaded.remote().result()) <= 2
+        assert len(handle.loaded.remote().result()) <= 2
+
+
+def test_models_that_make_room_for_one_another_lose_no_answer(handle: Any, client: Client) -> None:
+    """Of three models a replica holds two, and callers ask all at once: each takes out what another has calls in."""
+    asks: list[Callable[[], bool]] = [
+        lambda: client.classify([RED], model="toy-classifier").results[0].predictions[0].label == "red",
+        lambda: bool(client.detect([RED], model="toy-detector", score_threshold=0.0).results[0].detections),
+        lambda: client.embed([RED], model="toy-embedder").results[0].cls.shape == (3,),
+    ]
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda ask: ask(), asks * 20))
+    assert answers == [True] * 60
+    assert len(handle.loaded.remote().result()) <= 2
 
 
 def kill_a_replica() -> None:
