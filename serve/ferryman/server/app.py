@@ -26,7 +26,7 @@ from ferryman.server.inference.shared_memory import Regions, SharedMemory
 from ferryman.server.interceptors import CallsInFlight, ErrorInterceptor
 from ferryman.server.loading import LoadedModel
 from ferryman.server.observing import Observer
-from ferryman.server.placement import parse_placement, run_on
+from ferryman.server.placement import parse_placement, run_on, running_on
 from ferryman.server.probes import Probes, text_page
 from ferryman.server.security.access import (
     ADMINISTRATORS,
@@ -60,16 +60,13 @@ class VisionServer:
     def __init__(self, config: ServerConfig, load: Callable[[Path], LoadedModel] | None = None) -> None:
         """Raises BundleNotFoundError when the repository holds nothing to serve. Listens to nothing yet."""
         self.config = config
-        self._cpus = None  # of the thread that this is made in, before it moves to its place
-        placement = None if config.model_cpus is None else parse_placement(config.model_cpus)
-        if placement is not None:  # first: the threads of gRPC follow
-            self._cpus = os.sched_getaffinity(0)
-            run_on(placement.others)
+        self._placement = None if config.model_cpus is None else parse_placement(config.model_cpus)
+        self._cpus: set[int] | None = None  # of the event loop's thread, before it moved to its place
         self.address = config.address  # with the port that was bound, once started
         self.calls = CallsInFlight()
         self._listening = False
         self._telling: set[asyncio.Task[None]] = set()
-        self._engines = Engines(config, load, placement and placement.models, self._tell_health)
+        self._engines = Engines(config, load, self._placement, self._tell_health)
         self.models = self._engines.models
         self.observer = Observer(config)
         self._memory = SharedMemory(config.shared_memory_bytes)
@@ -81,8 +78,9 @@ class VisionServer:
         self._credentials = None
         if config.tls_certificate is not None and config.tls_key is not None:
             self._credentials = server_credentials(config.tls_certificate, config.tls_key, config.tls_client_ca)
-        self._server = self._make_server(Access(tokens, config.open_health))
-        self._admin = None if config.admin_address is None else self._make_server(Access(None, True, admin=True))
+        with running_on(self._placement and self._placement.others):  # for gRPC's threads
+            self._server = self._make_server(Access(tokens, config.open_health))
+            self._admin = None if config.admin_address is None else self._make_server(Access(None, True, admin=True))
         self.admin_address = config.admin_address  # with the port that was bound, once started
 
     def _forget_tokens(self, names: Collection[str]) -> None:
@@ -136,6 +134,9 @@ class VisionServer:
         Raises AddressError when the address can't be listened on, BundleError when no model can be served; a
         model that can't be served beside others that can is logged, and stays NOT_SERVING.
         """
+        if self._placement is not None:
+            self._cpus = os.sched_getaffinity(0)
+            run_on(self._placement.others)
         await self.health.register([*self.models.names, *self.models.aliases])
         await self._start_probes()
         for warning in describe_exposure(self.config):
@@ -217,7 +218,7 @@ class VisionServer:
             self._probes.stop()
         await asyncio.to_thread(self.observer.close)
         if self._cpus is not None:
-            os.sched_setaffinity(0, self._cpus)
+            run_on(self._cpus)
         if self._listening:
             log.info("server stopped: address=%s in_flight=%d cancelled=%d", self.address, in_flight, left)
 

@@ -11,7 +11,7 @@ from ferryman.server.config import ServerConfig
 from ferryman.server.decoding import Decoder
 from ferryman.server.engine import Engine
 from ferryman.server.loading import LoadedModel, load_model
-from ferryman.server.placement import count_usable, running_on
+from ferryman.server.placement import Placement, count_usable, running_on
 from ferryman.server.repository import ModelRepository
 from ferryman.server.security.access import may_be_told
 
@@ -19,7 +19,7 @@ from ferryman.server.security.access import may_be_told
 class Engines:
     """Threads that decode and make results, the clients' limits, and `models`, which loads what is asked for.
 
-    load: see VisionServer; model_cpus: processors of sessions, None for any
+    load: see VisionServer; placement: of sessions and of all else, None for anywhere
     on_ready: told of each model's version when its session fails, and when it is mended
     """
 
@@ -27,11 +27,12 @@ class Engines:
         self,
         config: ServerConfig,
         load: Callable[[Path], LoadedModel] | None = None,
-        model_cpus: frozenset[int] | None = None,
+        placement: Placement | None = None,
         on_ready: Callable[[str, int, bool], None] = lambda name, version, ready: None,
     ) -> None:
         """Raises as ModelRepository does."""
-        processors = count_usable()
+        model_cpus = placement and placement.models
+        processors = len(placement.others) if placement else count_usable()
         self._config = config
         self._model_cpus = model_cpus
         self._on_ready = on_ready

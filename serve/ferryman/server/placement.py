@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -47,13 +47,13 @@ def count_usable() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_on(cpus: frozenset[int]) -> None:
+def run_on(cpus: Collection[int]) -> None:
     """Moves the calling thread there, and with it those that it starts from now on."""
     os.sched_setaffinity(0, cpus)
 
 
 @contextmanager
-def running_on(cpus: frozenset[int] | None) -> Generator[None]:
+def running_on(cpus: Collection[int] | None) -> Generator[None]:
     """The calling thread runs there, and so will those that start inside, as a runtime's do; None changes nothing."""
     if cpus is None:
         yield
@@ -63,7 +63,7 @@ def running_on(cpus: frozenset[int] | None) -> Generator[None]:
     try:
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        run_on(before)
 
 
 def _list_text(cpus: set[int]) -> str:

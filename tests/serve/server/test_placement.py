@@ -21,12 +21,12 @@ if len(USABLE) < 2:
 FIRST, REST = USABLE[0], USABLE[1:]
 
 
-def _cpus_by_thread(process: int) -> dict[int, str]:
-    """As the kernel tells it, by the threads' numbers; a process's first thread has its own."""
-    found: dict[int, str] = {}
+def _cpus_by_thread(process: int) -> dict[int, tuple[str, set[int]]]:
+    """Names and processors of a process's threads, as the kernel tells them; its first thread has its own number."""
+    found: dict[int, tuple[str, set[int]]] = {}
     for folder in Path(f"/proc/{process}/task").iterdir():
-        lines = (folder / "status").read_text(encoding="ascii").splitlines()
-        found[int(folder.name)] = next(line.split()[1] for line in lines if line.startswith("Cpus_allowed_list"))
+        lines = dict(line.split(":", 1) for line in (folder / "status").read_text(encoding="ascii").splitlines())
+        found[int(folder.name)] = lines["Name"].strip(), _numbers(lines["Cpus_allowed_list"])
     return found
 
 
@@ -43,17 +43,21 @@ def test_nothing_else_runs_where_the_models_do(toy_repository: Path) -> None:
     settings = {"repository": str(toy_repository), "model_cpus": str(FIRST)}
     with ServerProcess(settings) as server, Client(server.address, timeout=240) as client:
         assert len(client.classify(make_pictures(2), model="toy-classifier").results) == 2
-        cpus = _cpus_by_thread(server.process.pid)
-        assert _numbers(cpus[server.process.pid]) == set(REST)  # the event loop's thread
-        assert str(FIRST) in cpus.values()
+        threads = _cpus_by_thread(server.process.pid)
+    assert threads.pop(server.process.pid)[1] == set(REST)  # the event loop's
+    of_grpc = [cpus for name, cpus in threads.values() if name == "event_engine"]
+    assert of_grpc
+    assert all(cpus == set(REST) for cpus in of_grpc)
+    assert {FIRST} in [cpus for _, cpus in threads.values()]  # what runs the batches
 
 
 async def test_a_server_that_is_stopped_leaves_its_thread_as_it_was(toy_repository: Path) -> None:
     server = VisionServer(
         ServerConfig(repository=toy_repository, address="127.0.0.1:0", model_cpus=str(FIRST), threads=1)
     )
-    assert os.sched_getaffinity(0) == set(REST)
+    assert os.sched_getaffinity(0) == set(USABLE)
     await server.start()
+    assert os.sched_getaffinity(0) == set(REST)
     await server.stop()
     assert os.sched_getaffinity(0) == set(USABLE)
 
