@@ -3,7 +3,9 @@
 import importlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -88,4 +90,5 @@ def _quantize(model: Any, calibration: Sequence[Pixels]) -> Any:
     check_nncf()
     os.environ.setdefault("NNCF_CI", "1")  # sends nobody anything
     nncf = importlib.import_module("nncf")
-    return nncf.quantize(model, nncf.Dataset(calibration), model_type=nncf.ModelType.TRANSFORMER)
+    with redirect_stdout(sys.stderr):  # its bars; the table is what stdout is for
+        return nncf.quantize(model, nncf.Dataset(calibration), model_type=nncf.ModelType.TRANSFORMER)

@@ -1,5 +1,6 @@
 """OpenVINO. A variant is an IR (model.xml and model.bin), compiled for one picture: static shapes are faster."""
 
+import ctypes
 import sys
 from functools import cache
 from importlib.util import find_spec
@@ -92,9 +93,18 @@ class OpenVino(Runtime):
                 narrow_weights(model)
             model.reshape({tensor.name: [1, *tensor.shape[1:]] for tensor in spec.inputs})
             compiled = core.compile_model(model, device, config)
+            del model
+            _give_back()
         except RuntimeError as error:
             raise EngineError(f"OpenVINO can't load {path}: {_one_line(error)}") from error
         return OpenVinoSession(spec, compiled)
+
+
+def _give_back() -> None:
+    """Returns to the system what compiling has freed: some 10 MB, which glibc keeps otherwise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # of glibc alone
+        trim(0)
 
 
 def name_device(core: "Core", device: str) -> str:
