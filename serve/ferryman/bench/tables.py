@@ -49,20 +49,22 @@ def tabulate(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-STAGES_TITLE = "median of each stage in ms, and its share of the mean"
+STAGES_TITLE = "median of each stage in ms, and below it its share of the mean"
 
 
 def tabulate_stages(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
-    """Shares are those of the means, which add up to the whole as medians need not; what a run has not is a dash."""
+    """Two rows a run, so that all stages fit beside each other; what a run has not is a dash.
+
+    Shares are those of the means, which add up to the whole as medians need not.
+    """
     names = sort_stages(name for run in record.runs for name in run.figures.stages_ms)
     rows: list[list[str]] = []
     for run in record.runs:
         medians, mean = run.figures.stages_ms, run.figures.mean_ms
         # older records have no means: they are made again
         means = run.figures.stages_mean_ms or report_latency(run.unpack()).stages_mean_ms
-        rows.append(
-            [run.name, *(f"{format_ms(medians[n])} ({means[n] / mean:.0%})" if n in medians else "-" for n in names)]
-        )
+        rows.append([run.name, *(format_ms(medians[name]) if name in medians else "-" for name in names)])
+        rows.append(["", *(f"{means[name] / mean:.0%}" if name in medians else "" for name in names)])
     return ["variant", *names], rows
 
 
