@@ -1,10 +1,12 @@
 """What is taken out of an OpenVINO IR changes no bit of its answers."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper
 
 from ferryman.runtimes.openvino import open_core
@@ -22,6 +24,21 @@ SPEC = ModelSpec(
     preprocess=PreprocessSpec(size=(4, 4), fit="stretch", interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1)),
     labels=tuple("abcde"),
 )
+
+
+def save_nodes(path: Path, nodes: Sequence[onnx.NodeProto], constants: Mapping[str, ArrayLike]) -> Path:
+    """As a graph with the inputs and outputs of `SPEC`."""
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 4, 4, 3])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 5]) for name in SPEC.output_names],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
 
 
 def write_graph(path: Path, weight_zero: int) -> Path:
@@ -44,17 +61,7 @@ def write_graph(path: Path, weight_zero: int) -> Path:
         helper.make_node("MatMul", ["rows", "w"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "graph",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 4, 4, 3])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 5]) for name in SPEC.output_names],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-    return path
+    return save_nodes(path, nodes, constants)
 
 
 @pytest.mark.parametrize("weight_zero", [0, 3])
@@ -99,17 +106,7 @@ def write_convolutions(path: Path) -> Path:
         helper.make_node("ReduceMean", ["sum", "axes"], ["logits"], keepdims=0),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "graph",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 4, 4, 3])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 5]) for name in SPEC.output_names],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-    return path
+    return save_nodes(path, nodes, constants)
 
 
 def test_scales_are_multiplied_into_the_weights_before_them(tmp_path: Path) -> None:

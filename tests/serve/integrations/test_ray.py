@@ -35,13 +35,6 @@ RED, BLUE = make_picture((250, 10, 10)), make_picture((10, 10, 250))
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Generator[Cluster]:
-    one = Cluster()
-    yield one
-    one.end()
-
-
-@pytest.fixture(scope="module")
 def handle(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Any:
     repository = make_toy_repository(tmp_path_factory.mktemp("ray"), MODELS)
     return cluster.deploy(repository, min_replicas=2, max_replicas=2, max_models=2)

@@ -6,7 +6,7 @@ With FERRYMAN_RAY, in an environment that has Ray. Minutes: Ray looks at the loa
 import re
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -28,13 +28,6 @@ MODEL = "toy-classifier"
 RED = make_picture((250, 10, 10))
 CROWD, FEW = 12, 2  # callers, before and after
 ONE, TWO = {"RUNNING": 1}, {"RUNNING": 2}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Generator[Cluster]:
-    one = Cluster()
-    yield one
-    one.end()
 
 
 @pytest.fixture(scope="module")
