@@ -6,9 +6,10 @@ What is real: shapes, addresses, copies, parts of batches, threads, closing. Wha
 import ctypes
 import hashlib
 import json
+import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from ferryman.bench import alone
+from ferryman.bench.alone import Load, load_alone
 from ferryman.bundle import Bundle
 from ferryman.engines import Engine, EngineFacts, Host, make_key, write_engine
 from ferryman.errors import EngineError
@@ -279,6 +282,42 @@ def test_a_certificate_is_of_the_engine(bundle: Bundle, tmp_path: Path, monkeypa
     assert TensorRt().loaded_digest(tmp_path / "model.onnx", TARGET, "ab" * 32) == engine.facts.sha256
     with pytest.raises(EngineError, match="there is none; build it here with: ferryman build"):
         TensorRt().loaded_digest(tmp_path / "other.onnx", TARGET, "ab" * 32)
+
+
+def test_what_it_costs(bundle: Bundle, cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU whose bytes are told as MiB: its most is what a session holds, and all of it was free before."""
+    engine, used = store(bundle, tmp_path), tmp_path / "used"
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nwhile cat {used}; do sleep 0.01; done\n", encoding="utf-8")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    runtime = TensorRt()
+    for name, value in {"missing": None, "open": FakeTensorRt, "devices": ("gpu",), "host": HOST}.items():
+        monkeypatch.setattr(TensorRt, name, lambda self, value=value: value)
+    monkeypatch.setattr(alone, "find_runtime", lambda target: runtime)
+    taken: list[int] = []
+
+    def tell() -> None:
+        taken.append(sum(len(block) for block in cuda.held.values()))
+        (tmp_path / "new").write_text(f"{300 + taken[-1]}\n", encoding="ascii")
+        (tmp_path / "new").rename(used)
+
+    tell()
+    for name in ("_allocate", "cudaFree"):
+        monkeypatch.setattr(FakeCuda, name, telling(getattr(FakeCuda, name), tell))
+    cost = load_alone(Load(path=tmp_path / "model.onnx", target=TARGET, spec=bundle.spec, threads=None))
+    assert cost.gpu_bytes == max(taken) * 2**20 > 0
+    assert (cost.build_s, cost.weights_bytes) == (engine.facts.seconds, engine.facts.size_bytes)
+
+
+def telling(call: Callable[..., Any], tell: Callable[[], None]) -> Callable[..., Any]:
+    def told(*arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        finally:
+            tell()
+
+    return told
 
 
 TOO_OLD: dict[str, tuple[TensorRt, str, tuple[int, int], str | None]] = {

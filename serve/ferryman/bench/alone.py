@@ -6,11 +6,14 @@ No PyTorch is imported there, as none is where a bundle is served.
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
+from ferryman.bench.gpu import watch_gpu_memory
 from ferryman.errors import EngineError
 from ferryman.golden import Tensors
 from ferryman.runtimes import find_runtime
@@ -34,13 +37,18 @@ class SessionCost(Facts):
     """load_s: seconds of loading, the runtime's library being imported before; first_ms: the first picture after that
     memory_bytes: the peak of resident memory while loading and running one picture, less what was resident before;
     files that are mapped count. None where the system does not tell, which Linux does
-    weights_bytes: size of the variant's own files, the main one and those with its weights
+    weights_bytes: size of what is loaded: the engine, or else the variant's own files, its main one and its weights
+    gpu_bytes: the peak of the first GPU's memory by then, less what was in use before, CUDA's own among it; of whoever
+    uses that GPU; None where it is not used or does not tell, and then so
+    build_s: what building the engine took on this device; None where none is built
     """
 
     load_s: float
     first_ms: float
     memory_bytes: int | None
     weights_bytes: int
+    gpu_bytes: int | None = None
+    build_s: float | None = None
 
 
 def measure_cost(load: Load, processes: int | None = None) -> SessionCost:
@@ -52,33 +60,48 @@ def measure_cost(load: Load, processes: int | None = None) -> SessionCost:
         if done.returncode:
             raise EngineError(f"{load.target} can't be loaded by itself: {done.stderr.strip().splitlines()[-1]}")
         costs.append(SessionCost.model_validate_json(done.stdout))
-    memory = [cost.memory_bytes for cost in costs if cost.memory_bytes is not None]
     return SessionCost(
         load_s=median(cost.load_s for cost in costs),
         first_ms=median(cost.first_ms for cost in costs),
-        memory_bytes=int(median(memory)) if memory else None,
+        memory_bytes=_median(cost.memory_bytes for cost in costs),
         weights_bytes=costs[0].weights_bytes,
+        gpu_bytes=_median(cost.gpu_bytes for cost in costs),
+        build_s=costs[0].build_s,
     )
+
+
+def _median(sizes: Iterable[int | None]) -> int | None:
+    """Of those that are known."""
+    known = [size for size in sizes if size is not None]
+    return int(median(known)) if known else None
 
 
 def load_alone(load: Load) -> SessionCost:
     """Loads and runs it in this process. Raises EngineError."""
-    runtime = find_runtime(load.target)  # imports its library, to ask it for devices
-    inputs = _blank_picture(load.spec)
-    if _FORGET_PEAK.exists():
-        _FORGET_PEAK.write_text("5", encoding="ascii")
-    before = _read_memory("VmRSS")
-    start = time.perf_counter()
-    with runtime.load(load.path, load.target, load.spec, Settings(threads=load.threads)) as session:
-        loaded = time.perf_counter()
-        session.run(inputs)
-        first_ms = (time.perf_counter() - loaded) * 1e3
-        peak = _read_memory("VmHWM")
-    stem = load.path.name.partition(".")[0]
+    # Before CUDA takes its own memory, as it does when it is asked for devices.
+    watch = nullcontext(lambda: None) if load.target.device == "cpu" else watch_gpu_memory()
+    with watch as gpu_bytes:
+        runtime = find_runtime(load.target)  # imports its library, to ask it for devices
+        inputs = _blank_picture(load.spec)
+        if _FORGET_PEAK.exists():
+            _FORGET_PEAK.write_text("5", encoding="ascii")
+        before = _read_memory("VmRSS")
+        start = time.perf_counter()
+        with runtime.load(load.path, load.target, load.spec, Settings(threads=load.threads)) as session:
+            loaded = time.perf_counter()
+            session.run(inputs)
+            ran = time.perf_counter()
+            peak, on_gpu = _read_memory("VmHWM"), gpu_bytes()
+    stem, engine = load.path.name.partition(".")[0], runtime.engine(load.path, load.target)
     weights = sum(file.stat().st_size for file in load.path.parent.glob(f"{stem}.*"))
-    memory = None if before is None or peak is None else peak - before
-    load_s = loaded - start
-    return SessionCost(load_s=load_s, first_ms=first_ms, memory_bytes=memory, weights_bytes=weights)
+    return SessionCost(
+        load_s=loaded - start,
+        first_ms=(ran - loaded) * 1e3,
+        memory_bytes=None if before is None or peak is None else peak - before,
+        weights_bytes=weights if engine is None else engine.size_bytes,
+        gpu_bytes=on_gpu or None,
+        build_s=None if engine is None else engine.seconds,
+    )
 
 
 def _blank_picture(spec: ModelSpec) -> Tensors:

@@ -3,9 +3,6 @@
 They are of whole devices, whoever uses them. Counters count by themselves; of a sensor of power a thread makes joules.
 """
 
-import select
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -13,10 +10,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from ferryman.bench.gpu import GpuStream
+
 _EVERY_S = 0.05  # between two looks at a sensor, which averages over about as long itself
-_PATIENCE_S = 10.0
 _TOTALS = ("VDD_IN", "POM_5V_IN")  # what INA sensors of Jetsons call the whole module
-_STREAM = ("--id=0", "--query-gpu=power.draw", "--format=csv,noheader,nounits", "-lms", "100")
+_GPU_MS = 100  # between two readings of a GPU
 
 
 class Meter(Protocol):
@@ -121,9 +119,11 @@ def open_meters(system: Path = Path("/sys")) -> Generator[Meters, None, None]:
                 module = PowerSensor("module", watts, first)
                 opened.callback(module.close)
                 meters.append(module)
-        if (program := shutil.which("nvidia-smi")) is not None:
-            gpu = opened.enter_context(_stream_gpu(program))
-            meters += [] if gpu is None else [gpu]
+        if (stream := GpuStream.open("power.draw", _GPU_MS)) is not None:
+            gpu = PowerSensor("GPU", stream.read, stream.first)
+            opened.callback(gpu.close)  # last: it waits for a reading, and ends with the stream
+            opened.callback(stream.close)
+            meters.append(gpu)
         yield meters
 
 
@@ -144,31 +144,5 @@ def _find_ina(system: Path) -> Generator[Callable[[], float | None], None, None]
             yield watts
 
 
-@contextmanager
-def _stream_gpu(program: str) -> Generator[PowerSensor | None, None, None]:
-    """The first GPU, as the tool tells of it ten times a second; None where it does not."""
-    with subprocess.Popen([program, *_STREAM], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        sensor = None
-        try:
-            assert process.stdout is not None
-            ready, _, _ = select.select([process.stdout], [], [], _PATIENCE_S)  # a driver may hang
-            if ready and (first := _read_line(process)) is not None:
-                sensor = PowerSensor("GPU", lambda: _read_line(process), first)
-            yield sensor
-        finally:
-            process.terminate()
-            if sensor is not None:  # it waits for a line, and ends with the process
-                sensor.close()
-
-
 def _read_milli(file: Path) -> float:
     return int(file.read_text(encoding="utf-8")) / 1e3
-
-
-def _read_line(process: "subprocess.Popen[str]") -> float | None:
-    """None when it has ended or does not tell."""
-    assert process.stdout is not None
-    try:
-        return float(process.stdout.readline())
-    except ValueError:
-        return None

@@ -1,13 +1,17 @@
 """NVIDIA's GPUs as `nvidia-smi` tells of them, and the power mode of a Jetson; empty where the tools are not there."""
 
 import csv
+import select
 import shutil
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 
 from ferryman.specs import Facts
 
 _TIMEOUT_S = 10
+_MEMORY_MS = 20  # between two looks at a GPU's memory: what is taken for less may be missed
 _FIELDS = ("name", "driver_version", "clocks.sm", "clocks.mem", "temperature.gpu", "power.draw",
            "clocks_throttle_reasons.active")  # fmt: skip
 # Of NVML's bits those that mean less speed than the GPU has; the others say that nobody asks for more.
@@ -47,6 +51,86 @@ def read_power_mode() -> str | None:
         if colon and name.strip().endswith("Power Mode"):
             return mode.strip()
     return None
+
+
+class GpuStream:
+    """A figure of the first GPU, told again and again until it is closed.
+
+    field: as `nvidia-smi --help-query-gpu` names it; first: what it read at once
+    """
+
+    def __init__(self, process: "subprocess.Popen[str]", first: float) -> None:
+        self._process, self.first = process, first
+
+    @classmethod
+    def open(cls, field: str, every_ms: int) -> "GpuStream | None":
+        """None where nothing tells it: no tool, no GPU, a driver that hangs."""
+        program = shutil.which("nvidia-smi")
+        if program is None:
+            return None
+        query = ["--id=0", f"--query-gpu={field}", "--format=csv,noheader,nounits", "-lms", str(every_ms)]
+        process = subprocess.Popen([program, *query], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        stream = cls(process, 0.0)
+        assert process.stdout is not None
+        ready, _, _ = select.select([process.stdout], [], [], _TIMEOUT_S)
+        first = stream.read() if ready else None
+        if first is None:
+            stream.close()
+            return None
+        stream.first = first
+        return stream
+
+    def read(self) -> float | None:
+        """Waits for the next; None when it has ended or does not tell."""
+        assert self._process.stdout is not None
+        try:
+            return _number(self._process.stdout.readline())
+        except ValueError:  # it was closed meanwhile
+            return None
+
+    def close(self) -> None:
+        """Whoever waits in `read` goes on."""
+        assert self._process.stdout is not None
+        self._process.terminate()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+@contextmanager
+def watch_gpu_memory() -> Generator[Callable[[], int | None], None, None]:
+    """Yields what tells the most bytes of the first GPU that were in use since, by whoever, beyond those at the start.
+
+    It takes two looks of `_MEMORY_MS`, so that what is held when it is asked counts; None where nothing tells.
+    """
+    stream = GpuStream.open("memory.used", _MEMORY_MS)
+    if stream is None:
+        yield lambda: None
+        return
+    readings: list[float | None] = [stream.first]
+    told = threading.Condition()
+
+    def go_on() -> None:
+        while readings[-1] is not None:
+            now = stream.read()
+            with told:
+                readings.append(now)
+                told.notify_all()
+
+    def tell() -> int | None:
+        with told:
+            wanted = len(readings) + 2
+            told.wait_for(lambda: readings[-1] is None or len(readings) >= wanted, _TIMEOUT_S)
+            known = [mebibytes for mebibytes in readings if mebibytes is not None]
+            whole = len(known) == len(readings) >= wanted
+        return round((max(known) - known[0]) * 2**20) if whole else None
+
+    thread = threading.Thread(target=go_on, name="memory of the GPU", daemon=True)
+    thread.start()
+    try:
+        yield tell
+    finally:
+        stream.close()
+        thread.join()
 
 
 def _read_row(row: Sequence[str]) -> GpuState:

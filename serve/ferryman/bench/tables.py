@@ -2,8 +2,9 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from ferryman.bench.alone import SessionCost
 from ferryman.bench.gpu import GpuState
 from ferryman.bench.percentiles import count_needed, name_percentile
 from ferryman.bench.record import BenchRecord, RunRecord
@@ -76,19 +77,34 @@ def describe_reading(record: BenchRecord) -> list[str]:
 
 
 def tabulate_costs(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
-    header = ["variant", "load s", "first ms", "memory MB", "size MB", "worst error", "answers"]
+    """Without the columns that no variant has a figure for."""
+    runs = {run.contender: run for run in record.runs}  # the points of a curve are all of one variant
+    costs = [run.cost for run in runs.values() if run.cost is not None]
+    kinds: dict[str, Callable[[SessionCost], str | None]] = {
+        "build s": lambda cost: _format(cost.build_s, ".1f"),
+        "load s": lambda cost: _format(cost.load_s, ".2f"),
+        "first ms": lambda cost: _format(cost.first_ms, ".2f"),
+        "memory MB": lambda cost: _megabytes(cost.memory_bytes),
+        "GPU MB": lambda cost: _megabytes(cost.gpu_bytes),
+        "size MB": lambda cost: _megabytes(cost.weights_bytes),
+    }
+    kinds = {kind: tell for kind, tell in kinds.items() if any(tell(cost) is not None for cost in costs)}
+    header = ["variant", *kinds, "worst error", "answers"]
     rows: list[list[str]] = []
-    # the points of a curve are all of one variant
-    for name, run in {run.contender: run for run in record.runs}.items():
-        cost = run.cost
-        figures = ["-"] * 4
-        if cost is not None:
-            memory = "-" if cost.memory_bytes is None else f"{cost.memory_bytes / 1e6:.1f}"
-            figures = [f"{cost.load_s:.2f}", f"{cost.first_ms:.2f}", memory, f"{cost.weights_bytes / 1e6:.1f}"]
+    for name, run in runs.items():
+        figures = ["-" if run.cost is None else tell(run.cost) or "-" for tell in kinds.values()]
         errors = [check.error for check in run.checks if check.error is not None]
         error = f"{max(errors):.1e}" if errors else "-"
         rows.append([name, *figures, error, describe_checks(run)])
     return header, rows
+
+
+def _format(value: float | None, form: str) -> str | None:
+    return None if value is None else format(value, form)
+
+
+def _megabytes(size: int | None) -> str | None:
+    return None if size is None else f"{size / 1e6:.1f}"
 
 
 def tabulate_trials(record: BenchRecord) -> tuple[list[str], list[list[str]]]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferryman.attest import Attestation
+from ferryman.engines import EngineFacts
 from ferryman.errors import EngineError, TensorError, UsageError
 from ferryman.specs import ModelSpec, Target, TensorSpec
 
@@ -136,13 +137,20 @@ class Runtime(ABC):
         del device
         return ""
 
+    def engine(self, path: Path, target: Target) -> EngineFacts | None:
+        """What was built of a variant's main file on this device, and is loaded instead; None where nothing is.
+
+        Raises EngineError when there is none yet.
+        """
+        del path, target
+
     def loaded_digest(self, path: Path, target: Target, sha256: str) -> str:
         """SHA-256 of what is loaded for a variant, whose main file at `path` has the digest `sha256`: here that file.
 
         Raises EngineError when there is nothing to load.
         """
-        del path, target
-        return sha256
+        engine = self.engine(path, target)
+        return sha256 if engine is None else engine.sha256
 
     def _absent(self, device: str) -> str | None:
         """Why a device that it is driven on is not there, or None when it is."""

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferryman.attest import Attestation, attestation
-from ferryman.engines import PORTABLE, Engine, Host, choose_engine, count_precisions, read_engine
+from ferryman.engines import PORTABLE, Engine, EngineFacts, Host, choose_engine, count_precisions, read_engine
 from ferryman.errors import EngineError
 from ferryman.runtimes.base import Arrays, Runtime, Session, Settings
 from ferryman.specs import ModelSpec, Target
@@ -87,9 +87,8 @@ class TensorRt(Runtime):
                 why = str(error)
         return why
 
-    def loaded_digest(self, path: Path, target: Target, sha256: str) -> str:
-        del sha256
-        return choose_engine(path, target, self.host()).facts.sha256
+    def engine(self, path: Path, target: Target) -> EngineFacts:
+        return choose_engine(path, target, self.host()).facts
 
     def _load(self, path: Path, target: Target, spec: ModelSpec, settings: Settings) -> Session:
         return TensorRtSession(spec, self.open(), choose_engine(path, target, self.host()))

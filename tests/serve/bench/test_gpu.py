@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ferryman.bench.gpu import GpuState, read_gpus, read_power_mode
+from ferryman.bench.gpu import GpuState, read_gpus, read_power_mode, watch_gpu_memory
 
 
 @pytest.fixture
@@ -49,3 +49,43 @@ def test_power_mode(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_power_mode() == "MAXN"
     monkeypatch.setenv("PATH", str(tools / "nowhere"))
     assert (read_power_mode(), read_gpus()) == (None, ())
+
+
+def test_the_most_memory_that_was_taken(tools: Path) -> None:
+    """What is there at the start, and what is given back, is not part of it."""
+    used = tools / "used"
+    make_tool(tools, "nvidia-smi", f"while cat {used}; do sleep 0.01; done")
+
+    def use(mebibytes: int) -> None:
+        (tools / "new").write_text(f"{mebibytes}\n", encoding="ascii")
+        (tools / "new").rename(used)
+
+    use(300)
+    with watch_gpu_memory() as tell:
+        assert tell() == 0
+        use(900)
+        assert tell() == 600 * 2**20
+        use(500)
+        assert tell() == 600 * 2**20
+
+
+UNTOLD = {
+    "no GPU": "exit 6",
+    "not of this GPU": "while echo '[N/A]'; do sleep 0.01; done",
+    "no longer": "echo 300; echo 300; echo '[Unknown Error]'; sleep 60",
+    "ended": "echo 300; echo 900",
+}
+
+
+@pytest.mark.parametrize("script", UNTOLD.values(), ids=UNTOLD)
+def test_memory_that_is_not_told(tools: Path, script: str) -> None:
+    """Rather than what was told last."""
+    make_tool(tools, "nvidia-smi", script)
+    with watch_gpu_memory() as tell:
+        assert tell() is None
+
+
+def test_memory_without_the_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with watch_gpu_memory() as tell:
+        assert tell() is None

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ferryman.bench.alone import SessionCost
 from ferryman.bench.machine import MachineFacts, read_machine, read_state
 from ferryman.bench.record import pack_ms, read_record, unpack_ms
 from ferryman.bench.report import report_latency
-from ferryman.bench.tables import tabulate_stages
+from ferryman.bench.tables import tabulate_costs, tabulate_stages
 from ferryman.errors import FileAccessError, UsageError
 
 from ..commands.outcome import Cli
@@ -55,6 +56,31 @@ def test_figures_are_those_of_the_raw_requests(cli: Cli, toy_repository: Path, t
 def record_digest(repository: Path) -> str:
     manifest = json.loads((repository / "toy-classifier" / "1" / "manifest.json").read_text(encoding="utf-8"))
     return manifest["files"]["model.onnx"]["sha256"]
+
+
+def test_costs_have_the_columns_that_are_known() -> None:
+    record = make_record({"one": constant(10, 0), "two": constant(20, 0), "three": constant(30, 0)})
+    one, two, three = record.runs
+    plain = SessionCost(load_s=0.5, first_ms=12.0, memory_bytes=10**7, weights_bytes=2 * 10**6)
+    engine = plain.model_copy(update={"memory_bytes": None, "gpu_bytes": 3 * 10**8, "build_s": 61.25})
+    asked = ["worst error", "answers"]
+
+    def tabulate(*costs: SessionCost | None) -> tuple[list[str], list[list[str]]]:
+        runs = [run.model_copy(update={"cost": cost}) for run, cost in zip((one, two, three), costs, strict=True)]
+        return tabulate_costs(record.model_copy(update={"runs": tuple(runs)}))
+
+    assert tabulate(None, None, None) == (
+        ["variant", *asked],
+        [[name, "-", "not checked"] for name in ["one", "two", "three"]],
+    )
+    header, rows = tabulate(plain, None, plain)
+    assert header == ["variant", "load s", "first ms", "memory MB", "size MB", *asked]
+    assert rows[0][1:5] == ["0.50", "12.00", "10.0", "2.0"]
+    assert rows[1][1:5] == ["-"] * 4
+    header, rows = tabulate(plain, engine, None)
+    assert header == ["variant", "build s", "load s", "first ms", "memory MB", "GPU MB", "size MB", *asked]
+    assert rows[0][1:7] == ["-", "0.50", "12.00", "10.0", "-", "2.0"]
+    assert rows[1][1:7] == ["61.2", "0.50", "12.00", "-", "300.0", "2.0"]
 
 
 def test_the_machine_is_described() -> None:
