@@ -16,7 +16,7 @@ import typer
 
 from ferryman.__main__ import main
 from ferryman.bench.load import Closed, Open, Outcome
-from ferryman.bench.peers import Peer, mlserver, plain_handler
+from ferryman.bench.peers import PLAIN, Peer, mlserver, plain_handler
 from ferryman.bench.preprocessing import make_jpeg, measure_preprocessing
 from ferryman.bench.serving_report import Block, Document, OverloadRow, PressedRow, print_document, summarise
 from ferryman.bench.turns import run_in_turn
@@ -186,7 +186,7 @@ def bench_serving(
     rounds: Annotated[int, typer.Option(min=1)] = 12,
     overload: Annotated[float, typer.Option(min=0, help="Seconds of three times the bare loop's rate; 0: none.")] = 0,
     timeout: Annotated[float, typer.Option(min=0.001, help="Of each request under overload, in seconds.")] = 0.5,
-    plain: Annotated[bool, typer.Option(help="Measure a plain handler of grpc.aio as well.")] = True,
+    plain: Annotated[bool, typer.Option(help="Measure plain handlers of gRPC as well.")] = True,
     mlserver_python: Annotated[
         Path | None,
         typer.Option(
@@ -211,7 +211,8 @@ def bench_serving(
     )
     with show_stages() as show, ExitStack() as opened:
         show("load", 0, 1)
-        generators = [opened.enter_context(LoadGenerator()) for _ in range(1 + plain + (mlserver_python is not None))]
+        count = 1 + plain * len(PLAIN) + (mlserver_python is not None)
+        generators = [opened.enter_context(LoadGenerator()) for _ in range(count)]
         server = opened.enter_context(serving(config))
         engine = asyncio.run(server.models.get(server.models.names[0]))
         session, bundle, built = engine.model.sessions[0], engine.model.bundle, Target.parse(engine.model.target)
@@ -221,9 +222,9 @@ def bench_serving(
         servers: list[tuple[str, str, Callable[[], float]]] = [("", server.address, time.process_time)]
         expected = session.run(inputs)
         peers: list[Peer] = []
-        if plain:
-            show("start a plain handler", 0, 1)
-            peers.append(opened.enter_context(plain_handler(bundle, built, threads, request, expected)))
+        for kind in PLAIN if plain else ():
+            show(f"start {PLAIN[kind]}", 0, 1)
+            peers.append(opened.enter_context(plain_handler(kind, bundle, built, threads, request, expected)))
         if mlserver_python is not None:
             show("start MLServer", 0, 1)
             python = mlserver_python

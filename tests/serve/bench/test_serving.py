@@ -30,7 +30,7 @@ def test_all_is_measured(toy_repository: Path, tmp_path: Path) -> None:
     clients = ["1 clients", "3 clients"]
     assert [row["what"] for row in document["closed"]] == [
         *("bare loop", *clients),
-        *(f"plain handler, {count}" for count in clients),
+        *(f"plain {kind}, {count}" for kind in ("handler", "threads") for count in clients),
     ]
     loop, *served = document["closed"]
     assert (loop["ratio"], loop["extra_cpu_ms"]) == (1, 0)

@@ -52,20 +52,29 @@ class Peer:
         return ticks / os.sysconf("SC_CLK_TCK")
 
 
+PLAIN = {"aio": "plain handler", "threads": "plain threads"}  # what they are called
+
+
 @contextmanager
-def plain_handler(bundle: Bundle, target: Target, threads: int, request: bytes, expected: Arrays) -> Generator[Peer]:
-    """A handler of grpc.aio on the same kind of session, in one thread, with nothing around it."""
+def plain_handler(
+    kind: str, bundle: Bundle, target: Target, threads: int, request: bytes, expected: Arrays
+) -> Generator[Peer]:
+    """A handler on the same kind of session, one run at a time, with nothing around it.
+
+    kind: `aio`, of grpc.aio, or `threads`, of gRPC's synchronous server
+    """
     port = _free_ports(1)[0]
     command = [
         sys.executable,
         "-m",
         "ferryman.bench.peers.plain",
+        kind,
         str(bundle.path),
         str(target),
         str(threads),
         str(port),
     ]
-    with _running("plain handler", command, port, Path.cwd(), request, expected) as peer:
+    with _running(PLAIN[kind], command, port, Path.cwd(), request, expected) as peer:
         yield peer
 
 

@@ -1,10 +1,12 @@
-"""`python -m ferryman.bench.peers.plain BUNDLE TARGET THREADS PORT`: what serves a model with grpc.aio and little else.
+"""`python -m ferryman.bench.peers.plain KIND BUNDLE TARGET THREADS PORT`: a model served by gRPC and little else.
 
-No queue but a thread's, no limits, no deadlines, no checks, nothing counted: what a first version looks like.
+KIND is `aio`, on gRPC's event loop, or `threads`, on its thread pool. No queue but a thread's or a lock's, no limits,
+no deadlines, no checks, nothing counted: what a first version looks like.
 """
 
 import asyncio
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,38 +22,63 @@ from ferryman.server.inference.tensors import DATATYPES
 from ferryman.server.interceptors import Context
 from ferryman.specs import DType
 
+_CALLS = 16  # that threads take at a time
+_OPTIONS = [("grpc.max_receive_message_length", -1)]
 
-class Handler(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
+
+class AioHandler(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self, session: Session) -> None:
         self._session = session
         self._thread = ThreadPoolExecutor(1)
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, request)
-
-    def _answer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
-        spec = self._session.spec
-        kinds: dict[str, DType] = {tensor.name: tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}
-        inputs = {
-            tensor.name: np.frombuffer(data, kinds[tensor.name]).reshape(tuple(tensor.shape))
-            for tensor, data in zip(request.inputs, request.raw_input_contents, strict=True)
-        }
-        response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
-        for name, array in self._session.run(inputs).items():
-            response.outputs.add(name=name, datatype=DATATYPES[kinds[name]], shape=array.shape)
-            response.raw_output_contents.append(array.tobytes())
-        return response
+        return await asyncio.get_running_loop().run_in_executor(self._thread, answer, self._session, request)
 
 
-async def _serve(bundle: Path, target: str, threads: int, port: int) -> None:
-    session = open_sessions(Bundle.open(bundle), target, Settings(threads))[0]
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
-    grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Handler(session), server)
-    server.add_insecure_port(f"127.0.0.1:{port}")
+class ThreadsHandler(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._lock = threading.Lock()
+
+    def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> pb.ModelInferResponse:
+        with self._lock:
+            return answer(self._session, request)
+
+
+def answer(session: Session, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+    spec = session.spec
+    kinds: dict[str, DType] = {tensor.name: tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}
+    inputs = {
+        tensor.name: np.frombuffer(data, kinds[tensor.name]).reshape(tuple(tensor.shape))
+        for tensor, data in zip(request.inputs, request.raw_input_contents, strict=True)
+    }
+    response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+    for name, array in session.run(inputs).items():
+        response.outputs.add(name=name, datatype=DATATYPES[kinds[name]], shape=array.shape)
+        response.raw_output_contents.append(array.tobytes())
+    return response
+
+
+async def _serve_aio(session: Session, address: str) -> None:
+    server = grpc.aio.server(options=_OPTIONS)
+    grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(AioHandler(session), server)
+    server.add_insecure_port(address)
     await server.start()
     await server.wait_for_termination()
 
 
+def _serve_threads(session: Session, address: str) -> None:
+    server = grpc.server(ThreadPoolExecutor(_CALLS), options=_OPTIONS)
+    grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(ThreadsHandler(session), server)
+    server.add_insecure_port(address)
+    server.start()
+    server.wait_for_termination()
+
+
 if __name__ == "__main__":
-    folder, target, threads, port = sys.argv[1:]
-    asyncio.run(_serve(Path(folder), target, int(threads), int(port)))
+    kind, folder, target, threads, port = sys.argv[1:]
+    session, address = open_sessions(Bundle.open(Path(folder)), target, Settings(int(threads)))[0], f"127.0.0.1:{port}"
+    if kind == "aio":
+        asyncio.run(_serve_aio(session, address))
+    else:
+        _serve_threads(session, address)
