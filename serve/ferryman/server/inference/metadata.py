@@ -22,11 +22,10 @@ _DATA_TYPES = {
 }
 
 
-def server_metadata(shared_memory: bool) -> pb.ServerMetadataResponse:
-    """shared_memory: whether clients may register it"""
+def server_metadata(shared_memory: Sequence[str]) -> pb.ServerMetadataResponse:
+    """shared_memory: the kinds that clients may register"""
     extensions = ["classification", "model_configuration", "model_repository", "statistics"]
-    if shared_memory:
-        extensions.append("system_shared_memory")
+    extensions += [f"{kind}_shared_memory" for kind in shared_memory]
     return pb.ServerMetadataResponse(name="ferryman", version=__version__, extensions=extensions)
 
 

@@ -8,8 +8,10 @@ from ferryman.inference import grpc_service_pb2 as pb
 from ferryman.inference import grpc_service_pb2_grpc
 from ferryman.server.engine import Engine
 from ferryman.server.health import Health
+from ferryman.server.inference.cuda import CudaRegion
 from ferryman.server.inference.infer import Inferer, InferLimits, version_from_text
 from ferryman.server.inference.metadata import model_config, model_metadata, model_statistics, server_metadata
+from ferryman.server.inference.posix import SystemRegion
 from ferryman.server.inference.shared_memory import Regions
 from ferryman.server.inference.stream import answer_stream
 from ferryman.server.interceptors import Context
@@ -49,7 +51,7 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         return pb.ModelReadyResponse(ready=self._models.is_ready(request.name, version_from_text(request.version)))
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
-        return server_metadata(self._regions.enabled)
+        return server_metadata(self._regions.kinds)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
         engine = await self._models.get(request.name, version_from_text(request.version))
@@ -116,7 +118,13 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     async def SystemSharedMemoryStatus(
         self, request: pb.SystemSharedMemoryStatusRequest, context: Context
     ) -> pb.SystemSharedMemoryStatusResponse:
-        return self._regions.status(request.name)
+        status = pb.SystemSharedMemoryStatusResponse.RegionStatus
+        return pb.SystemSharedMemoryStatusResponse(
+            regions={
+                name: status(name=name, key=region.key, offset=region.offset, byte_size=region.size_bytes)
+                for name, region in self._regions.find(SystemRegion, request.name).items()
+            }
+        )
 
     async def SystemSharedMemoryRegister(
         self, request: pb.SystemSharedMemoryRegisterRequest, context: Context
@@ -127,24 +135,32 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     async def SystemSharedMemoryUnregister(
         self, request: pb.SystemSharedMemoryUnregisterRequest, context: Context
     ) -> pb.SystemSharedMemoryUnregisterResponse:
-        self._regions.unregister(request.name)
+        self._regions.unregister(SystemRegion, request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 
-    # No region of CUDA memory is ever there, and clients unregister all regions of both kinds.
     async def CudaSharedMemoryStatus(
         self, request: pb.CudaSharedMemoryStatusRequest, context: Context
     ) -> pb.CudaSharedMemoryStatusResponse:
-        return pb.CudaSharedMemoryStatusResponse()
-
-    async def CudaSharedMemoryUnregister(
-        self, request: pb.CudaSharedMemoryUnregisterRequest, context: Context
-    ) -> pb.CudaSharedMemoryUnregisterResponse:
-        return pb.CudaSharedMemoryUnregisterResponse()
+        status = pb.CudaSharedMemoryStatusResponse.RegionStatus
+        return pb.CudaSharedMemoryStatusResponse(
+            regions={
+                name: status(name=name, device_id=region.device, byte_size=region.size_bytes)
+                for name, region in self._regions.find(CudaRegion, request.name).items()
+            }
+        )
 
     async def CudaSharedMemoryRegister(
         self, request: pb.CudaSharedMemoryRegisterRequest, context: Context
     ) -> pb.CudaSharedMemoryRegisterResponse:
-        raise UnservedError("this server takes no CUDA shared memory; use system shared memory")
+        await self._regions.register_cuda(request.name, request.raw_handle, request.device_id, request.byte_size)
+        return pb.CudaSharedMemoryRegisterResponse()
+
+    # Where it is not served this succeeds all the same, as status does: clients ask for both kinds.
+    async def CudaSharedMemoryUnregister(
+        self, request: pb.CudaSharedMemoryUnregisterRequest, context: Context
+    ) -> pb.CudaSharedMemoryUnregisterResponse:
+        self._regions.unregister(CudaRegion, request.name)
+        return pb.CudaSharedMemoryUnregisterResponse()
 
     async def TraceSetting(self, request: pb.TraceSettingRequest, context: Context) -> pb.TraceSettingResponse:
         raise UnservedError("this server has no trace settings")

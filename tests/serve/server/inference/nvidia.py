@@ -9,6 +9,7 @@ import pickle
 import queue
 import sys
 from collections.abc import AsyncIterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,43 @@ def share(client: Client, key: str, model: str, image: Any) -> dict[str, Any]:
         return found | {"status": status, "left": left}
     finally:
         shared_memory.destroy_shared_memory_region(region)
+
+
+def share_cuda(client: Client, model: str, image: Any, played: bool) -> dict[str, Any]:
+    """Inputs and outputs in memory of the first GPU, or of one that is played; the image lies behind a gap."""
+    if played:
+        from device import play_bindings  # pyright: ignore[reportImplicitRelativeImport]
+
+        play_bindings()
+    sys.modules.setdefault("pkg_resources", ModuleType("pkg_resources"))  # imported there, and not used
+    from tritonclient.utils import cuda_shared_memory
+
+    gap = np.zeros(4096, np.uint8)
+    sizes = {"frames": gap.nbytes + image.nbytes, "boxes": 2048}
+    regions = {name: cuda_shared_memory.create_shared_memory_region(name, size, 0) for name, size in sizes.items()}
+    cuda_shared_memory.set_shared_memory_region(regions["frames"], [gap, image])
+    for name, region in regions.items():
+        handle = cuda_shared_memory.get_raw_handle(region)
+        client.register_cuda_shared_memory(name, handle, 0, sizes[name])
+    status = client.get_cuda_shared_memory_status(as_json=True)["regions"]
+    given = triton.InferInput("image", image.shape, "UINT8")
+    given.set_shared_memory("frames", image.nbytes, gap.nbytes)
+    boxes = triton.InferRequestedOutput("boxes")
+    boxes.set_shared_memory("boxes", 2048)
+    result = client.infer(model, [given], outputs=[boxes, triton.InferRequestedOutput("scores")])
+    shape = tuple(result.get_output("boxes").shape)
+    found = {
+        "boxes": cuda_shared_memory.get_contents_as_numpy(regions["boxes"], np.float32, shape),
+        "scores": result.as_numpy("scores"),
+        "right": _arrays(client.infer(model, [_tensor("image", image, "UINT8")])),
+        "extensions": list(client.get_server_metadata().extensions),
+        "system": client.get_system_shared_memory_status(as_json=True),
+    }
+    client.unregister_cuda_shared_memory()
+    left = client.get_cuda_shared_memory_status(as_json=True)
+    for region in regions.values():
+        cuda_shared_memory.destroy_shared_memory_region(region)
+    return found | {"status": status, "left": left}
 
 
 def control(client: Client, model: str, image: Any) -> list[Any]:

@@ -200,7 +200,8 @@ OTHERS = {
     "an unknown region": (
         "SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest(name="r"), BAD, "there is no region 'r'"),
     "registering CUDA memory": (
-        "CudaSharedMemoryRegister", pb.CudaSharedMemoryRegisterRequest(name="r"), "UNIMPLEMENTED", "no CUDA shared"),
+        "CudaSharedMemoryRegister", pb.CudaSharedMemoryRegisterRequest(name="r"), "UNIMPLEMENTED",
+        "shared memory is off"),
     "traces": ("TraceSetting", pb.TraceSettingRequest(), "UNIMPLEMENTED", "no trace settings"),
     "the log": ("LogSettings", pb.LogSettingsRequest(), "UNIMPLEMENTED", "can't be set by clients"),
 }  # fmt: skip

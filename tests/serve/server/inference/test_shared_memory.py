@@ -12,6 +12,7 @@ import pytest
 
 from ferryman.errors import UnservedError, UsageError
 from ferryman.inference import grpc_service_pb2 as pb
+from ferryman.server.inference.posix import SystemRegion
 from ferryman.server.inference.shared_memory import Place, Regions, SharedMemory
 from ferryman.server.security.tokens import make_token
 
@@ -113,7 +114,7 @@ def test_what_is_no_shared_memory(memory: Memory, regions: Regions, tmp_path: Pa
                 regions.register("r", place.name, 0, 1)
         finally:
             place.rmdir() if place.is_dir() and not place.is_symlink() else place.unlink()
-    assert not regions.status("").regions
+    assert not regions.find(SystemRegion, "")
 
 
 def test_registering(memory: Memory, regions: Regions) -> None:
@@ -136,12 +137,12 @@ def test_registering(memory: Memory, regions: Regions) -> None:
     regions.register("s", f"/{memory.name}", 0, 4 * PAGE)
     with pytest.raises(UsageError, match=re.escape(f"1 bytes are not in what is left: 0 of {8 * PAGE} bytes")):
         regions.register("t", memory.name, 0, 1)
-    assert sorted(regions.status("").regions) == ["r", "s"]
-    assert regions.status("s").regions["s"].key == f"/{memory.name}"
-    regions.unregister("none")
-    regions.unregister("r")
-    assert list(regions.status("").regions) == ["s"]
-    regions.unregister("")
+    assert sorted(regions.find(SystemRegion, "")) == ["r", "s"]
+    assert regions.find(SystemRegion, "s")["s"].key == f"/{memory.name}"
+    regions.unregister(SystemRegion, "none")
+    regions.unregister(SystemRegion, "r")
+    assert list(regions.find(SystemRegion, "")) == ["s"]
+    regions.unregister(SystemRegion, "")
     assert len(os.listdir("/proc/self/fd")) == files
 
 
@@ -153,11 +154,11 @@ def test_what_one_registers_nobody_else_sees(memory: Memory, shared: SharedMemor
         with pytest.raises(UsageError, match="there is no region 'r' of shared memory; register it first"):
             reach(Place("r", 0, 3))
     with pytest.raises(UsageError, match="there is no region 'r'"):
-        other.status("r")
-    assert not other.status("").regions
+        other.find(SystemRegion, "r")
+    assert not other.find(SystemRegion, "")
     other.register("r", memory.name, 50, 50)  # the name is free
-    other.unregister("")
-    other.unregister("r")
+    other.unregister(SystemRegion, "")
+    other.unregister(SystemRegion, "r")
     assert regions.read(Place("r", 0, 3)) == b"abc"
     other.register("s", memory.name, 0, 4 * PAGE)  # the room is shared
     with pytest.raises(UsageError, match="are not in what is left"):
