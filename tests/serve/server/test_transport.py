@@ -13,6 +13,8 @@ from .inference.asking import status_of
 from .inside import calling, running, until
 from .marked import MarkedModels, marked
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # and SETTINGS, of none
+
 
 async def test_oversize_metadata_is_refused(toy_repository: Path) -> None:
     async with running(toy_repository, max_metadata_bytes=4096) as server, calling(server.address) as caller:
@@ -62,6 +64,35 @@ async def test_connections_beyond_the_limit_are_closed(toy_repository: Path) -> 
         async with calling(server.address) as second:
             assert (await status_of(second.inference.ModelInfer(marked(1))))[0] == "UNAVAILABLE"
         assert (await caller.inference.ModelInfer(marked(1))).outputs
+
+
+SILENT = {  # what is said before the silence, and the setting that ends it
+    "nothing": (b"", "handshake_seconds"),
+    "half a preface": (PREFACE[:10], "handshake_seconds"),
+    "all that HTTP/2 asks for": (PREFACE, "idle_seconds"),
+}
+
+
+@pytest.mark.parametrize(("said", "ends"), SILENT.values(), ids=SILENT)
+async def test_silent_connections_hold_their_places_for_a_time(toy_repository: Path, said: bytes, ends: str) -> None:
+    """One host takes all places: who is connected is served, who comes is not until the silent ones are closed."""
+    settings: dict[str, Any] = {"max_connections": 8, "admin_address": "127.0.0.1:0", ends: 3.0}
+    async with running(toy_repository, **settings) as server, calling(server.address) as connected:
+        watch = connected.health.Watch(health_pb2.HealthCheckRequest())  # a call, so that it is not idle
+        await watch.read()
+        silent = [await asyncio.open_connection(*server.address.split(":")) for _ in range(7)]
+        for _, writer in silent:
+            writer.write(said)
+        async with calling(server.address) as late, calling(str(server.admin_address)) as admin:
+            assert (await status_of(late.inference.ModelInfer(marked(1))))[0] == "UNAVAILABLE"
+            for one in (connected, admin):
+                assert (await one.inference.ModelInfer(marked(1))).outputs
+        async with asyncio.timeout(60):
+            for reader, writer in silent:
+                await reader.read()  # until the server closes it
+                writer.close()
+        async with calling(server.address) as late:
+            assert (await late.inference.ModelInfer(marked(1))).outputs
 
 
 async def test_a_client_that_does_nothing_but_ping_is_cut_off(toy_repository: Path) -> None:
