@@ -39,6 +39,7 @@ def test_it_answers_as_the_golden_samples(exported: tuple[Bundle, str]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # PyTorch's own use
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_compiled(exported: tuple[Bundle, str]) -> None:
     """What `torch.compile` makes of it answers the same; it needs a compiler of C++."""
     bundle, source = exported
