@@ -1,9 +1,10 @@
 """What more of something costs and brings: batch, size, threads, streams, clients. Where more of it still pays."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from ferryman.specs import Facts
 
@@ -37,7 +38,7 @@ class Curve(Facts):
     """
 
     axis: Axis
-    points: tuple[Point, ...]
+    points: Annotated[tuple[Point, ...], Field(min_length=1)]
     best: str | None
     knee: str | None
     line: Line | None

@@ -4,8 +4,9 @@ The clock is the event loop's own, so that a loop in virtual time plays any sess
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,8 @@ class Answers:
     def block(self, start_s: float, seconds: float) -> Block:
         names = self.stages_ms[0] if self.stages_ms else ()
         stages: dict[str, Series] = {name: np.array([one[name] for one in self.stages_ms]) for name in names}
-        return Block(start_s, seconds, np.array(self.latencies_ms), stages)
+        kept = np.array(self.latencies_ms[: len(self.stages_ms)])  # a signal may come between the two lists
+        return Block(start_s, seconds, kept, stages)
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,18 @@ class Flood:
     missed: int
     late_ms: float
     given_up: bool
+
+
+def run_load(main: Coroutine[Any, Any, None]) -> None:
+    """`asyncio.run`, without a traceback of a signal's SystemExit: that reaches the caller past the tasks."""
+
+    def complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not isinstance(context.get("exception"), SystemExit):
+            loop.default_exception_handler(context)
+
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_exception_handler(complain)
+        runner.run(main)
 
 
 async def run_closed(
@@ -68,7 +82,7 @@ async def run_closed(
             for _ in range(clients):
                 group.create_task(go_on())
     finally:
-        if answers.latencies_ms:
+        if answers.stages_ms:
             blocks.append(answers.block(start - origin, clock() - start))
 
 
@@ -83,12 +97,14 @@ async def run_open(
     arrivals: Sequence[float] | Series,
     origin: float,
     gives_up: Callable[[Sequence[float], int, float], bool] = lambda latencies_ms, missed, waiting_ms: False,
+    blocks: list[Block] | None = None,
 ) -> Flood:
     """Sends each request at its time, whatever became of those before it.
 
     A latency counts from the time at which the request was to be sent: a sender that is late, or a server that holds
     up all that come, can't hide it (no coordinated omission).
     gives_up: told the latencies so far, how many were missed, and how long the oldest has been waiting
+    blocks: are given what was answered, also when a request's error ends it
     Raises what a request raises, but for OverloadedError and DeadlineError: those are missed.
     """
     clock = asyncio.get_running_loop().time
@@ -113,24 +129,28 @@ async def run_open(
         return gives_up(answers.latencies_ms, missed, (clock() - oldest) * 1e3)
 
     ended = False
-    async with asyncio.TaskGroup() as group:
-        tasks: set[asyncio.Task[None]] = set()
-        for number, arrival in enumerate(arrivals):
-            due = start + float(arrival)
-            while not ended and (pause := due - clock()) > 0:
-                await asyncio.sleep(min(pause, _POLL_S) if pause > 2 * _POLL_S else pause)
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks: set[asyncio.Task[None]] = set()
+            for number, arrival in enumerate(arrivals):
+                due = start + float(arrival)
+                while not ended and (pause := due - clock()) > 0:
+                    await asyncio.sleep(min(pause, _POLL_S) if pause > 2 * _POLL_S else pause)
+                    ended = given_up()
+                # once is enough: what was due later must not be sent early
+                if ended or given_up():
+                    ended = True
+                    break
+                late = max(late, clock() - due)
+                task = group.create_task(ask(number, due))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+            while tasks and not ended:
+                await asyncio.wait(tasks, timeout=_POLL_S)
                 ended = given_up()
-            # once is enough: what was due later must not be sent early
-            if ended or given_up():
-                ended = True
-                break
-            late = max(late, clock() - due)
-            task = group.create_task(ask(number, due))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        while tasks and not ended:
-            await asyncio.wait(tasks, timeout=_POLL_S)
-            ended = given_up()
-        for task in tasks:
-            task.cancel()
+            for task in tasks:
+                task.cancel()
+    finally:
+        if blocks is not None and answers.stages_ms:
+            blocks.append(answers.block(start - origin, clock() - start))
     return Flood(answers.block(start - origin, clock() - start), missed, late * 1e3, ended)

@@ -17,7 +17,7 @@ from ferryman.bench.energy import Meters, joules_since, read_joules
 from ferryman.bench.flow import AsyncRequest, Flood, draw_arrivals, run_closed, run_open
 from ferryman.bench.harness import FEWEST_ROUNDS, Moment, Plan
 from ferryman.bench.percentiles import count_beyond, count_needed
-from ferryman.bench.samples import Run
+from ferryman.bench.samples import Block, Run
 from ferryman.bench.search import Bound, Search, Trial, find_precision, find_rate, guess_rate
 from ferryman.bench.turns import ROUNDS
 from ferryman.bench.warming import Warming
@@ -120,7 +120,11 @@ class FlowHarness:
             planned = count(rate, least, share)
             arrivals = draw_arrivals(rate, 0, planned, len(self.trials[name]))
             joules = read_joules(self._meters)
-            flood = await run_open(request, arrivals, origin, _give_up(bound, planned))
+            blocks: list[Block] = []
+            try:
+                flood = await run_open(request, arrivals, origin, _give_up(bound, planned), blocks)
+            finally:  # an error leaves a block too, where no trial before it did
+                self.runs[name].blocks = self.runs[name].blocks or blocks
             trial = judge_flood(flood, rate, bound, planned)
             self.trials[name].append(trial)
             if flood.given_up:

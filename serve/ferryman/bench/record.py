@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ferryman.accuracy.report import AccuracyReport
 from ferryman.bench.alone import SessionCost
@@ -72,6 +72,16 @@ class BlockRecord(Facts):
     def unpack(self) -> Block:
         stages = {name: unpack_ms(text) for name, text in self.stages.items()}
         return Block(self.start_s, self.seconds, unpack_ms(self.latencies), stages, self.joules)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        block = self.unpack()
+        if not len(block.latencies_ms):
+            raise ValueError("a block holds no request")
+        wrong = [name for name, values in block.stages_ms.items() if len(values) != len(block.latencies_ms)]
+        if wrong:
+            raise ValueError(f"not every request has its {', '.join(wrong)}")
+        return self
 
 
 class Check(Facts):
@@ -164,7 +174,7 @@ class BenchRecord(Facts):
     clock: ClockFacts
     disturbance: Disturbance
     unreliable: tuple[str, ...]
-    runs: tuple[RunRecord, ...]
+    runs: Annotated[tuple[RunRecord, ...], Field(min_length=1)]
     ratios: dict[str, Ratio]
     refused: dict[str, tuple[str, ...]]
     ended: str | None = None

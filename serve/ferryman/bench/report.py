@@ -1,6 +1,7 @@
 """Numbers made from timed requests."""
 
 from collections.abc import Iterable, Sequence
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -11,6 +12,9 @@ from ferryman.specs import Facts
 
 # Where each is measured: docs/benchmarks.md
 STAGES = ("decode", "resize", "queue", "compute", "postprocess", "encode", "transfer", "rest")
+
+
+Percentile = Annotated[str, Field(pattern=r"^p\d+(\.\d+)?$")]
 
 
 class LatencyReport(Facts):
@@ -29,8 +33,8 @@ class LatencyReport(Facts):
     min_ms: float
     max_ms: float
     images_per_s: float
-    percentiles_ms: dict[str, float]
-    left_out: dict[str, str]
+    percentiles_ms: dict[Percentile, float]
+    left_out: dict[Percentile, str]
     stages_ms: dict[str, float]
     stages_mean_ms: dict[str, float] = Field(default_factory=dict[str, float])
     joules_per_image: dict[str, float] = Field(default_factory=dict[str, float])

@@ -65,7 +65,8 @@ class Run:
 
     def stages_ms(self) -> dict[str, Series]:
         """(requests,) of each stage that every block has."""
-        names = self.blocks[0].stages_ms if self.blocks else ()
+        first = self.blocks[0].stages_ms if self.blocks else ()
+        names = [name for name in first if all(name in block.stages_ms for block in self.blocks)]
         return {name: join([block.stages_ms[name] for block in self.blocks]) for name in names}
 
     def joules_per_image(self) -> dict[str, float]:

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
+from ferryman.accuracy.report import AccuracyReport
 from ferryman.bench.alone import SessionCost
 from ferryman.bench.gpu import GpuState
 from ferryman.bench.percentiles import count_needed, name_percentile
@@ -126,13 +127,27 @@ def describe_load(record: BenchRecord) -> list[str]:
         lines.append(
             f"{record.accuracy.figure} of {record.accuracy.pictures} labelled pictures of {record.accuracy.data}"
         )
+        lines += describe_accuracy(record.accuracy)
     if record.bound is not None:
         kept = f"{name_percentile(record.bound.percentile)} at most {format_ms(record.bound.ms)} ms"
         for run in record.runs:
-            found = f"{run.rate:.4g} requests a second keep" if run.rate is not None else "no rate that was tried keeps"
+            if record.ended is not None and run.ended is None:
+                lines.append(f"{run.name}: the search for the highest rate that keeps {kept} was broken off")
+                continue
+            found = f"{run.rate:.4g} requests a second keep" if run.rate is not None else "no rate was found that keeps"
             lines.append(f"{run.name}: {found} {kept}{f'; ended: {run.ended}' if run.ended else ''}")
     lines += [f"{name}: {curve}" for name, curve in record.curves.items()]
     return lines + [str(one) for one in record.compared] + list(record.notes)
+
+
+def describe_accuracy(counted: AccuracyReport) -> list[str]:
+    """The figures beside the one that has a column: top-5, mAP at one IoU; a line each."""
+    lines: list[str] = []
+    for figure in [name for name in counted.variants[0].scores.figures if name != counted.figure]:
+        known = [(one.target, one.scores.figures[figure]) for one in counted.variants]
+        told = [f"{name} {value:.3f}" for name, value in known if value is not None]
+        lines += [f"{figure}: {', '.join(told)}"] if told else []
+    return lines
 
 
 def tabulate_machine(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
@@ -235,6 +250,8 @@ def render_markdown(records: Sequence[BenchRecord]) -> str:
         lines = [describe_record(record), "", _row(header), _row(["---", *["--:"] * (len(header) - 1)])]
         lines += [_row(row) for row in rows]
         notes = [f"* {line}" for line in [*describe_load(record), *describe_ratios(record)]]
+        notes += [f"* left out: {line}" for line in record.broken]
+        notes += [f"* **{name} was not measured:** {'; '.join(why)}" for name, why in record.refused.items()]
         notes += [f"* **unreliable:** {line}" for line in record.reasons]
         notes += [f"* **ended early:** {record.ended}"] if record.ended else []
         parts.append("\n".join([*lines, *(["", *notes] if notes else [])]))
@@ -251,7 +268,7 @@ def render_csv(records: Sequence[BenchRecord]) -> str:
     percentiles = [name_percentile(value) for value in sorted(float(name[1:]) for name in names)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_CSV, *(f"{name}_ms" for name in percentiles), "right", "unreliable"])
+    writer.writerow([*_CSV, *(f"{name}_ms" for name in percentiles), "right", "unreliable", "ended"])
     for record in records:
         for run in record.runs:
             figures = run.figures
@@ -259,5 +276,5 @@ def render_csv(records: Sequence[BenchRecord]) -> str:
             start += [figures.seconds, figures.images_per_s, figures.mean_ms, figures.min_ms, figures.max_ms]
             values = [figures.percentiles_ms.get(name, "") for name in percentiles]
             reasons = "; ".join([*record.unreliable, *run.unreliable])
-            writer.writerow([*start, *values, run.right, reasons])
+            writer.writerow([*start, *values, run.right, reasons, record.ended or ""])
     return text.getvalue()

@@ -30,9 +30,12 @@ def make_table(*columns: str, numbers: tuple[int, ...] = ()) -> Table:
     return table
 
 
-def print_table(table: Table) -> None:
-    """Nothing is cut off: a terminal that is too narrow folds the cells, and a pipe has no width to fit."""
-    width = max(out.width, 80) if out.is_terminal else 100_000
+def print_table(table: Table, piped: int = 100_000) -> None:
+    """Nothing is cut off: a terminal that is too narrow folds the cells.
+
+    piped: columns of what is no terminal, which has no width to fit
+    """
+    width = max(out.width, 80) if out.is_terminal else piped
     Console(width=width, highlight=False, markup=False, emoji=False).print(table)
 
 

@@ -1,6 +1,7 @@
 """Loads played in virtual time on servers whose queue is known."""
 
 import asyncio
+import gc
 from collections.abc import Callable, Mapping
 from itertools import count
 
@@ -9,12 +10,13 @@ import pytest
 
 from ferryman.bench.curve import Point, draw_curve
 from ferryman.bench.disturbance import Counters
-from ferryman.bench.flow import AsyncRequest, draw_arrivals, run_closed, run_open
+from ferryman.bench.flow import AsyncRequest, draw_arrivals, run_closed, run_load, run_open
 from ferryman.bench.flow_harness import FlowHarness
 from ferryman.bench.harness import FEWEST_ROUNDS, Plan
 from ferryman.bench.report import report_latency
 from ferryman.bench.samples import Block
 from ferryman.bench.turns import ROUNDS
+from ferryman.commands.bench.workload import keep
 from ferryman.errors import OverloadedError, UnavailableError
 
 from . import virtual
@@ -94,11 +96,35 @@ def test_requests_that_are_refused_are_missed_and_others_end_it() -> None:
         return {}
 
     blocks: list[Block] = []
-    for load in (run_open(die, np.arange(100) / 100, 1000.0), run_closed(die, 1, 1.0, 1000.0, blocks)):
+    arrivals = np.arange(100) / 100
+    for load in (run_open(die, arrivals, 1000.0, blocks=blocks), run_closed(die, 1, 1.0, 1000.0, blocks)):
         with pytest.raises(ExceptionGroup) as caught:
             virtual.run(load)
         assert caught.group_contains(UnavailableError, match="gone")
-    assert len(blocks[0].latencies_ms) == 10  # what was answered before is kept
+    assert [len(block.latencies_ms) for block in blocks] == [10, 10]  # what was answered before is kept
+
+
+def test_a_signal_that_meets_a_task_leaves_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """It is told by whoever catches it; what else nobody looks after is still told."""
+
+    async def stopped(error: BaseException) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(raise_it(error))
+
+    async def raise_it(error: BaseException) -> None:
+        raise error
+
+    async def forget(error: BaseException) -> None:
+        asyncio.get_running_loop().create_task(raise_it(error))
+        await asyncio.sleep(0.01)
+
+    with pytest.raises(SystemExit):
+        run_load(stopped(SystemExit(130)))
+    gc.collect()
+    assert caplog.messages == []
+    run_load(forget(ValueError("lost")))
+    gc.collect()
+    assert "Task exception was never retrieved" in caplog.text
 
 
 def test_a_hopeless_load_is_given_up() -> None:
@@ -236,3 +262,29 @@ def test_joules_of_a_block_that_an_error_ends() -> None:
         virtual.run(harness.measure_offline({"one": request}, {"one": 2}, lambda moment: None))
     joules = report_latency(harness.runs["one"]).joules_per_image["package-0"]
     assert joules == pytest.approx(10 * 0.01 / 2, rel=0.1)
+
+
+def test_what_an_error_leaves_of_a_search() -> None:
+    """Of the first trial what was answered, and nothing less of the contenders before."""
+    asked = 0
+
+    async def die(number: int) -> Mapping[str, float]:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0.001)
+        if asked > 250:  # some 200 of which warm up
+            raise UnavailableError("gone")
+        return {}
+
+    harness = FlowHarness(Plan(seconds=1, warm_s=1), Counters)
+    requests = {"one": serve(lambda number: 0.01), "two": die, "three": serve(lambda number: 0.01)}
+    search = harness.measure_server(requests, 90.0, 50.0, lambda moment: None)
+    assert isinstance(keep(harness, lambda: virtual.run(search)), UnavailableError)
+    assert list(harness.runs) == ["one", "two"]
+    assert "confirmed" in harness.ended["one"]
+    assert "two" not in harness.ended
+    assert harness.trials["two"] == []
+    assert 0 < len(harness.runs["two"].latencies_ms) < 100
+    nobody = FlowHarness(harness.plan).measure_offline({"two": die}, {"two": 1}, lambda moment: None)
+    with pytest.raises(UnavailableError):  # of whom nothing is left
+        keep(FlowHarness(harness.plan), lambda: virtual.run(nobody))

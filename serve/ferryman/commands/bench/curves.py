@@ -1,6 +1,5 @@
 """Curves: each contender measured with more and more of something, in turn."""
 
-import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack
@@ -14,7 +13,7 @@ import psutil
 from ferryman.bench.curve import Axis, Point, draw_curve
 from ferryman.bench.disturbance import Disturbance
 from ferryman.bench.energy import Meters
-from ferryman.bench.flow import AsyncRequest
+from ferryman.bench.flow import AsyncRequest, run_load
 from ferryman.bench.flow_harness import FlowHarness
 from ferryman.bench.harness import Harness, Plan, Request
 from ferryman.bench.samples import Run
@@ -28,6 +27,7 @@ from ferryman.runtimes.base import Session
 
 _MOST_BATCH, _MOST_CLIENTS = 64, 32
 _ALL = "processors are all that there are"
+_BROKEN_OFF = "it was broken off"
 _CLIENTS_A_STREAM = 2  # so that each has another request waiting
 
 
@@ -102,12 +102,13 @@ def _measure_one(
         )
         _check(made.steps, one, "before")
         harness, found.error = _measure(made.steps, plan, images, advance, meters)
-        for step, run in zip(made.steps, harness.runs.values(), strict=True):
-            run.contender, run.images = one.name, step.images
+        steps = [step for step in made.steps if step.row in harness.runs]
+        for step in steps:
+            harness.runs[step.row].contender, harness.runs[step.row].images = one.name, step.images
         found.runs |= harness.runs
         found.disturbance = found.disturbance.worse(harness.disturbance)
-        points = [_make_point(step, harness.runs[step.row]) for step in made.steps]
-        found.curves[one.name] = draw_curve(axis, points, made.ended)
+        points = [_make_point(step, harness.runs[step.row]) for step in steps]
+        found.curves[one.name] = draw_curve(axis, points, made.ended if found.error is None else _BROKEN_OFF)
         if found.error is None:
             _check(made.steps, one, "after")
 
@@ -131,7 +132,7 @@ def _measure(
                 asked[step.row] = await opened.enter_async_context(link)
             await flow.measure_offline(asked, {step.row: step.clients for step in steps}, advance)
 
-    return flow, keep(flow, lambda: asyncio.run(main()))
+    return flow, keep(flow, lambda: run_load(main()))
 
 
 def _make_point(step: _Step, run: Run) -> Point:

@@ -1,12 +1,11 @@
 """The scenarios of `ferryman bench`: each measures contenders and leaves runs, whatever ends it."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
 from ferryman.bench.energy import Meters
-from ferryman.bench.flow import AsyncRequest
+from ferryman.bench.flow import AsyncRequest, run_load
 from ferryman.bench.flow_harness import FlowHarness
 from ferryman.bench.harness import Harness, Plan
 from ferryman.commands.bench.contenders import Contender
@@ -19,7 +18,7 @@ def measure(
     workload: Workload, plan: Plan, contenders: Sequence[Contender], images: Sequence[bytes], advance: Advance,
     meters: Meters,
 ) -> Found:  # fmt: skip
-    """Raises an error, and SystemExit of Ctrl-C, only when there is a contender without any request."""
+    """Raises an error, and SystemExit of Ctrl-C, only when there is no contender with any request."""
     if workload.axis is not None:
         return measure_curves(workload.axis, workload, plan, contenders, images, advance, meters)
     if workload.scenario in ("server", "offline"):
@@ -33,8 +32,6 @@ def measure(
         found = Found(harness.runs, harness.disturbance, error=error)
     for name, run in found.runs.items():
         run.contender, run.images = name, workload.count
-        if not run.blocks:  # of a server whose every trial was given up before anything was answered
-            raise DeadlineError(f"{name} answered no request in time: raise --bound")
     return found
 
 
@@ -50,7 +47,7 @@ def _run_flow(
                 )
             await _choose(flow, workload, requests, advance)
 
-    asyncio.run(main())
+    run_load(main())
 
 
 async def _choose(
@@ -60,3 +57,6 @@ async def _choose(
         await flow.measure_offline(requests, dict.fromkeys(requests, workload.clients), advance)
     else:
         await flow.measure_server(requests, workload.percentile, workload.bound_ms, advance)
+        for name, run in flow.runs.items():
+            if not run.blocks:  # every trial was given up before anything was answered
+                raise DeadlineError(f"{name} answered no request in time: raise --bound")

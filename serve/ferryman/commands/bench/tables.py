@@ -17,6 +17,8 @@ from ferryman.bench.tables import (
 )
 from ferryman.commands.console import make_table, out, print_table
 
+_WIDTH = 100  # columns
+
 
 def print_record(record: BenchRecord) -> None:
     """All of it, for people; unreliable in red."""
@@ -52,4 +54,4 @@ def _print(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = make_table(*header, numbers=tuple(range(1, len(header))))
     for row in rows:
         table.add_row(*row)
-    print_table(table)
+    print_table(table, _WIDTH)

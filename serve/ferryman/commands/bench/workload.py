@@ -96,7 +96,7 @@ class Found:
 
 
 def keep(harness: Harness | FlowHarness, run: Callable[[], None]) -> FerrymanError | SystemExit | None:
-    """What ended `run` early, if that left something of every contender; else it is raised."""
+    """What ended `run` early, if that left something of any contender; else it is raised. Those without are dropped."""
     try:
         run()
     except (FerrymanError, SystemExit) as error:
@@ -110,7 +110,8 @@ def keep(harness: Harness | FlowHarness, run: Callable[[], None]) -> FerrymanErr
 
 
 def _judge_end(harness: Harness | FlowHarness, error: FerrymanError | SystemExit) -> FerrymanError | SystemExit:
-    if not harness.runs or not all(len(run.latencies_ms) for run in harness.runs.values()):
+    harness.runs = {name: run for name, run in harness.runs.items() if len(run.latencies_ms)}
+    if not harness.runs:
         raise error
     return error
 
