@@ -1,10 +1,12 @@
 """PyTorch itself beside a bundle's variants in `ferryman bench`."""
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from ferryman.bench.pictures import encode_golden
 from ferryman.bench.record import BenchRecord
 from ferryman.bundle import Bundle
 from ferryman.errors import EngineError, UsageError
@@ -65,6 +67,23 @@ def test_the_command(exported: tuple[Bundle, str], cli: Cli) -> None:
     assert first.proven is not None
     assert first.proven.digest == bundle.manifest.source.sha256
     assert first.proven.runtime_version.startswith("torch ")
+
+
+def test_its_accuracy(exported: tuple[Bundle, str], cli: Cli, tmp_path: Path) -> None:
+    """Counted beside the variants'; what it answers is what they were made to answer."""
+    bundle, source = exported
+    if bundle.spec.task != "classification":
+        pytest.skip("needs COCO's annotations: once is enough")
+    (picture, *_) = encode_golden(bundle).images
+    (tmp_path / "labelled" / bundle.spec.labels[0]).mkdir(parents=True)
+    (tmp_path / "labelled" / bundle.spec.labels[0] / "one.png").write_bytes(picture)
+    options = ("--pytorch", source, "--threads", 1, "--seconds", 0.2, "--accuracy", tmp_path / "labelled")
+    counted = BenchRecord.model_validate_json(cli("bench", bundle.path, *options, "--json").stdout).accuracy
+    assert counted is not None
+    fp32, eager = counted.variants
+    assert (fp32.target, eager.target, eager.agreement) == ("onnxruntime-cpu-fp32", "PyTorch eager", 1)
+    assert eager.scores == fp32.scores
+    assert re.search(r"^PyTorch eager .* [01]\.000$", cli("bench", bundle.path, *options).stdout, re.MULTILINE)
 
 
 def test_another_checkpoint(exported: tuple[Bundle, str], cli: Cli, tmp_path: Path) -> None:

@@ -59,22 +59,31 @@ def measure_accuracy(
     truth: Truth[Any],
     settings: Settings = DEFAULT,
     progress: Progress = lambda stage, done, total: None,
+    others: Sequence[tuple[str, Predictor]] = (),
 ) -> AccuracyReport:
     """Of these targets, after the canonical one where it can run here; loaded one after the other.
 
+    others: that are none of the bundle's variants, by name, such as PyTorch itself; held to the canonical tolerance
     Raises EngineError when one can't run here.
     """
     canonical = bundle.targets[0]
     first = () if why_not(canonical) else (canonical,)
     reference: list[Any] | None = None
     measured: list[Accuracy] = []
-    for target in dict.fromkeys((*first, *targets)):
-        with Predictor(bundle, str(target), settings) as predictor:
-            answers = truth.ask(predictor, partial(progress, f"answer the labelled pictures with {target}"))
-        if target == canonical:
+
+    def measure(name: str, target: Target, predictor: Predictor) -> None:
+        nonlocal reference
+        answers = truth.ask(predictor, partial(progress, f"answer the labelled pictures with {name}"))
+        if name == str(canonical):
             reference = answers
         agreement = None if reference is None else truth.compare(answers, reference, bundle.tolerance(target))
-        measured.append(Accuracy(target=str(target), scores=truth.score(answers), agreement=agreement))
+        measured.append(Accuracy(target=name, scores=truth.score(answers), agreement=agreement))
+
+    for target in dict.fromkeys((*first, *targets)):
+        with Predictor(bundle, str(target), settings) as predictor:
+            measure(str(target), target, predictor)
+    for name, predictor in others:
+        measure(name, canonical, predictor)
     return AccuracyReport(
         data=truth.place.absolute().name,
         sha256=truth.sha256,

@@ -98,6 +98,10 @@ class LocalContender:
         return self._predictor.sessions
 
     @property
+    def predictor(self) -> Predictor:
+        return self._predictor
+
+    @property
     def bundle(self) -> Bundle:
         return self._bundle
 

@@ -8,6 +8,7 @@ from ferryman.bench.record import Check, Proven
 from ferryman.commands.bench.contenders import Contender, LocalContender, When
 from ferryman.commands.console import StageProgress
 from ferryman.errors import ParityError
+from ferryman.predictor import Predictor
 from ferryman.specs import Target
 
 
@@ -26,6 +27,12 @@ class Ready:
         """Of the bundle's variants among them."""
         local = [one.target for one in self.contenders if isinstance(one, LocalContender)]
         return [target for target in local if target is not None]
+
+    @property
+    def others(self) -> list[tuple[str, Predictor]]:
+        """Those of the bundle that are none of its variants: PyTorch."""
+        local = [one for one in self.contenders if isinstance(one, LocalContender)]
+        return [(one.name, one.predictor) for one in local if one.target is None]
 
     def check(self, when: When) -> None:
         for one in self.contenders:

@@ -75,7 +75,7 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, sho
             if found.error is None:
                 ready.check("after")
             if found.error is None and bundle is not None and truth is not None:
-                counted = measure_accuracy(bundle, ready.targets, truth, places.settings, progress)
+                counted = measure_accuracy(bundle, ready.targets, truth, places.settings, progress, ready.others)
             if found.error is None:
                 for one in compare_tools(comparing, ready.contenders, pictures.images, options.seconds, progress):
                     compared.append(one)
