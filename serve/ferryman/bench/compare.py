@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ferryman.bench.record import BenchRecord, RunRecord
+from ferryman.bench.record import BenchRecord, RunRecord, Scenario
 from ferryman.bench.turns import RESAMPLES, Blocks, Ratio
 from ferryman.errors import UsageError
 from ferryman.specs import Facts
@@ -40,13 +40,18 @@ def compare_apart(before: Blocks, after: Blocks) -> Ratio:
     return Ratio(value=value, low=min(float(low), value), high=max(float(high), value))
 
 
+def check_scenarios(before: Scenario, after: Scenario) -> None:
+    """Raises UsageError where they differ."""
+    if before != after:
+        raise UsageError(f"{before} can't be compared with {after}: measure both in one way")
+
+
 def compare_records(before: BenchRecord, after: BenchRecord) -> list[Change]:
     """Of each run that both have by the same name; of two with one run each, of those. Wrong answers are left out.
 
     Raises UsageError when there is nothing to compare, or they are of different scenarios.
     """
-    if before.scenario != after.scenario:
-        raise UsageError(f"{before.scenario} can't be compared with {after.scenario}: measure both in one way")
+    check_scenarios(before.scenario, after.scenario)
     first, second = ({run.name: run for run in record.runs if run.right} for record in (before, after))
     pairs = [(name, first[name], second[name]) for name in first if name in second]
     if not pairs and len(first) == len(second) == 1:

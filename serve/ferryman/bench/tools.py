@@ -19,6 +19,7 @@ from ferryman.runtimes.base import Arrays, Settings
 from ferryman.specs import Facts, Target
 
 Block = Callable[[float], list[float]]  # measures for about so many seconds: milliseconds of a picture
+_MS = {"ms": 1.0, "us": 1e-3, "usec": 1e-3}
 _PATIENCE_S = 120.0  # beyond the seconds that were asked for: to load, to compile
 
 
@@ -94,12 +95,15 @@ def run_program(command: Sequence[str], seconds: float) -> str:
     return done.stdout
 
 
-def read_median(text: str, pattern: str, name: str, to_ms: float = 1.0) -> list[float]:
-    """The first group of the only line that fits. Raises EngineError for another version's output."""
+def read_median(text: str, pattern: str, name: str) -> list[float]:
+    """Milliseconds of the only line that fits: the pattern's first group, in the unit of its second.
+
+    Raises EngineError for another version's output.
+    """
     found = re.search(pattern, text, re.MULTILINE)
     if found is None:
         raise EngineError(f"{name} printed no median that this version of Ferryman can read")
-    return [float(found[1]) * to_ms]
+    return [float(found[1]) * _MS[found[2]]]
 
 
 def find_program(name: str, install: str) -> str:
@@ -147,7 +151,7 @@ def _open_benchmark_app(job: Job, folder: Path) -> Block:
 
     def block(seconds: float) -> list[float]:
         text = run_program([*command, "-t", str(max(1, round(seconds)))], seconds)
-        return read_median(text, r"Median: +([\d.]+) ms", "benchmark_app")
+        return read_median(text, r"Median: +([\d.]+) (ms|us)", "benchmark_app")
 
     return block
 
@@ -179,7 +183,7 @@ def _open_trtexec(job: Job, folder: Path) -> Block:
 
     def block(seconds: float) -> list[float]:
         text = run_program([*command, f"--duration={max(1, round(seconds))}"], seconds)
-        return read_median(text, r"\[I\] Latency: .*median = ([\d.]+) ms", "trtexec")
+        return read_median(text, r"\[I\] Latency: .*median = ([\d.]+) (ms)", "trtexec")
 
     return block
 
@@ -193,7 +197,7 @@ def _open_perf_analyzer(job: ServedJob, folder: Path) -> Block:
 
     def block(seconds: float) -> list[float]:
         text = run_program([*command, "-p", str(max(100, round(seconds * 1e3)))], seconds * 3)
-        return read_median(text, r"p50 latency: (\d+) usec", "perf_analyzer", 1e-3)
+        return read_median(text, r"p50 latency: (\d+) (usec)", "perf_analyzer")
 
     return block
 

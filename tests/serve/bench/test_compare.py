@@ -105,6 +105,14 @@ def test_the_baseline_of_a_build(cli: Cli, toy_repository: Path, tmp_path: Path)
     assert failed.status == 1
     assert failed.document["runs"][0]["name"] == name
     assert failed.complaint.startswith("ferryman: slower than the baseline by more than 5%: onnxruntime-cpu-fp32: 0.0")
+    strange = cli(
+        *arguments, "--baseline", write(tmp_path, "x.json", make_record({"a": constant(1), "b": constant(1)})), "--json"
+    )
+    assert (strange.status, strange.document["runs"][0]["name"]) == (2, name)
+    assert "they have no variant in common" in strange.complaint
     early = cli(*arguments, "--baseline", tmp_path / "nowhere.json")
     assert (early.status, early.stderr.count("\n")) == (1, 1)
+    other = cli(*arguments, "--baseline", fast, "--scenario", "offline")
+    assert (other.status, other.stdout) == (2, "")  # before anything is measured
+    assert other.complaint == "ferryman: single-stream can't be compared with offline: measure both in one way"
     assert cli(*arguments, "--baseline", fast, "--max-regression", "much").status == 2

@@ -1,12 +1,13 @@
 """Other people's programs: what they print is read, and a program that can't answer says so."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ferryman.bench.tools import TOOLS, Job, ServedJob, find_program, open_tool, read_median
+from ferryman.bench.tools import TOOLS, Block, Job, ServedJob, find_program, open_tool, read_median
 from ferryman.errors import EngineError, UsageError
 from ferryman.runtimes.base import Settings
 from ferryman.specs import Target
@@ -47,8 +48,10 @@ def make_job(target: str) -> Job:
 
 
 def test_benchmark_app(program: Path) -> None:
-    write(program, "benchmark_app", BENCHMARK_APP)
+    write(program, "benchmark_app", BENCHMARK_APP.replace("1.52 ms", "435.67 us"))  # as it tells of fast models
     with open_tool(TOOLS["benchmark_app"], make_job("openvino-cpu-bf16")) as block:
+        assert block(1) == pytest.approx([0.43567])
+        write(program, "benchmark_app", BENCHMARK_APP)
         assert block(1.6) == [1.52]
     asked = (program / "asked").read_text(encoding="utf-8")
     assert re.search(r"-m model.xml .*-infer_precision bf16 .*-nthreads 2 -i image:\S+/image.npy -t 2", asked)
@@ -83,10 +86,10 @@ def test_programs_that_fail(program: Path) -> None:
 def test_a_line_of_trtexec() -> None:
     """As TensorRT 10's documentation shows it."""
     line = "[I] Latency: min = 1.1 ms, max = 2.3 ms, mean = 1.2 ms, median = 1.19 ms, percentile(90%) = 1.2 ms"
-    assert read_median(line, r"\[I\] Latency: .*median = ([\d.]+) ms", "trtexec") == [1.19]
+    assert read_median(line, r"\[I\] Latency: .*median = ([\d.]+) (ms)", "trtexec") == [1.19]
 
 
-def test_a_plain_session(cli: Cli, toy_repository: Path) -> None:
+def test_a_plain_session(cli: Cli, toy_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same file in onnxruntime, by itself and by the command."""
     bundle = toy_repository / "toy-classifier"
     place = ("bench", bundle, "--threads", 1, "--seconds", 0.3)
@@ -97,5 +100,14 @@ def test_a_plain_session(cli: Cli, toy_repository: Path) -> None:
     wrong = cli(*place, "--compare", "trtexec")
     assert (wrong.status, "--compare trtexec: it is not installed" in wrong.complaint) == (2, True)
     both = cli(*place, "--compare", "onnxruntime", "--compare", "benchmark_app")
-    assert both.status == 2
-    assert "onnxruntime-cpu-fp32 is" in both.stdout  # what was measured before is not lost
+    assert (both.status, both.stdout) == (2, "")  # before anything is measured
+    assert both.complaint == "ferryman: --compare benchmark_app measures none of the variants here"
+
+    def fail(job: object, folder: Path) -> Block:
+        raise EngineError("it failed")
+
+    failing = replace(TOOLS["onnxruntime"], name="failing", open=fail)
+    monkeypatch.setitem(TOOLS, "benchmark_app", failing)
+    late = cli(*place, "--compare", "onnxruntime", "--compare", "benchmark_app")
+    assert (late.status, late.complaint) == (1, "ferryman: it failed")
+    assert "onnxruntime-cpu-fp32 is" in late.stdout  # what was measured before is not lost

@@ -235,6 +235,10 @@ WRONG = {
     "streams of theirs": (("--scenario", "stream-curve", "--hint", "throughput"), "stream-curve sets --hint itself"),
     "a tool for servers": (("--compare", "perf_analyzer"), "--compare perf_analyzer measures a server: give --address"),
     "a tool for one at a time": (("--compare", "onnxruntime", "--streams", 2), "--compare is of one picture at a time"),
+    "a tool for another": (
+        ("--compare", "benchmark_app"),
+        "--compare benchmark_app measures none of the variants here",
+    ),
     "more sizes": (("--scenario", "size-curve", "--most", 3), "--most belongs to the scenario batch-curve or thread"),
     "another scenario": (("--scenario", "streams"), "'streams' is not one of 'single-stream'"),
     "a regression of nothing": (("--max-regression", "x"), "--max-regression must be a share of the time"),

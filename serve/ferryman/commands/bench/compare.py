@@ -33,6 +33,13 @@ def check_tools(names: Sequence[str], places: Places) -> dict[Tool, str]:
     return found
 
 
+def check_jobs(tools: Mapping[Tool, str], contenders: Sequence[Contender], images: Sequence[bytes]) -> None:
+    """Raises UsageError for a tool that fits no contender, before anything is measured."""
+    for tool in tools:
+        if all(_make_job(tool, one, images) is None for one in contenders):
+            raise UsageError(f"--compare {tool.name} measures none of the variants here")
+
+
 def compare_tools(
     tools: Mapping[Tool, str],
     contenders: Sequence[Contender],
@@ -43,12 +50,10 @@ def compare_tools(
     """Each tool beside every contender that it fits, in rounds of both.
 
     tools: as `check_tools` found them
-    Raises UsageError for a tool that fits none, EngineError for one that fails.
+    Raises EngineError for one that fails.
     """
     for tool, version in tools.items():
         jobs = [(one, *made) for one in contenders if (made := _make_job(tool, one, images)) is not None]
-        if not jobs:
-            raise UsageError(f"--compare {tool.name} measures none of the variants here")
         for one, job, ours in jobs:
             with open_tool(tool, job) as theirs:
                 show(f"compare {one.name} with {tool.name}", 0, 1)

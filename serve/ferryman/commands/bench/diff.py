@@ -46,8 +46,4 @@ def check_baseline(baseline: BenchRecord, record: BenchRecord, share: float, jso
             out.print(line)
     slower = [change for change in changes if change.is_slower(share)]
     if slower:
-        error = RegressionError(
-            f"slower than the baseline by more than {share * 100:g}%: {'; '.join(map(str, slower))}"
-        )
-        error.answered = json_output
-        raise error
+        raise RegressionError(f"slower than the baseline by more than {share * 100:g}%: {'; '.join(map(str, slower))}")

@@ -13,6 +13,7 @@ from typing import Any
 from ferryman import __version__
 from ferryman.accuracy import Truth, measure_accuracy, read_truth
 from ferryman.bench.clock import ClockFacts, measure_clock
+from ferryman.bench.compare import check_scenarios
 from ferryman.bench.energy import Meters, open_meters
 from ferryman.bench.harness import Plan
 from ferryman.bench.machine import read_machine, read_state
@@ -26,7 +27,7 @@ from ferryman.bench.samples import Block
 from ferryman.bench.tools import Compared
 from ferryman.bench.turns import Ratio, compare_speed
 from ferryman.bundle import Bundle
-from ferryman.commands.bench.compare import check_tools, compare_tools
+from ferryman.commands.bench.compare import check_jobs, check_tools, compare_tools
 from ferryman.commands.bench.contenders import Contender
 from ferryman.commands.bench.diff import check_baseline, parse_share
 from ferryman.commands.bench.open import open_contenders
@@ -47,8 +48,7 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, sho
     What was measured before an error or Ctrl-C is printed before that is raised. Raises ParityError (exit status 3)
     for wrong answers, SystemExit 1 for what is unreliable when `strict`, RegressionError.
     """
-    # before anything is measured: it may be no record
-    baseline = None if options.baseline is None else read_record(options.baseline)
+    baseline = read_baseline(options)
     if options.html is not None:
         check_page()
     bundle = None if places.bundle is None else Bundle.open(places.bundle)
@@ -65,6 +65,7 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, sho
     plan = Plan(options.seconds, len(pictures.images), percentiles, options.at_most, max(2.0, options.seconds))
     opening = open_contenders(places, bundle)
     with show_measuring() as (progress, advance), opening as opened, choose_meters(opened.contenders) as meters:
+        check_jobs(comparing, opened.contenders, pictures.images)
         ready = make_ready(opened.contenders, progress)
         before = read_state()
         found = measure(workload, plan, ready.contenders, pictures.images, advance, meters)
@@ -117,15 +118,25 @@ def run_bench(places: Places, images: Sequence[Path], options: BenchOptions, sho
         notes=describe_place(places, bool(distant)),
         read_ms=median(pictures.read_ms) if pictures.read_ms else None,
     )
-    json_output = show == "json"
     show_record(record, options.html, show)
-    if found.error is not None:
-        if isinstance(found.error, FerrymanError):
-            found.error.answered = json_output
-        raise found.error
-    judge(record, options.strict, json_output)
-    if baseline is not None:
-        check_baseline(baseline, record, parse_share(options.max_regression), json_output)
+    try:
+        if found.error is not None:
+            raise found.error
+        judge(record, options.strict)
+        if baseline is not None:
+            check_baseline(baseline, record, parse_share(options.max_regression), show == "json")
+    except FerrymanError as error:
+        error.answered = show == "json"  # by the record, which is the only document
+        raise
+
+
+def read_baseline(options: BenchOptions) -> BenchRecord | None:
+    """Before anything is measured. Raises UsageError for what is no record, or one of another scenario."""
+    if options.baseline is None:
+        return None
+    baseline = read_record(options.baseline)
+    check_scenarios(baseline.scenario, options.scenario)
+    return baseline
 
 
 def read_labelled(bundle: Bundle | None, place: Path | None) -> Truth[Any] | None:
@@ -245,12 +256,10 @@ def show_record(record: BenchRecord, html: Path | None, show: Show) -> None:
         out.print(f"written: {html}")
 
 
-def judge(record: BenchRecord, strict: bool, json_output: bool) -> None:
+def judge(record: BenchRecord, strict: bool) -> None:
     """Raises ParityError for wrong answers, SystemExit 1 for what is unreliable when `strict`."""
     wrong = [*record.refused, *(run.name for run in record.runs if not run.right)]
     if wrong:
-        error = ParityError(f"wrong answers are no result: {', '.join(wrong)}")
-        error.answered = json_output
-        raise error
+        raise ParityError(f"wrong answers are no result: {', '.join(wrong)}")
     if strict and record.reasons:
         raise SystemExit(FerrymanError.exit_status)
