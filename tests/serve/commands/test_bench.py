@@ -225,6 +225,8 @@ WRONG = {
     "less than none": (("--seconds", -1), "--seconds must be above 0, got -1"),
     "a percentile of nothing": (("--percentile", 100), "--percentile must be 50 or more and below 100, got 100"),
     "a bound of one stream": (("--bound", 5), "--bound belongs to the scenario server, not to single-stream"),
+    "a bound of nothing": (("--scenario", "server", "--bound", 0), "--bound must be above 0 ms, got 0"),
+    "a bound of no number": (("--scenario", "server", "--bound", "nan"), "--bound must be above 0 ms, got nan"),
     "clients of one stream": (("--clients", 5), "--clients belongs to the scenario server or offline"),
     "tensors beside pictures": (("--via", "tensors", "--via", "typed"), "--via tensors stands alone"),
     "ModelInfer of nobody": (("--via", "infer"), "--via infer belongs to --address"),

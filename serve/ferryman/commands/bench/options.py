@@ -1,6 +1,7 @@
 """What `ferryman bench` is told."""
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from ferryman.bench.percentiles import check_percentiles
@@ -88,5 +89,7 @@ class BenchOptions:
             raise UsageError(f"--accuracy stands beside speeds of variants, not of a curve: leave out {self.scenario}")
         if not self.seconds > 0:
             raise UsageError(f"--seconds must be above 0, got {self.seconds:g}")
+        if self.bound_ms is not None and not 0 < self.bound_ms < inf:
+            raise UsageError(f"--bound must be above 0 ms, got {self.bound_ms:g}")
         check_percentiles(self.percentiles)
         parse_share(self.max_regression)
