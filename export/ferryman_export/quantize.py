@@ -46,6 +46,7 @@ from ferryman_export.smoothing import smooth_block
 Answers = Literal["float", "convolutions", "sums"]
 Form = Literal["plain", "onnxruntime"]
 _SAMPLES_A_PICTURE = 4096  # values of a tensor kept of each picture, for percentiles and entropy
+_ROWS_A_PICTURE = 64  # what weights are rounded by: 190 pictures have eight times as many as the widest of a ViT-S
 _FP8_OPSET = 19  # the first in which ONNX quantises to 8-bit floating point
 
 
@@ -131,6 +132,7 @@ class Quantizer:
             path = save_graph(model, Path(folder) / "watched.onnx")
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         found: dict[str, list[Statistics]] = {name: [] for name in channels_last}
+        together: dict[str, NDArray[np.float32]] = {}
         random, other = np.random.default_rng(0), np.random.default_rng(1)  # answers change no activation's sample
         for index in range(len(pictures)):
             arrays = session.run(list(channels_last), dict(pictures.one(index)))
@@ -142,12 +144,16 @@ class Quantizer:
                 draw = random if name in activations else other
                 some = rows[draw.integers(len(rows), size=max(1, _SAMPLES_A_PICTURE // rows.shape[1]))]
                 found[name].append(Statistics(rows.min(0)[None], rows.max(0)[None], some))
+                if last:
+                    many = rows[other.integers(len(rows), size=_ROWS_A_PICTURE)]
+                    together[name] = together.get(name, np.float32(0)) + many.T @ many
             advance(1)
         self._statistics = {
             name: Statistics(
                 np.concatenate([one.lows for one in seen]),
                 np.concatenate([one.highs for one in seen]),
                 np.concatenate([one.values for one in seen]),
+                together.get(name),
             )
             for name, seen in found.items()
         }
@@ -236,11 +242,12 @@ class Quantizer:
 
         Nor does it matter that smoothing the block after attention divides the weights of the values: it is by channel.
         """
-        if products[0].convolution:
+        correlation = statistics.correlation
+        if products[0].convolution or correlation is None:
             return {}
         if (block, smooth) not in self._rounded:
             weights = [graph.value(product.weights) for product in products]
-            whole = round_by_data(np.concatenate(weights, axis=1), statistics.values)
+            whole = round_by_data(np.concatenate(weights, axis=1), correlation)
             parts = np.split(whole, np.cumsum([array.shape[1] for array in weights])[:-1], axis=1)
             self._rounded[block, smooth] = {p.output: part for p, part in zip(products, parts, strict=True)}
         return self._rounded[block, smooth]

@@ -13,15 +13,23 @@ LEAST = 1e-8
 
 @dataclass
 class Statistics:
-    """What was seen of one activation: lows, highs (pictures, channels); values: a sample, (rows, channels)."""
+    """What was seen of one activation: lows, highs (pictures, channels); values: a sample, (rows, channels).
+
+    correlation: (channels, channels), sums over many more rows of what two channels' values multiply to; None where
+    nothing is rounded by it
+    """
 
     lows: NDArray[np.float32]
     highs: NDArray[np.float32]
     values: NDArray[np.float32]
+    correlation: NDArray[np.float32] | None = None
 
     def scaled(self, factors: NDArray[np.float32]) -> "Statistics":
         """Of the activation with each channel multiplied by a positive factor."""
-        return Statistics(self.lows * factors, self.highs * factors, self.values * factors)
+        together = self.correlation
+        if together is not None:
+            together = together * factors * factors[:, None]
+        return Statistics(self.lows * factors, self.highs * factors, self.values * factors, together)
 
 
 def find_range(statistics: Statistics, method: Method) -> tuple[float, float]:

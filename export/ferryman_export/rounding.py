@@ -18,16 +18,20 @@ def channel_scales(weights: NDArray[np.float32], others: tuple[int, ...]) -> NDA
     return np.maximum(np.abs(weights).max(axis=others) / 127, LEAST).astype(np.float32)
 
 
-def round_by_data(weights: NDArray[np.float32], samples: NDArray[np.float32]) -> NDArray[np.int8]:
-    """Weights (inputs, outputs) in whole steps of `channel_scales`, for samples (rows, inputs) of what they meet."""
+def round_by_data(weights: NDArray[np.float32], correlation: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Weights (inputs, outputs) in whole steps of `channel_scales`.
+
+    correlation: samples.T @ samples (inputs, inputs) of what they meet; with fewer rows than inputs, weights are fitted
+    to those rows and answer worse on others
+    """
     scales = channel_scales(weights, (0,))
-    correlation = (samples.T @ samples).astype(np.float64)
+    together = correlation.astype(np.float64)
     # Those that weigh most come first, while there are many left to make up for them.
-    order = np.argsort(-np.diag(correlation), kind="stable")
-    correlation = correlation[order][:, order]
-    mean = max(float(np.trace(correlation)) / len(order), LEAST)
-    correlation[np.diag_indices(len(order))] += _DAMPING * mean
-    upper = np.linalg.cholesky(np.linalg.inv(correlation)).T.astype(np.float32)
+    order = np.argsort(-np.diag(together), kind="stable")
+    together = together[order][:, order]
+    mean = max(float(np.trace(together)) / len(order), LEAST)
+    together[np.diag_indices(len(order))] += _DAMPING * mean
+    upper = np.linalg.cholesky(np.linalg.inv(together)).T.astype(np.float32)
     left = (weights[order] / scales).astype(np.float32)  # in steps, which all outputs share
     whole = np.empty(left.shape, np.int8)
     for start in range(0, len(left), _TOGETHER):

@@ -9,20 +9,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from ferryman.bundle import Bundle
 from ferryman.errors import ExportError, ParityError
+from ferryman.golden import GoldenSamples
+from ferryman.parity import TOLERANCES
 from ferryman.predictor import Predictor
 from ferryman.proof import read_reports
+from ferryman.runtimes import find_runtime, why_not
 from ferryman.runtimes.openvino import open_core
 from ferryman.specs import Target
 from ferryman_export import variants
 from ferryman_export.build_html import render_build
+from ferryman_export.onnx import save_graph
+from ferryman_export.passes import free_head
 from ferryman_export.pipeline import ExportRequest, export
-from ferryman_export.variants.base import Artefact, BuildReport
-from ferryman_export.variants.openvino import build_float
+from ferryman_export.variants.base import Artefact, BuildReport, Workpiece
+from ferryman_export.variants.openvino import build_bf16, build_float
 from ferryman_models.zoo import pictures_folder
 from ferryman_models.zoo.digits import load_digits, load_photographs
 from ferryman_models.zoo.scenes import make_digit_picture
@@ -97,6 +104,7 @@ def test_how_it_was_calibrated_is_told(bundle: Bundle, calibration: Path) -> Non
     assert {trial.plan.method for trial in report.trials} == {"minmax", "mean", "percentile", "entropy"}
     assert 0 < errors[0] < 0.2
     assert report.islands is not None
+    assert min(block.error for block in report.islands.blocks) < errors[0] / 8  # not what bf16 adds to each
     assert report.islands.curve[-1].passed
     assert report.plan in [trial.plan for trial in report.trials]
     assert path.with_suffix(".html").read_text(encoding="utf-8") == render_build("vit-digits", report)
@@ -117,6 +125,49 @@ def test_it_reads_the_demo_pictures(bundle: Bundle, target: str) -> None:
             assert best.label == path.stem.removeprefix("digit-")
             ties = {one.label for one in reference.predictions if best.score - one.score <= margin}
             assert answer.predictions[0].label in ties
+
+
+def test_a_head_as_a_sum_answers_the_same(bundle: Bundle, tmp_path: Path) -> None:
+    graph, golden = bundle.file("model.onnx"), bundle.golden()
+    model, names = free_head(onnx.load(graph))
+    assert names == ("model.head",)
+    target = Target.parse("onnxruntime-cpu-fp32")
+    with find_runtime(target).load(save_graph(model, tmp_path / "head.onnx"), target, bundle.spec) as session:
+        answers = session.run(golden.inputs)
+    for name, reference in golden.outputs.items():
+        np.testing.assert_allclose(answers[name], reference, atol=1e-4)
+
+
+def test_bf16_out_of_tolerance_keeps_head_and_residual_stream(bundle: Bundle, tmp_path: Path) -> None:
+    """Where that is enough: on a sample whose largest error it lowers, with the limit between the two errors."""
+    target, golden = Target.parse("openvino-cpu-bf16"), bundle.golden()
+    if (why := why_not(target)) is not None:
+        pytest.skip(why)
+    graph = bundle.file("model.onnx")
+    head, _ = free_head(onnx.load(graph))
+    errors: list[NDArray[np.float32]] = []  # of each sample's logits, the largest
+    for path in (graph, save_graph(head, tmp_path / "head.onnx")):
+        with find_runtime(target).load(path, target, bundle.spec) as session:
+            errors.append(np.abs(session.run(golden.inputs)["logits"] - golden.outputs["logits"]).max(axis=1))
+    index = int((errors[0] - errors[1]).argmax())
+    plain, less = float(errors[0][index]), float(errors[1][index])
+    outputs = {name: array[[index]] for name, array in golden.outputs.items()}
+    one = GoldenSamples((golden.names[index],), golden.batch([index]), outputs)
+    piece = Workpiece(graph, bundle.spec, one, None, lambda stage, done, total: None)
+
+    def build(limit: float) -> tuple[tuple[str, ...], dict[str, dict[str, int]]]:
+        """What is noted of the variant, and the operators that it runs."""
+        tolerance = TOLERANCES["bf16"].model_copy(update={"max_abs": {"logits": limit}})
+        artefact = build_bf16(piece, target, tolerance, tmp_path / f"{limit}")
+        with find_runtime(target).load(artefact.path, target, bundle.spec) as session:
+            return artefact.report.notes, session.attest(one.inputs).operators
+
+    assert build(2 * plain)[0] == ()
+    (note,), operators = build((plain + less) / 2)
+    assert note.startswith("in fp32: model.head and the residual stream")
+    assert operators["Reduce"] == {"fp32": 2}  # the mean of the patches, and the head
+    assert operators["FullyConnected"] == {"bf16": 36}  # six a layer: nothing else is given back
+    assert build(less / 2)[0] == ()  # no help, so that the proof refuses it as it is
 
 
 def test_verify_proves_them_all(bundle: Bundle) -> None:

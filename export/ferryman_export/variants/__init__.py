@@ -31,7 +31,7 @@ RECIPES: dict[str, Recipe] = {
     "onnxruntime-webgpu-fp32": onnxruntime.reuse_fp32,
     "onnxruntime-webgpu-fp16": typed.build_half,
     "openvino-cpu-fp32": openvino.build_float,
-    "openvino-cpu-bf16": openvino.build_float,
+    "openvino-cpu-bf16": openvino.build_bf16,
     "openvino-cpu-int8": openvino.build_int8,
     "openvino-gpu-fp32": openvino.build_float,
     "openvino-gpu-fp16": openvino.build_half,

@@ -114,11 +114,15 @@ def _rank_once(
 def _rank(
     bench: Bench, cost: Mapping[str, int], plan: QuantizationPlan, unable: Sequence[str]
 ) -> tuple[BlockError, ...]:
-    """The blocks that `cost` names, each alone in 8 bits on a few pictures, the best to give back first."""
+    """The blocks that `cost` names, each alone in 8 bits on a few pictures, the best to give back first.
+
+    All else in fp32 proper: bf16 throughout errs more than any one block, and would hide what they differ in.
+    """
     quantizer, few = bench.piece.quantizer, spread(bench.piece.held_out, _RANKING_PICTURES)
+    exact = Bench(bench.piece, bench.run_as.model_copy(update={"precision": "fp32"}), bench.tolerance)
     advance = count_steps(bench.piece.progress, f"{bench.target}: quantise block by block", len(cost))
     found = rank_blocks(
-        list(cost), lambda islands: bench.measure(quantizer.quantize(plan, {*unable, *islands}), few), advance
+        list(cost), lambda islands: exact.measure(quantizer.quantize(plan, {*unable, *islands}), few), advance
     )
     # What a block's error would be gone for: it is squares that add up, and products that are counted.
     return tuple(sorted(found, key=lambda one: -one.error / cost[one.block] ** 0.5))
