@@ -18,15 +18,17 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 FERRYMAN = [sys.executable, "-W", "error", "-m", "ferryman"]
 REMARK = re.compile(r"^(\*Tried\*|\*By hand\*|\*\*Not tried\*\*)[,:] \S", re.MULTILINE)
+_FIGURES = re.compile(r"<!-- figures .*?<!-- end of figures -->", re.DOTALL)  # which say by themselves who measured
 _BLOCK = re.compile(r"(?:(?<=\n\n)(?:    [^\n]+\n+)+|```\w+\n.*?```\n)", re.DOTALL)
 
 
 def sections() -> Iterator[tuple[str, str]]:
     """Each block of the page, and what stands between it and the next, or the next heading."""
-    found = list(_BLOCK.finditer(PAGE))
-    ends = [block.start() for block in found[1:]] + [len(PAGE)]
+    page = _FIGURES.sub("", PAGE)
+    found = list(_BLOCK.finditer(page))
+    ends = [block.start() for block in found[1:]] + [len(page)]
     for block, end in zip(found, ends, strict=True):
-        yield block[0], re.split(r"^##", PAGE[block.end() : end], flags=re.MULTILINE)[0]
+        yield block[0], re.split(r"^##", page[block.end() : end], flags=re.MULTILINE)[0]
 
 
 def test_each_block_says_whether_it_was_tried() -> None:

@@ -77,5 +77,5 @@ def test_our_own_pages() -> None:
     ]
     assert blocks
     for command, body in blocks:
-        assert command.startswith(("ferryman ", "python -m ferryman")), command
+        assert command.startswith(("ferryman ", "python -m ferryman", "python -m tests.", "sh -c 'ferryman ")), command
         assert f"`{shlex.join(shlex.split(command))}`:\n\n" in body, command
