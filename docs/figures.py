@@ -57,7 +57,7 @@ def measure(figures: Figures) -> bool:
     if done.returncode:
         sys.stderr.write(f"{done.stdout}\n{figures.name}: exit status {done.returncode}, left as it was\n")
         return False
-    shown = done.stdout.strip()
+    shown = done.stdout.strip("\n").rstrip()  # a table may begin with spaces
     if "\n| ---" not in shown:  # no table of Markdown
         shown = f"```text\n{shown}\n```"
     body = f"\n{datetime.now(UTC).date()}, `{shlex.join(figures.command)}`:\n\n{shown}\n\n"

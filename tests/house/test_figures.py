@@ -12,7 +12,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "docs" / "figures.py"
 PAGE = """# A page
 
-<!-- figures right: python3 -c "print('4.2 ms')" -->
+<!-- figures right: python3 -c "print('  4.2 ms')" -->
 yesterday's
 <!-- end of figures -->
 
@@ -43,7 +43,7 @@ def run(folder: Path, *names: str) -> tuple[int, str]:
 def test_what_is_measured_again(page: Path) -> None:
     assert run(page.parent, "right")[0] == 0
     text = page.read_text(encoding="utf-8")
-    assert re.search(r"-->\n\n\d{4}-\d\d-\d\d, `python3 -c .*`:\n\n```text\n4\.2 ms\n```\n\n<!-- end of f", text)
+    assert re.search(r"-->\n\n\d{4}-\d\d-\d\d, `python3 -c .*`:\n\n```text\n  4\.2 ms\n```\n\n<!-- end of f", text)
     assert text.endswith(PAGE[PAGE.index("Words between") :])
     status, complaint = run(page.parent)
     assert (status, "noisy: exit status 1, left as it was" in complaint) == (1, True)
