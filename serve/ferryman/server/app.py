@@ -26,7 +26,7 @@ from ferryman.server.inference.shared_memory import Regions, SharedMemory
 from ferryman.server.interceptors import CallsInFlight, ErrorInterceptor
 from ferryman.server.loading import LoadedModel
 from ferryman.server.observing import Observer
-from ferryman.server.placement import parse_placement, run_on, running_on
+from ferryman.server.placement import ANYWHERE, inside, place_threads
 from ferryman.server.probes import Probes, text_page
 from ferryman.server.security.access import (
     ADMINISTRATORS,
@@ -60,8 +60,9 @@ class VisionServer:
     def __init__(self, config: ServerConfig, load: Callable[[Path], LoadedModel] | None = None) -> None:
         """Raises BundleNotFoundError when the repository holds nothing to serve. Listens to nothing yet."""
         self.config = config
-        self._placement = None if config.model_cpus is None else parse_placement(config.model_cpus)
-        self._cpus: set[int] | None = None  # of the event loop's thread, before it moved to its place
+        busy = None if config.threads is None else config.threads * config.concurrency
+        self._placement = place_threads(config.model_cpus, busy)
+        self._before = ANYWHERE  # of the event loop's thread, before it moved to its own
         self.address = config.address  # with the port that was bound, once started
         self.calls = CallsInFlight()
         self._listening = False
@@ -78,7 +79,7 @@ class VisionServer:
         self._credentials = None
         if config.tls_certificate is not None and config.tls_key is not None:
             self._credentials = server_credentials(config.tls_certificate, config.tls_key, config.tls_client_ca)
-        with running_on(self._placement and self._placement.others):  # for gRPC's threads
+        with inside(self._placement.others):  # for gRPC's threads
             self._server = self._make_server(Access(tokens, config.open_health))
             self._admin = None if config.admin_address is None else self._make_server(Access(None, True, admin=True))
         self.admin_address = config.admin_address  # with the port that was bound, once started
@@ -134,9 +135,7 @@ class VisionServer:
         Raises AddressError when the address can't be listened on, BundleError when no model can be served; a
         model that can't be served beside others that can is logged, and stays NOT_SERVING.
         """
-        if self._placement is not None:
-            self._cpus = os.sched_getaffinity(0)
-            run_on(self._placement.others)
+        self._before = self._placement.others.take()
         await self.health.register([*self.models.names, *self.models.aliases])
         await self._start_probes()
         for warning in describe_exposure(self.config):
@@ -217,8 +216,7 @@ class VisionServer:
         if self._probes is not None:
             self._probes.stop()
         await asyncio.to_thread(self.observer.close)
-        if self._cpus is not None:
-            run_on(self._cpus)
+        self._before.take()
         if self._listening:
             log.info("server stopped: address=%s in_flight=%d cancelled=%d", self.address, in_flight, left)
 

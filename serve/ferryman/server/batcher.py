@@ -86,7 +86,7 @@ class Batcher(Generic[Item, Output]):
         max_batch: int = 1,
         concurrency: int = 1,
         clock: Callable[[], float] = time.monotonic,
-        start_thread: Callable[[], None] = lambda: None,
+        start_thread: Callable[[], object] = lambda: None,
     ) -> None:
         self._run = run
         self._max_batch = max_batch

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, TypeVar
 
 import numpy as np
@@ -24,7 +23,7 @@ from ferryman.server.clients import Clients
 from ferryman.server.decoding import Decoder
 from ferryman.server.loading import LoadedModel
 from ferryman.server.mending import Mender
-from ferryman.server.placement import run_on
+from ferryman.server.placement import ANYWHERE, Place
 from ferryman.server.queueing import ANYONE, Caller
 from ferryman.server.request import current_trace
 from ferryman.server.statistics import Stages, Statistics
@@ -78,7 +77,7 @@ class Engine:
     Cancelling a call frees its place at once, and what it has waiting is neither decoded nor run.
 
     decoder, clients, pool: shared by all engines of a process; pool: threads that make results
-    model_cpus: processors that batches run on, None for any
+    place: of the threads that run batches
     reload: loads the model once more, off the event loop; without it a session that fails is never rebuilt
     on_ready: see Mender
     """
@@ -92,7 +91,7 @@ class Engine:
         pool: Executor,
         reload: Callable[[], Awaitable[LoadedModel]] | None = None,
         on_ready: Callable[[bool], None] = lambda ready: None,
-        model_cpus: frozenset[int] | None = None,
+        place: Place = ANYWHERE,
     ) -> None:
         self.model = model
         self.limits = limits
@@ -118,7 +117,7 @@ class Engine:
             key=lambda canvas: canvas[0],
             max_batch=limits.max_batch,
             concurrency=limits.concurrency,
-            start_thread=(lambda: None) if model_cpus is None else partial(run_on, model_cpus),
+            start_thread=place.take,
         )
 
     @property

@@ -11,7 +11,7 @@ from ferryman.server.config import ServerConfig
 from ferryman.server.decoding import Decoder
 from ferryman.server.engine import Engine
 from ferryman.server.loading import LoadedModel, load_model
-from ferryman.server.placement import Placement, count_usable, running_on
+from ferryman.server.placement import AS_IT_COMES, Placement, count_usable, inside
 from ferryman.server.repository import ModelRepository
 from ferryman.server.security.access import may_be_told
 
@@ -19,7 +19,7 @@ from ferryman.server.security.access import may_be_told
 class Engines:
     """Threads that decode and make results, the clients' limits, and `models`, which loads what is asked for.
 
-    load: see VisionServer; placement: of sessions and of all else, None for anywhere
+    load: see VisionServer; placement: of the server's threads
     on_ready: told of each model's version when its session fails, and when it is mended
     """
 
@@ -27,14 +27,14 @@ class Engines:
         self,
         config: ServerConfig,
         load: Callable[[Path], LoadedModel] | None = None,
-        placement: Placement | None = None,
+        placement: Placement = AS_IT_COMES,
         on_ready: Callable[[str, int, bool], None] = lambda name, version, ready: None,
     ) -> None:
         """Raises as ModelRepository does."""
-        model_cpus = placement and placement.models
-        processors = len(placement.others) if placement else count_usable()
+        model_cpus = placement.models.cpus
+        processors = len(placement.others.cpus) if placement.others.cpus else count_usable()
         self._config = config
-        self._model_cpus = model_cpus
+        self._place = placement.models
         self._on_ready = on_ready
         self._pool = ThreadPoolExecutor(processors, thread_name_prefix="results")
         self._decoder = Decoder(config.decode_threads or processors, config.max_pixels)
@@ -49,7 +49,7 @@ class Engines:
         )
 
         def load_there(folder: Path) -> LoadedModel:
-            with running_on(model_cpus):
+            with inside(placement.models):
                 return load(folder)
 
         self.models = ModelRepository[Engine](config.repository, config.models, load_there, self._open, may_be_told)
@@ -57,7 +57,7 @@ class Engines:
     def _open(self, model: LoadedModel) -> Engine:
         version = model.name, model.version
         reload, on_ready = partial(self.models.reload, *version), partial(self._on_ready, *version)
-        return Engine(model, self._config, self._decoder, self._clients, self._pool, reload, on_ready, self._model_cpus)
+        return Engine(model, self._config, self._decoder, self._clients, self._pool, reload, on_ready, self._place)
 
     async def close(self) -> None:
         """Answers what runs, refuses what waits, frees everything."""

@@ -1,16 +1,21 @@
-"""Models on processors of their own, and the rest of a server on the others."""
+"""Models on processors of their own, and the rest of a server on the others, or giving way to them."""
 
+import errno
 import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ferryman.client import Client
 from ferryman.errors import UsageError
 from ferryman.server.app import ServerConfig, VisionServer
-from ferryman.server.placement import Placement, parse_placement
+from ferryman.server.placement import AS_IT_COMES, Place, Placement, parse_placement, place_threads
+from ferryman.v1 import vision_pb2 as pb
 
 from ..toy import make_pictures
+from .inside import calling, running
 from .process import ServerProcess
 
 if not hasattr(os, "sched_getaffinity"):
@@ -62,9 +67,49 @@ async def test_a_server_that_is_stopped_leaves_its_thread_as_it_was(toy_reposito
     assert os.sched_getaffinity(0) == set(USABLE)
 
 
+async def _ask(repository: Path, **settings: Any) -> tuple[int, int, int]:
+    """Policies of a server's event loop, of what decodes and of what runs batches, once a picture was answered."""
+    async with running(repository, **settings) as server, calling(server.address) as caller:
+        model = pb.ModelRef(name="toy-classifier")
+        await caller.vision.Classify(pb.ClassifyRequest(model=model, images=make_pictures(1)))
+        threads = {one.name: one.native_id or 0 for one in threading.enumerate()}
+        decodes, runs = (threads[f"batcher-{name}_0"] for name in ("images", "toy-classifier-1"))
+        return os.sched_getscheduler(0), os.sched_getscheduler(decodes), os.sched_getscheduler(runs)
+
+
+async def test_all_else_gives_way_to_the_models(toy_repository: Path) -> None:
+    """Where those leave a processor free; else it would wait for their slices to end."""
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    assert await _ask(toy_repository) == (os.SCHED_BATCH, os.SCHED_BATCH, os.SCHED_OTHER)
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    assert await _ask(toy_repository, concurrency=len(USABLE)) == (os.SCHED_OTHER,) * 3
+
+
+def test_where_nothing_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where models take all processors, somebody chose otherwise, or the system knows no such thing."""
+    assert place_threads(None, None) == place_threads(None, len(USABLE)) == AS_IT_COMES
+    assert place_threads(None, 1) != AS_IT_COMES
+    monkeypatch.setattr(os, "sched_getscheduler", lambda thread: os.SCHED_IDLE)
+    assert place_threads(None, 1) == AS_IT_COMES
+    monkeypatch.setattr(os, "sched_getscheduler", _refuse(errno.ENOSYS))
+    assert place_threads(None, 1) == AS_IT_COMES
+
+
+async def test_a_sandbox_that_forbids_it(toy_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_setscheduler", _refuse(errno.EPERM))
+    assert await _ask(toy_repository) == (os.SCHED_OTHER,) * 3
+
+
+def _refuse(number: int) -> Any:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
 def test_what_is_written() -> None:
-    assert parse_placement(f" {FIRST} ") == Placement(frozenset({FIRST}), frozenset(REST))
-    assert parse_placement(f"{USABLE[-1]}-{USABLE[-1]}").models == {USABLE[-1]}
+    assert parse_placement(f" {FIRST} ") == Placement(Place(frozenset({FIRST})), Place(frozenset(REST)))
+    assert parse_placement(f"{USABLE[-1]}-{USABLE[-1]}").models.cpus == {USABLE[-1]}
 
 
 WRONG = {
