@@ -56,7 +56,7 @@ def test_a_jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write(sensors / f"curr{number}_input", milliamperes)
     with open_meters(tmp_path) as meters:
         assert [meter.name for meter in meters] == ["module"]
-        before, start = read_joules(meters), time.perf_counter()
+        start, before = time.perf_counter(), read_joules(meters)
         time.sleep(0.2)
         joules = joules_since(before, meters)["module"]
         seconds = time.perf_counter() - start
@@ -73,7 +73,7 @@ def test_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, nam
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     with open_meters(tmp_path) as meters:
         assert [meter.name for meter in meters] == names
-        before, start = read_joules(meters), time.perf_counter()
+        start, before = time.perf_counter(), read_joules(meters)
         time.sleep(0.1)
         for joules in joules_since(before, meters).values():
             assert 50 * 0.1 <= joules <= 50 * (time.perf_counter() - start)
