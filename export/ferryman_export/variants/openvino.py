@@ -32,7 +32,7 @@ def build_float(piece: Workpiece, target: Target, tolerance: Tolerance, path: Pa
 def build_bf16(piece: Workpiece, target: Target, tolerance: Tolerance, path: Path) -> Artefact:
     """As `build_float`; where that is out of tolerance, with head and residual stream in fp32, if that helps.
 
-    It takes 1 % longer. Nearly all else that bf16 errs is of the products with weights, which are what it is for.
+    It takes longer. Nearly all else that bf16 errs is of the products with weights, which are what it is for.
     """
     bench, model = Bench(piece, target, tolerance), onnx.load(piece.graph)
     verdict = bench.judge(model)

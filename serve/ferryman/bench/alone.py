@@ -38,8 +38,8 @@ class SessionCost(Facts):
     memory_bytes: the peak of resident memory while loading and running one picture, less what was resident before;
     files that are mapped count. None where the system does not tell, which Linux does
     weights_bytes: size of what is loaded: the engine, or else the variant's own files, its main one and its weights
-    gpu_bytes: the peak of the first GPU's memory by then, less what was in use before, CUDA's own among it; of whoever
-    uses that GPU; None where it is not used or does not tell, and then so
+    gpu_bytes: the peak of the first GPU's memory by then, CUDA's own included, less what was in use before, whoever
+    uses that GPU; None where it is not used or does not tell
     build_s: what building the engine took on this device; None where none is built
     """
 
