@@ -151,6 +151,7 @@ async def run_open(
             for task in tasks:
                 task.cancel()
     finally:
+        block = answers.block(start - origin, clock() - start)
         if blocks is not None and answers.stages_ms:
-            blocks.append(answers.block(start - origin, clock() - start))
-    return Flood(answers.block(start - origin, clock() - start), missed, late * 1e3, ended)
+            blocks.append(block)
+    return Flood(block, missed, late * 1e3, ended)
