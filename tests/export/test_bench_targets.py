@@ -43,7 +43,18 @@ from ferryman_export.bench_targets.profiles import (
     time_onnxruntime,
     time_openvino,
 )
-from ferryman_export.bench_targets.rows import GOALS, Batch, Cost, Reached, Row, batch_name, judge, make_cost, make_rows
+from ferryman_export.bench_targets.rows import (
+    GOALS,
+    Batch,
+    Cost,
+    Reached,
+    Row,
+    batch_name,
+    judge,
+    make_cost,
+    make_rows,
+    one_by_one_name,
+)
 from ferryman_export.bench_targets.stock import export_stock
 from ferryman_export.bench_targets.tables import print_costs, print_profiles, print_speed
 from ferryman_export.calibration import read_calibration
@@ -251,6 +262,7 @@ def test_rows_compare_within_a_precision() -> None:
     figures = {"PyTorch eager": 8.0, "stock fp32": 6.0, "stock int8": 3.0, "openvino-cpu-int8": 2.0}
     latencies = {name: [[figure, figure + 100, figure - 1]] * 12 for name, figure in figures.items()}
     latencies[batch_name("openvino-cpu-int8")] = [[16.0, 24.0, 40.0]] * 12
+    latencies[one_by_one_name("openvino-cpu-int8")] = [[16.0]] * 12
     rows = make_rows("tiny", [contender(*one) for one in names], latencies)
     assert [row.median_ms for row in rows] == list(figures.values())
     assert [row.runs for row in rows] == [36] * 4

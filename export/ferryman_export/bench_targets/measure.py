@@ -1,5 +1,6 @@
 """One model: everyone made ready, then all measured in turn."""
 
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +13,10 @@ from ferryman.bench.alone import measure_cost
 from ferryman.bench.turns import run_in_turn, time_runs
 from ferryman.golden import Tensors
 from ferryman.specs import ModelSpec
-from ferryman_export.bench_targets.contenders import Contender, has_bf16, stock_name
+from ferryman_export.bench_targets.contenders import BATCH, Contender, has_bf16, stock_name
 from ferryman_export.bench_targets.models import BenchModel, random_pictures, save_checkpoint, save_pictures
 from ferryman_export.bench_targets.ours import Ours, choose_targets
-from ferryman_export.bench_targets.rows import Row, batch_name, make_cost, make_rows
+from ferryman_export.bench_targets.rows import Row, batch_name, make_cost, make_rows, one_by_one_name
 from ferryman_export.bench_targets.stock import Pixels, eager, export_stock, stock
 from ferryman_export.calibration import read_calibration
 from ferryman_export.pipeline import ExportRequest, export
@@ -54,15 +55,21 @@ def measure_model(name: str, model: BenchModel, work: Path, conditions: Conditio
     with ExitStack() as opened:
         contenders = prepare(name, model, work, conditions, show, opened)
         measures = {one.variant: partial(time_runs, one.run, one.inputs) for one in contenders}
-        batches = {
-            batch_name(one.variant): partial(time_runs, one.run, [one.batch], warmup=1)
-            for one in contenders
-            if one.batch is not None
-        }
-        latencies = run_in_turn(measures | batches, conditions.seconds, advance=partial(show, "measure in turn"))
+        for one in contenders:
+            if one.batch is not None:  # without warming up: of eight pictures the first is as cold in either
+                measures[batch_name(one.variant)] = partial(time_runs, one.run, [one.batch], warmup=0)
+                runs = partial(run_one_by_one, one.run)
+                measures[one_by_one_name(one.variant)] = partial(time_runs, runs, [one.inputs], warmup=0)
+        latencies = run_in_turn(measures, conditions.seconds, advance=partial(show, "measure in turn"))
         rows = make_rows(name, contenders, latencies)
         rows = add_profiles(rows, contenders, conditions.profile, show)
         return add_costs(rows, contenders, model, show)
+
+
+def run_one_by_one(run: Callable[[Any], object], inputs: Sequence[Any]) -> None:
+    """The pictures of `Contender.batch`, each alone."""
+    for number in range(BATCH):
+        run(inputs[number % len(inputs)])
 
 
 def add_profiles(rows: list[Row], contenders: list[Contender], everyone: bool, progress: Progress) -> list[Row]:

@@ -15,7 +15,8 @@ SPEED = (
     "starts. Times as fast, and the interval that holds 95 % of the resamples."
 )
 COST = (
-    f"ms of {BATCH}: a picture in a batch of so many, against one alone in the same rounds. Loading and memory are of "
+    f"ms of {BATCH}: a picture in a batch of so many, and the batch against the same pictures one by one, in the same "
+    "rounds. Loading and memory are of "
     "processes of their own, medians of five: from the file to a session, the runtime's library imported before; and "
     "the peak of resident memory while loading and running one picture, mapped files counted, less what was resident "
     "before. It may be twice the variant's own files and a constant."
@@ -54,7 +55,7 @@ def print_speed(rows: Sequence[Row]) -> None:
 def print_costs(rows: Sequence[Row]) -> None:
     """Of ours: pictures in a batch, loading and memory."""
     table = make_table(
-        "model", "variant", f"ms of {BATCH}", "to one alone", "≥ 1", "load s", "goal", "memory MB", "goal",
+        "model", "variant", f"ms of {BATCH}", "to one by one", "≥ 1", "load s", "goal", "memory MB", "goal",
         numbers=(2, 3, 5, 7),
     )  # fmt: skip
     shown = [row for row in rows if row.batch is not None or row.cost is not None]
