@@ -7,7 +7,11 @@ A figure is what a command printed. It stands in a page between two comments, an
     <!-- end of figures -->
 
 What stands between is replaced by today's date and what the command prints, when it succeeds. A command that fails,
-as `ferryman bench --strict` does on a machine that is not quiet, leaves the page as it was.
+as `ferryman bench --strict` does on a machine that is not quiet, leaves the page as it was. So does a machine that
+lacks what stands after the name, features of its processor that are there or are not, and files:
+
+    <!-- figures NAME needs amx_int8: COMMAND -->
+    <!-- figures NAME needs avx512_vnni no-amx_int8 ../shared/data/pictures: COMMAND -->
 """
 
 import os
@@ -20,17 +24,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ferryman.device import read_device
 from ferryman.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-_BLOCK = re.compile(r"(<!-- figures (\S+): (.+?) -->\n)(.*?)(<!-- end of figures -->)", re.DOTALL)
+_BLOCK = re.compile(
+    r"(<!-- figures ([^\s:]+)(?: needs ([^:]+))?: (.+?) -->\n)(.*?)(<!-- end of figures -->)", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
 class Figures:
     page: Path
     name: str
+    needs: tuple[str, ...]
     command: tuple[str, ...]
 
 
@@ -42,11 +50,26 @@ def find_figures(pages: Sequence[Path] = PAGES) -> list[Figures]:
         blocks = _BLOCK.findall(text)
         if len(blocks) != text.count("<!-- figures ") or len(blocks) != text.count("<!-- end of figures -->"):
             raise ValueError(f"{page.name}: a comment of figures has lost its other half")
-        found += [Figures(page, name, tuple(shlex.split(command))) for _, name, command, *_ in blocks]
+        found += [
+            Figures(page, name, tuple(needs.split()), tuple(shlex.split(command)))
+            for _, name, needs, command, *_ in blocks
+        ]
     names = [one.name for one in found]
     if len(set(names)) != len(names):
         raise ValueError(f"names of figures stand twice: {names}")
     return found
+
+
+def find_lacks(figures: Figures) -> list[str]:
+    """What of its needs this machine doesn't meet."""
+    features = read_device().cpu_features
+
+    def is_met(need: str) -> bool:
+        if "/" in need:
+            return (ROOT / need).exists()
+        return (need.removeprefix("no-") in features) is not need.startswith("no-")
+
+    return [need for need in figures.needs if not is_met(need)]
 
 
 def measure(figures: Figures) -> bool:
@@ -64,7 +87,7 @@ def measure(figures: Figures) -> bool:
     text = figures.page.read_text(encoding="utf-8")
 
     def change(block: re.Match[str]) -> str:
-        return block[1] + body + block[5] if block[2] == figures.name else block[0]
+        return block[1] + body + block[6] if block[2] == figures.name else block[0]
 
     write_text(figures.page, _BLOCK.sub(change, text))
     return True
@@ -78,9 +101,14 @@ def main(names: Sequence[str]) -> int:
         return 2
     failed = False
     for one in figures:
-        if not names or one.name in names:
-            sys.stderr.write(f"==> {one.name}: {shlex.join(one.command)}\n")
-            failed |= not measure(one)
+        if names and one.name not in names:
+            continue
+        if lacks := find_lacks(one):
+            sys.stderr.write(f"==> {one.name}: left as it was, for it needs {', '.join(lacks)}\n")
+            failed |= bool(names)
+            continue
+        sys.stderr.write(f"==> {one.name}: {shlex.join(one.command)}\n")
+        failed |= not measure(one)
     return int(failed)
 
 

@@ -40,6 +40,23 @@ def run(folder: Path, *names: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+LACKING = """<!-- figures elsewhere needs no-such_feature NEED: python3 -c "print(1)" -->
+of another machine
+<!-- end of figures -->
+"""
+
+
+@pytest.mark.parametrize(
+    ("need", "there"), [("README.md", False), ("./README.md", True), ("./absent", False), ("no-amx_int9", True)]
+)
+def test_what_another_machine_measured(page: Path, need: str, there: bool) -> None:
+    page.write_text(LACKING.replace("NEED", need), encoding="utf-8")
+    for names, expected in [((), 0), (("elsewhere",), 0 if there else 1)]:
+        status, said = run(page.parent, *names)
+        assert (status, f"left as it was, for it needs {need}" in said) == (expected, not there)
+        assert ("of another machine" in page.read_text(encoding="utf-8")) is not there
+
+
 def test_what_is_measured_again(page: Path) -> None:
     assert run(page.parent, "right")[0] == 0
     text = page.read_text(encoding="utf-8")
@@ -72,7 +89,7 @@ def test_our_own_pages() -> None:
         block
         for page in (SCRIPT.parents[1] / "README.md", *SCRIPT.parent.glob("*.md"))
         for block in re.findall(
-            r"<!-- figures \S+: (.+?) -->\n(.*?)<!-- end", page.read_text(encoding="utf-8"), re.DOTALL
+            r"<!-- figures [^:]+: (.+?) -->\n(.*?)<!-- end", page.read_text(encoding="utf-8"), re.DOTALL
         )
     ]
     assert blocks

@@ -26,7 +26,7 @@ PROFILE = (
     "product reaches here in OpenVINO in the same precision. Then by operator, by the runtime's own counters, which "
     "slow it down a little."
 )
-_MOST_OPERATORS = 7  # of a profile's kinds; the rest is one line
+_LEAST_SHARE = 0.03  # of the time, for a kind of operator to have a line; the rest is one
 
 
 def print_speed(rows: Sequence[Row]) -> None:
@@ -97,7 +97,8 @@ def print_profiles(rows: Sequence[Row]) -> None:
 def describe_profile(profile: Profile) -> list[tuple[str, str, str, str]]:
     """Rows of kind, precision, milliseconds and share of the time: the longest, then all others together."""
     total = sum(one.ms for one in profile.operators)
-    longest, others = profile.operators[:_MOST_OPERATORS], profile.operators[_MOST_OPERATORS:]
+    longest = [one for one in profile.operators if one.ms >= _LEAST_SHARE * total]
+    others = profile.operators[len(longest) :]
     rows = [(one.kind, one.precision, f"{one.ms:.2f}", f"{one.ms / total:.0%}") for one in longest]
     if others:
         rest = sum(one.ms for one in others)
