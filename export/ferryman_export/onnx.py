@@ -1,5 +1,6 @@
 """The ONNX exporter: names, dynamic batch, opset, metadata, and the checks on what came out."""
 
+import hashlib
 import json
 import logging
 import warnings
@@ -122,6 +123,26 @@ def _describe(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ..
 def count_operators(graph: onnx.ModelProto) -> dict[str, int]:
     """Number of nodes of each operator type, functions' bodies not opened."""
     return dict(sorted(Counter(node.op_type for node in graph.graph.node).items()))
+
+
+def digest_structure(model: onnx.ModelProto) -> str:
+    """SHA-256 of a graph without what its weights hold, and without what is not computed with.
+
+    Integers stay, for they are shapes and places; those of 8 bits are weights.
+    """
+    graph = onnx.GraphProto()
+    graph.CopyFrom(model.graph)
+    graph.ClearField("doc_string")
+    graph.ClearField("metadata_props")
+    for node in graph.node:
+        node.ClearField("doc_string")
+        node.ClearField("metadata_props")
+    for tensor in graph.initializer:
+        if tensor.data_type not in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL):
+            bare = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            tensor.CopyFrom(bare)
+    opsets = sorted((one.domain, one.version) for one in model.opset_import)
+    return hashlib.sha256(repr(opsets).encode() + graph.SerializeToString(deterministic=True)).hexdigest()
 
 
 def save_graph(model: onnx.ModelProto, path: Path) -> Path:

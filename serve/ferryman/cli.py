@@ -122,12 +122,21 @@ def build(
     bundle: BundlePath,
     target: Annotated[list[str] | None, typer.Option(help="By default every one that runs an engine.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="The largest batch that the engine takes in one run.")] = 8,
+    refittable: Annotated[
+        bool, typer.Option(help="Build so that the weights of a later bundle can be put in; may be slower.")
+    ] = False,
+    refit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE", help="Put the weights into the engines that this bundle has, instead of building."
+        ),
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Build engines for this device's GPU from a bundle's TensorRT variants; they are kept beside them."""
     from ferryman.commands.build import run_build
 
-    run_build(bundle, target or [], batch, json_output)
+    run_build(bundle, target or [], batch, refittable, refit, json_output)
 
 
 @app.command()

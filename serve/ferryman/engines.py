@@ -41,17 +41,19 @@ class EngineKey(Facts):
 
     sha256: see `digest_graph`; the types in the graph are the precision
     profiles: ranges of batches that it is tuned for, each the least, usual and largest shape of every input
+    refittable: whether other weights can be put into it, which costs what is otherwise worked out from weights
     """
 
     sha256: Sha256
     target: str
     profiles: tuple[dict[str, tuple[Shape, Shape, Shape]], ...]
     host: Host
+    refittable: bool = False
 
     @property
     def digest(self) -> str:
         """16 hexadecimal digits."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        text = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -72,6 +74,7 @@ class EngineFacts(Facts):
     gpu: name of the one that it was built on, empty for none; seconds: that it took
     pace: of TensorRT's steps as it built, see `runtimes.pace`
     products: precision of each matrix product with weights in the typed network, by its name
+    refitted: SHA-256 of the engine that it is, with other weights; None when it was built
     """
 
     key: EngineKey
@@ -82,6 +85,7 @@ class EngineFacts(Facts):
     seconds: Annotated[float, Field(ge=0)]
     pace: tuple[int, ...]
     products: dict[str, str]
+    refitted: Sha256 | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,9 @@ def digest_graph(onnx: Path) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def make_key(onnx: Path, target: Target, spec: ModelSpec, batch: int, host: Host) -> EngineKey:
+def make_key(
+    onnx: Path, target: Target, spec: ModelSpec, batch: int, host: Host, refittable: bool = False
+) -> EngineKey:
     """The key of an engine for 1 to `batch` pictures of the spec's size: one profile for 1, one for more."""
     ranges = [(1, 1)] if batch == 1 else [(1, 1), (2, batch)]
     profiles = tuple(
@@ -107,7 +113,8 @@ def make_key(onnx: Path, target: Target, spec: ModelSpec, batch: int, host: Host
         }
         for least, most in ranges
     )
-    return EngineKey(sha256=digest_graph(onnx), target=str(target), profiles=profiles, host=host)
+    digest = digest_graph(onnx)
+    return EngineKey(sha256=digest, target=str(target), profiles=profiles, host=host, refittable=refittable)
 
 
 def _shape(shape: tuple[int | str, ...], batch: int) -> Shape:

@@ -43,6 +43,8 @@ class VariantFacts(Facts):
     """One built artefact.
 
     size: (height, width) of its canvas; path: of its main file, relative to the bundle; operators: count per type
+    structure: SHA-256 of a graph that engines are built of, without what its weights hold: where it is the same, an
+    engine of the one can take the weights of the other; None of other graphs
     notes: on how it was built, for whoever uses it
     """
 
@@ -50,6 +52,7 @@ class VariantFacts(Facts):
     size: tuple[Side, Side]
     path: str
     operators: dict[str, int]
+    structure: Sha256 | None = None
     notes: tuple[str, ...] = ()
 
 

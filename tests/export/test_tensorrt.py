@@ -11,19 +11,24 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
 
 from ferryman.bundle import Bundle
 from ferryman.errors import ParityError
 from ferryman.proof import read_reports
-from ferryman.specs import Target
-from ferryman_export.onnx import check_graph
+from ferryman.specs import PreprocessSpec, Target, classification_spec
+from ferryman_export.onnx import check_graph, digest_structure
 from ferryman_export.pipeline import ExportRequest, export
 from ferryman_export.variants.base import BuildReport
 from ferryman_export.variants.rehearsal import attest_graph
+from ferryman_models.checkpoints.native import save_native
+from ferryman_models.vit import ViT
 from ferryman_models.zoo import pictures_folder
 from ferryman_models.zoo.digits import load_digits, load_photographs
 from ferryman_models.zoo.scenes import make_digit_picture
+
+from .tiny import VIT
 
 FLOATS = ("tensorrtrtx-gpu-fp32", "tensorrtrtx-gpu-fp16", "tensorrtrtx-gpu-bf16")
 INT8, FP8 = "tensorrtrtx-gpu-int8", "tensorrtrtx-gpu-fp8"
@@ -101,6 +106,27 @@ def test_vit_digits(vit: Bundle) -> None:
     # Accuracy is counted of what runs here.
     counted = json.loads((vit.path / "accuracy.json").read_bytes())
     assert [variant["target"] for variant in counted["variants"]] == ["onnxruntime-cpu-fp32"]
+
+
+def test_what_two_trainings_of_a_model_share(tmp_path: Path) -> None:
+    """An engine of the one can take the weights of the other, which the structure in the manifest says."""
+    targets = tuple(map(Target.parse, ("tensorrt-gpu-fp32", "tensorrt-gpu-fp16")))
+    bundles: list[Bundle] = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        preprocess = PreprocessSpec(size=(32, 32), fit="stretch")
+        save_native(tmp_path / f"{seed}", ViT(VIT), classification_spec(preprocess, tuple("abcdefg")))
+        bundles.append(export(ExportRequest(str(tmp_path / f"{seed}"), tmp_path / "models", "vit", targets=targets)))
+    for target in targets:
+        ((first,), (second,)) = (bundle.variants(str(target)) for bundle in bundles)
+        assert first.structure == second.structure is not None
+        graphs = [onnx.load(bundle.file(one.path)) for bundle, one in zip(bundles, (first, second), strict=True)]
+        assert digest_structure(graphs[1]) == first.structure
+        assert len({graph.SerializeToString() for graph in graphs}) == 2
+        norm = next(node for node in graphs[1].graph.node if node.op_type == "LayerNormalization")
+        next(one for one in norm.attribute if one.name == "epsilon").f *= 2
+        assert digest_structure(graphs[1]) != first.structure
+    assert [bundle.variants()[0].structure for bundle in bundles] == [None, None]
 
 
 @pytest.mark.nightly

@@ -18,7 +18,7 @@ from ferryman.engines import FOLDER, Engine, find_engines
 from ferryman.errors import EngineError, FileAccessError, ParityError
 from ferryman.runtimes import RUNTIMES
 from ferryman.runtimes.pace import PARTS
-from ferryman.runtimes.tensorrt import TensorRt
+from ferryman.runtimes.tensorrt import TensorRt, has_gpu
 from ferryman.runtimes.tensorrt_build import build_engine
 from ferryman.specs import Target
 
@@ -59,6 +59,25 @@ def test_an_engine_is_built_once(runtime: TensorRt, onnx: Path) -> None:
     assert not there
     assert larger.path != engine.path
     assert len(find_engines(onnx)) == 2
+
+
+def test_an_engine_that_takes_other_weights(runtime: TensorRt, onnx: Path) -> None:
+    """Is asked for with the runtime's flag, which wants a GPU; and the calls that refit are there."""
+    if not has_gpu():
+        with pytest.raises(EngineError, match=r"CUDA.*; it wants a GPU for an engine that is refittable"):
+            build_engine(runtime, onnx, RTX, DETECTOR, refittable=True)
+        assert not (onnx.parent / FOLDER).exists()
+    trt = runtime.open()
+    assert "(self: tensorrt_rtx_bindings.tensorrt_rtx.OnnxParserRefitter, model: str)" in (
+        trt.OnnxParserRefitter.refit_from_file.__doc__
+    )
+    for kind, call in [
+        (trt.OnnxParserRefitter, "get_error"),
+        (trt.Refitter, "get_missing_weights"),
+        (trt.Refitter, "refit_cuda_engine"),
+        (trt.ICudaEngine, "serialize"),
+    ]:
+        assert callable(getattr(kind, call))
 
 
 def test_what_is_no_graph_is_refused(runtime: TensorRt, onnx: Path) -> None:

@@ -108,6 +108,7 @@ class Artefact:
 
     stand_in: an fp32 graph that answers as it, where no runtime of this machine can run it; None for the file itself
     typed: the graph that tells its precisions, where the file does not; None for the file itself
+    structure: see `VariantFacts`
     """
 
     path: Path
@@ -115,6 +116,7 @@ class Artefact:
     report: BuildReport
     stand_in: onnx.ModelProto | None = None
     typed: onnx.ModelProto | None = None
+    structure: str | None = None
 
 
 # Makes a variant of a workpiece at `path`, which has no suffix yet. Raises ParityError, ExportError, UsageError.

@@ -129,6 +129,7 @@ def build_variant(
         size=piece.spec.preprocess.size,
         path=artefact.path.relative_to(bundle).as_posix(),
         operators=artefact.operators,
+        structure=artefact.structure,
         notes=build.notes,
     )
     files = {

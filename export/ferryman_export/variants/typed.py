@@ -17,7 +17,7 @@ from ferryman.specs import Target
 from ferryman_export.calibration import Pictures
 from ferryman_export.half import HalfGraph, HalfPrecision
 from ferryman_export.islands import BlockError, rank_blocks, search_islands
-from ferryman_export.onnx import count_operators, save_graph
+from ferryman_export.onnx import count_operators, digest_structure, save_graph
 from ferryman_export.qdq import Numbers
 from ferryman_export.steps import count_steps
 from ferryman_export.variants.base import Artefact, BuildReport, Workpiece
@@ -73,4 +73,6 @@ def save_typed(
         model,
         {one.key: one.value for one in model.metadata_props} | {PRODUCTS: json.dumps(attest_graph(model).products)},
     )
-    return Artefact(save_graph(model, path.with_name(f"{path.name}.onnx")), count_operators(model), report, stand_in)
+    structure = digest_structure(model)  # before weights may go to a file beside it
+    place = save_graph(model, path.with_name(f"{path.name}.onnx"))
+    return Artefact(place, count_operators(model), report, stand_in, structure=structure)

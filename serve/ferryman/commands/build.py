@@ -10,7 +10,7 @@ from ferryman.engines import Engine
 from ferryman.errors import EngineError, UsageError
 from ferryman.runtimes import RUNTIMES
 from ferryman.runtimes.tensorrt import TensorRt
-from ferryman.runtimes.tensorrt_build import build_engine
+from ferryman.runtimes.tensorrt_build import build_engine, refit_engine
 from ferryman.specs import Target
 
 
@@ -35,24 +35,57 @@ def choose_targets(bundle: Bundle, names: Sequence[str]) -> tuple[dict[Target, T
     return {one: runtime for one, runtime in wanted.items() if one not in reasons}, reasons
 
 
-def run_build(path: Path, names: Sequence[str], batch: int, json_output: bool) -> None:
+def find_donors(bundle: Bundle, donor: Bundle, target: Target) -> list[Path]:
+    """The donor's ONNX file for each size of the bundle, of the same structure.
+
+    Raises UsageError when it has none of that target and size, EngineError when it is another graph.
+    """
+    theirs = {one.size: one for one in donor.variants(str(target))}
+    found: list[Path] = []
+    for variant in bundle.variants(str(target)):
+        other = theirs.get(variant.size)
+        if other is None:
+            height, width = variant.size
+            raise UsageError(f"{donor.path} has no {target} at {height}x{width}, whose engine could take the weights")
+        if variant.structure is None or variant.structure != other.structure:
+            raise EngineError(
+                f"the graph of {target} in {donor.path} is not that of {bundle.path} with other weights: "
+                "its engine can't take them; build one"
+            )
+        found.append(donor.file(other.path))
+    return found
+
+
+def run_build(
+    path: Path, names: Sequence[str], batch: int, refittable: bool, refit: Path | None, json_output: bool
+) -> None:
     """An engine a target and size; one that is there already is not built again.
 
-    Raises EngineError when the runtime is missing or refuses, FileAccessError when an engine can't be written.
+    refit: a bundle with engines that take other weights
+    Raises EngineError when the runtime is missing or refuses, FileAccessError when an engine can't be written,
+    UsageError where what was asked for makes no sense.
     """
+    if refit is not None and refittable:
+        raise UsageError("--refit makes an engine that is not refittable: leave out --refittable")
     bundle = Bundle.open(path)
+    donor = None if refit is None else Bundle.open(refit)
     targets, reasons = choose_targets(bundle, names)
     built: list[tuple[Engine, bool]] = []
     with show_stages() as show:
         for target, runtime in targets.items():
-            for variant, spec in zip(bundle.variants(str(target)), bundle.manifest.specs, strict=True):
+            variants = bundle.variants(str(target))
+            donors = [None] * len(variants) if donor is None else find_donors(bundle, donor, target)
+            for variant, spec, other in zip(variants, bundle.manifest.specs, donors, strict=True):
                 onnx = bundle.file(variant.path)
                 height, width = variant.size
 
                 def tell(stage: str, done: int, total: int, what: str = f"{target} at {height}x{width}") -> None:
                     show(f"{what}: {stage}", done, total)
 
-                built.append(build_engine(runtime, onnx, target, spec, batch, tell))
+                if other is None:
+                    built.append(build_engine(runtime, onnx, target, spec, batch, tell, refittable))
+                else:
+                    built.append(refit_engine(runtime, onnx, target, spec, other, batch, tell))
     if json_output:
         documents = [
             {"path": str(engine.path), "there_already": there, **engine.facts.model_dump(mode="json")}
@@ -63,7 +96,8 @@ def run_build(path: Path, names: Sequence[str], batch: int, json_output: bool) -
     for engine, there in built:
         facts = engine.facts
         products = ", ".join(f"{count} in {name}" for name, count in sorted(Counter(facts.products.values()).items()))
-        how = "was there already" if there else f"built in {facts.seconds:.1f} s"
+        made = "built" if facts.refitted is None else "refitted, to be proved by ferryman verify,"
+        how = "was there already" if there else f"{made} in {facts.seconds:.1f} s"
         out.print(
             f"{facts.key.target}: {engine.path} {how}, {facts.size_bytes / 1e6:.1f} MB, {facts.key.host.runtime}, "
             f"compute capability {facts.key.host.capability}, batches to {facts.key.batch}; matrix products with "

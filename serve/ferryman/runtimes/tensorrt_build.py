@@ -1,6 +1,7 @@
-"""A typed ONNX file into a TensorRT engine: progress, cancelling, timing cache."""
+"""A typed ONNX file into a TensorRT engine: progress, cancelling, timing cache; weights put into one that is there."""
 
 import hashlib
+import shlex
 import shutil
 import sys
 import threading
@@ -20,15 +21,17 @@ from ferryman.engines import (
     Engine,
     EngineFacts,
     EngineKey,
+    digest_graph,
     find_engines,
     find_neighbours,
     make_key,
+    read_engine,
     write_engine,
 )
 from ferryman.errors import CancelledError, EngineError, FileAccessError, ParityError
 from ferryman.files import replace_file, temporary_folder, undisturbed
 from ferryman.runtimes.pace import Pace, describe_seconds
-from ferryman.runtimes.tensorrt import Cuda, TensorRt
+from ferryman.runtimes.tensorrt import Cuda, TensorRt, has_gpu
 from ferryman.specs import ModelSpec, Target
 
 if sys.platform != "win32":
@@ -49,7 +52,13 @@ class Plan:
 
 
 def build_engine(
-    runtime: TensorRt, onnx: Path, target: Target, spec: ModelSpec, batch: int = BATCH, show: Show = lambda *_: None
+    runtime: TensorRt,
+    onnx: Path,
+    target: Target,
+    spec: ModelSpec,
+    batch: int = BATCH,
+    show: Show = lambda *_: None,
+    refittable: bool = False,
 ) -> tuple[Engine, bool]:
     """The engine of an ONNX file for this machine, and whether it was there already. Ctrl-C ends the build.
 
@@ -58,34 +67,111 @@ def build_engine(
     FileAccessError when it can't be written; nothing is left then.
     """
     trt, host = runtime.open(), runtime.host()
-    key = make_key(onnx, target, spec, batch, host)
+    key = make_key(onnx, target, spec, batch, host, refittable)
+
+    def make() -> tuple[bytes, EngineFacts]:
+        portable = host.capability == PORTABLE  # what was timed on no GPU is of no use to the next build
+        name = "-".join((*host.runtime.split(), host.capability, "timing"))
+        cache = None if portable else onnx.parent / FOLDER / name
+        pace = _take_pace(onnx, key)
+        plan: Plan = _interruptible(lambda cancelled: _build(trt, onnx, key, target, cache, show, pace, cancelled))
+        pace.stop()
+        if cache is not None:
+            with replace_file(cache) as temporary:
+                temporary.write_bytes(plan.timings)
+        return plan.data, _make_facts(key, plan.data, plan.products, pace.seconds, pace.marks())
+
+    return _keep_engine(onnx, key, show, make)
+
+
+def refit_engine(
+    runtime: TensorRt,
+    onnx: Path,
+    target: Target,
+    spec: ModelSpec,
+    donor: Path,
+    batch: int = BATCH,
+    show: Show = lambda *_: None,
+) -> tuple[Engine, bool]:
+    """The engine of an ONNX file, made by putting its weights into one that was built refittable of another, in
+    seconds; and whether it was there already.
+
+    donor: an ONNX file of the same structure, see `VariantFacts.structure`: who calls has compared them
+    The runtime checks names and sizes of weights alone: only `verify` tells whether the engine answers right.
+    Raises EngineError when the donor has no such engine or the runtime refuses, FileAccessError when it can't be
+    written; nothing is left then.
+    """
+    trt = runtime.open()
+    key = make_key(onnx, target, spec, batch, runtime.host())
+    wanted = key.model_copy(update={"sha256": digest_graph(donor), "refittable": True})
+
+    def make() -> tuple[bytes, EngineFacts]:
+        engines = [one for one in find_engines(donor) if one.facts.key == wanted]
+        if not engines:
+            raise EngineError(
+                f"{donor} has no engine for this machine, {target} and batches to {batch} that takes other weights; "
+                f"build it with: ferryman build {shlex.quote(str(donor.parents[2]))} --target {target} "
+                f"--batch {batch} --refittable"
+            )
+        show("put the weights in", 0, 1)
+        start, facts = time.monotonic(), engines[0].facts
+        data = _refit(trt, read_engine(engines[0].path, facts), onnx)
+        return data, _make_facts(key, data, facts.products, time.monotonic() - start, refitted=facts.sha256)
+
+    return _keep_engine(onnx, key, show, make)
+
+
+def _keep_engine(
+    onnx: Path, key: EngineKey, show: Show, make: Callable[[], tuple[bytes, EngineFacts]]
+) -> tuple[Engine, bool]:
+    """The engine of that key, whole or absent, made when it isn't there; and whether it was."""
     with _alone(onnx, show):
         for engine in find_engines(onnx):
             if engine.facts.key == key:
                 return engine, True
-        folder = onnx.parent / FOLDER
         _check_space(onnx)
         # Taken now, lest minutes of work end with a folder that can't be written; it goes when nothing comes of them.
-        with temporary_folder(folder, key.digest):
-            portable = host.capability == PORTABLE  # what was timed on no GPU is of no use to the next build
-            cache = None if portable else folder / "-".join((*host.runtime.split(), host.capability, "timing"))
-            pace = _take_pace(onnx, key)
-            plan: Plan = _interruptible(lambda cancelled: _build(trt, onnx, key, target, cache, show, pace, cancelled))
-            pace.stop()
-            facts = EngineFacts(
-                key=key,
-                sha256=hashlib.sha256(plan.data).hexdigest(),
-                size_bytes=len(plan.data),
-                gpu="" if portable else Cuda().name(),
-                created=datetime.now(UTC).isoformat(timespec="milliseconds"),
-                seconds=pace.seconds,
-                pace=pace.marks(),
-                products=plan.products,
-            )
-            if cache is not None:
-                with replace_file(cache) as temporary:
-                    temporary.write_bytes(plan.timings)
-            return write_engine(onnx, plan.data, facts), False
+        with temporary_folder(onnx.parent / FOLDER, key.digest):
+            return write_engine(onnx, *make()), False
+
+
+def _make_facts(
+    key: EngineKey,
+    data: bytes,
+    products: dict[str, str],
+    seconds: float,
+    pace: tuple[int, ...] = (),
+    refitted: str | None = None,
+) -> EngineFacts:
+    return EngineFacts(
+        key=key,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+        gpu="" if key.host.capability == PORTABLE else Cuda().name(),
+        created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        seconds=seconds,
+        pace=pace,
+        products=products,
+        refitted=refitted,
+    )
+
+
+def _refit(trt: Any, data: bytes, onnx: Path) -> bytes:
+    """The engine with the weights of an ONNX file in the place of its own."""
+    logger = _make_logger(trt)
+    engine = trt.Runtime(logger).deserialize_cuda_engine(data)
+    if engine is None:
+        raise EngineError(f"TensorRT can't load the engine to refit: {logger.last or 'it does not say why'}")
+    refitter = trt.Refitter(engine, logger)
+    parser = trt.OnnxParserRefitter(refitter, logger)
+    taken = parser.refit_from_file(str(onnx))
+    missing = [str(name) for name in refitter.get_missing_weights()]
+    if not taken or missing or not refitter.refit_cuda_engine():
+        told = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+        told += [f"no weights for {', '.join(missing)}"] if missing else []
+        why = " ".join("; ".join(told).split()) or logger.last or "it does not say why"
+        raise EngineError(f"TensorRT can't put the weights of {onnx} into another engine: {why}; build it")
+    return bytes(engine.serialize())
 
 
 @contextmanager
@@ -119,7 +205,8 @@ def _take_pace(onnx: Path, key: EngineKey) -> Pace:
     """By the newest engine of the same target and GPU beside this one."""
     for engine in find_neighbours(onnx):
         facts = engine.facts
-        if (facts.key.target, facts.key.host.capability) == (key.target, key.host.capability):
+        alike = (facts.key.target, facts.key.host.capability) == (key.target, key.host.capability)
+        if alike and facts.refitted is None:
             return Pace(facts.pace, facts.seconds)
     return Pace()
 
@@ -181,6 +268,8 @@ def _build(
         raise EngineError(f"{onnx} takes {', '.join(names)}, expected {', '.join(key.profiles[0])}")
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # else fp32 keeps ten bits of every number
+    if key.refittable:
+        config.set_flag(trt.BuilderFlag.REFIT)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # what the attestation reads
     for ranges in key.profiles:
         profile = builder.create_optimization_profile()
@@ -201,7 +290,8 @@ def _build(
     if data is None:
         if cancelled.is_set():
             raise CancelledError("the build was cancelled")
-        raise EngineError(f"TensorRT can't build {onnx}: {logger.last or 'it does not say why'}")
+        hint = "; it wants a GPU for an engine that is refittable" if key.refittable and not has_gpu() else ""
+        raise EngineError(f"TensorRT can't build {onnx}: {logger.last or 'it does not say why'}{hint}")
     return Plan(bytes(data), products, bytes(config.get_timing_cache().serialize()) if cache is not None else b"")
 
 
