@@ -47,7 +47,7 @@ test-all: $(VENV)/.installed-bench
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m "" $(ARGS)
 
 BENCHED := demo/bench/vit-digits demo/bench/detr-digits
-bench: $(VENV)/.installed-bench $(BENCHED)
+bench: $(VENV)/.installed-dev $(VENV)/.installed-bench $(BENCHED)
 	$(BIN)/python docs/figures.py $(ARGS)
 
 $(BENCHED):

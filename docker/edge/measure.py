@@ -1,7 +1,8 @@
 """A server's memory while it answers, and its time from start to ready: measure.py REPOSITORY MODEL [CONFIG].
 
 MODEL: a detector's name; CONFIG: as of `ferryman serve --config`, by default the file beside this one
-Prints one line of figures. Ready is when the server says so to its supervisor, as systemd hears it.
+Prints one line of figures, of the second start: the first proves the model, which is not done again. Ready is when
+the server says so to its supervisor, as systemd hears it.
 """
 
 import argparse
@@ -26,25 +27,34 @@ def main() -> None:
     parser.add_argument("config", type=Path, nargs="?", default=Path(__file__).with_name("ferryman.toml"))
     parser.add_argument("--picture", type=Path, help="by default a grey one of 640x480")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
-        supervisor.bind(f"{folder}/notify")
+    with tempfile.TemporaryDirectory() as folder:
+        _measure(arguments, folder)  # proves the model, which is done once
+        figures = _measure(arguments, folder)
+    sys.stdout.write(f"{' '.join(f'{name}={round(value, 2)}' for name, value in figures.items())}\n")
+
+
+def _measure(arguments: argparse.Namespace, folder: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "ferryman", "serve", str(arguments.repository), "--config",
+               str(arguments.config), "--address", f"127.0.0.1:{_free_port()}"]  # fmt: skip
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        place = Path(folder) / "notify"
+        place.unlink(missing_ok=True)
+        supervisor.bind(str(place))
         supervisor.settimeout(120)
-        command = [sys.executable, "-m", "ferryman", "serve", str(arguments.repository), "--config",
-                   str(arguments.config), "--address", f"127.0.0.1:{_free_port()}"]  # fmt: skip
+        own = {"NOTIFY_SOCKET": str(place), "FERRYMAN_SERVE_MODELS": arguments.model,
+               "FERRYMAN_SERVE_CERTIFICATES": f"{folder}/certificates"}  # fmt: skip
         start = time.monotonic()
-        process = subprocess.Popen(command, env=os.environ | {"NOTIFY_SOCKET": f"{folder}/notify"},
-                                   stdout=subprocess.DEVNULL)  # fmt: skip
+        process = subprocess.Popen(command, env=os.environ | own, stdout=subprocess.DEVNULL)
         try:
             message = supervisor.recv(4096).decode()
-            seconds, processor = time.monotonic() - start, _processor_s(process.pid)
+            figures = {"ready_s": time.monotonic() - start, "cpu_s": _processor_s(process.pid)}
             assert message.startswith("READY=1"), message
             _ask(command[-1], arguments.model, arguments.picture)
-            figures = {f"{name}_mb": _memory_mb(process.pid, name) for name in ("VmRSS", "RssAnon", "RssFile", "VmHWM")}
+            sizes = {f"{name}_mb": _memory_mb(process.pid, name) for name in ("VmRSS", "RssAnon", "RssFile", "VmHWM")}
         finally:
             process.terminate()
             process.wait()
-    rounded = {name: round(value, 2) for name, value in {"ready_s": seconds, "cpu_s": processor, **figures}.items()}
-    sys.stdout.write(f"{' '.join(f'{name}={value}' for name, value in rounded.items())}\n")
+    return figures | sizes
 
 
 def _ask(address: str, model: str, picture: Path | None) -> None:

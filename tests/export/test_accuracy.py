@@ -1,8 +1,6 @@
 """`export --accuracy`: what each variant gets right, against the runtimes and PyTorch asked without Ferryman."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -24,6 +22,7 @@ from ferryman_models.zoo.digits import load_digits, load_photographs
 from ferryman_models.zoo.scenes import make_digit_picture
 
 from ..serve.commands.outcome import Cli
+from .digit_scenes import save_scenes
 
 CANVAS = (24, 24)  # of vit-digits, whose shorter side is the picture's: a square picture is only resized
 
@@ -85,17 +84,7 @@ def test_scenes_against_the_model_in_pytorch(tmp_path: Path) -> None:
     pytest.importorskip("pycocotools")
     pytest.importorskip("openvino")
     scenes = held_out_scenes("test", 60)
-    document: dict[str, list[Any]] = {"images": [], "annotations": []}
-    document["categories"] = [{"id": 100 - digit, "name": str(digit)} for digit in range(10)]
-    (tmp_path / "data").mkdir()
-    for number, scene in enumerate(scenes):
-        Image.fromarray(scene.image).save(tmp_path / "data" / f"{number}.png")
-        height, width = scene.image.shape[:2]
-        document["images"].append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
-        for (x1, y1, x2, y2), digit in zip(scene.boxes.tolist(), scene.labels.tolist(), strict=True):
-            facts = {"id": len(document["annotations"]), "image_id": number, "category_id": 100 - digit}
-            document["annotations"].append({**facts, "bbox": [x1, y1, x2 - x1, y2 - y1]})
-    (tmp_path / "data" / "digits.json").write_text(json.dumps(document), encoding="utf-8")
+    objects = save_scenes(tmp_path / "data", scenes)
     targets = (Target.parse("openvino-cpu-fp32"),)
     bundle = export(ExportRequest("detr-digits", tmp_path / "r", targets=targets, accuracy=tmp_path / "data"))
     report = AccuracyReport.model_validate_json(bundle.file("accuracy.json").read_bytes())
@@ -106,8 +95,30 @@ def test_scenes_against_the_model_in_pytorch(tmp_path: Path) -> None:
     for one in report.variants:
         assert isinstance(one.scores, BoxScores)
         assert (one.scores.map, one.scores.map_50) == pytest.approx(expected, abs=1e-3)
-        assert one.scores.objects == len(document["annotations"])
+        assert one.scores.objects == objects
         assert one.agreement == 1
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+def test_int8_loses_next_to_nothing(tmp_path: Path) -> None:
+    """Of the embedded detector, on scenes that training never saw."""
+    pytest.importorskip("pycocotools")
+    pytest.importorskip("openvino")
+    save_scenes(tmp_path / "train", held_out_scenes("train", 300, seed=11))
+    save_scenes(tmp_path / "test", held_out_scenes("test", 300))
+    targets = tuple(map(Target.parse, ("openvino-cpu-int8", "onnxruntime-cpu-int8")))
+    request = ExportRequest(
+        "detr-digits", tmp_path / "r", targets=targets, calibration=tmp_path / "train", accuracy=tmp_path / "test"
+    )
+    report = AccuracyReport.model_validate_json(export(request).file("accuracy.json").read_bytes())
+    exact, *others = [one.scores for one in report.variants]
+    assert isinstance(exact, BoxScores)
+    assert len(others) == len(targets)
+    for one in others:
+        assert isinstance(one, BoxScores)
+        assert one.map_50 >= exact.map_50 - 0.01
+        assert one.map >= exact.map - 0.02
 
 
 def test_labelled_pictures_that_are_wrong_are_found_first(cli: Cli, tmp_path: Path) -> None:

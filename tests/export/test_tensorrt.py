@@ -8,11 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 import torch
-from PIL import Image
 
 from ferryman.bundle import Bundle
 from ferryman.errors import ParityError
@@ -25,9 +23,8 @@ from ferryman_export.variants.rehearsal import attest_graph
 from ferryman_models.checkpoints.native import save_native
 from ferryman_models.vit import ViT
 from ferryman_models.zoo import pictures_folder
-from ferryman_models.zoo.digits import load_digits, load_photographs
-from ferryman_models.zoo.scenes import make_digit_picture
 
+from .digit_pictures import save_digit_pictures
 from .tiny import VIT
 
 FLOATS = ("tensorrtrtx-gpu-fp32", "tensorrtrtx-gpu-fp16", "tensorrtrtx-gpu-bf16")
@@ -36,12 +33,8 @@ INT8, FP8 = "tensorrtrtx-gpu-int8", "tensorrtrtx-gpu-fp8"
 
 @pytest.fixture(scope="module")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("calibration")
-    digits, photographs = load_digits("train"), load_photographs("train")
-    random = np.random.default_rng(4)
-    for number in range(100):
-        picture, _ = make_digit_picture(random, digits, number, photographs, side=36)
-        Image.fromarray(picture).save(folder / f"{number:03}.png")
+    folder = tmp_path_factory.mktemp("calibration") / "digits"
+    save_digit_pictures(folder)
     return folder
 
 

@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "figures.py"
+# What writes and deletes lies in demo/, which git ignores.
+OURS = re.compile(
+    r"(sh -c ')?(rm -rf( demo/bench/[\w-]+)+ && )?([A-Z_]+=\w+ )*(ferryman |python -m (ferryman|tests)[._])"
+)
 PAGE = """# A page
 
 <!-- figures right: python3 -c "print('  4.2 ms')" -->
@@ -94,5 +98,5 @@ def test_our_own_pages() -> None:
     ]
     assert blocks
     for command, body in blocks:
-        assert command.startswith(("ferryman ", "python -m ferryman", "python -m tests.", "sh -c 'ferryman ")), command
+        assert OURS.match(command), command
         assert f"`{shlex.join(shlex.split(command))}`:\n\n" in body, command

@@ -117,15 +117,7 @@ def _certify(
 
 
 def print_report(report: ParityReport) -> None:
-    """A line an output: the worst over all samples and batches."""
-    table = make_table("output", "max abs error", "limit", "min cosine", "worst at", numbers=(1, 2, 3))
-    for output in dict.fromkeys(error.output for error in report.errors):
-        errors = [error for error in report.errors if error.output == output]
-        worst = max(errors, key=lambda error: error.max_abs)
-        limit = "-" if worst.limit is None else f"{worst.limit:.3g}"
-        cosine = min(error.cosine for error in errors)
-        table.add_row(output, f"{worst.max_abs:.3g}", limit, f"{cosine:.7f}", f"{worst.sample}, {worst.worst_case}")
-    print_table(table)
+    """The verdict, then a line an output: the worst over all samples and batches."""
     verdict = "within tolerance" if report.passed else "out of tolerance"
     task = ""
     if report.top1_agreement is not None:
@@ -143,6 +135,14 @@ def print_report(report: ParityReport) -> None:
         task += f"; matrix products with weights: {describe_products(report.attestation)}"
     height, width = report.size
     out.print(f"{report.target} at {height}x{width} ({report.runtime_version}): {verdict}{task}")
+    table = make_table("output", "max abs error", "limit", "min cosine", "worst at", numbers=(1, 2, 3))
+    for output in dict.fromkeys(error.output for error in report.errors):
+        errors = [error for error in report.errors if error.output == output]
+        worst = max(errors, key=lambda error: error.max_abs)
+        limit = "-" if worst.limit is None else f"{worst.limit:.3g}"
+        cosine = min(error.cosine for error in errors)
+        table.add_row(output, f"{worst.max_abs:.3g}", limit, f"{cosine:.7f}", f"{worst.sample}, {worst.worst_case}")
+    print_table(table)
 
 
 def describe_products(attestation: Attestation) -> str:

@@ -41,6 +41,14 @@ def servers() -> dict[str, Server]:
 
 
 def _config(container: Mapping[str, Any], dockerfile: str) -> ServerConfig:
+    environment = variables_of(container, dockerfile)
+    command, *arguments = container.get("args", ["serve"])
+    assert command == "serve"
+    return read_config(None, environment, {"repository": Path(arguments[0])} if arguments else {})
+
+
+def variables_of(container: Mapping[str, Any], dockerfile: str) -> dict[str, str]:
+    """What its process finds in its environment: the image's variables and its own."""
     environment = environment_of(dockerfile)
     for variable in container["env"]:
         found = variable.get("value")
@@ -48,6 +56,4 @@ def _config(container: Mapping[str, Any], dockerfile: str) -> ServerConfig:
             assert variable["valueFrom"] == {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1"}}
             found = container["resources"]["limits"]["cpu"]
         environment[variable["name"]] = found
-    command, *arguments = container.get("args", ["serve"])
-    assert command == "serve"
-    return read_config(None, environment, {"repository": Path(arguments[0])} if arguments else {})
+    return environment

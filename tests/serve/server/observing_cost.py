@@ -1,8 +1,8 @@
-"""What observing costs, in processor time a request: observing_cost.py REPOSITORY MODEL [ROUNDS [REQUESTS]].
+"""What observing costs, in processor time a request: -m tests.serve.server.observing_cost [ROUNDS [REQUESTS]].
 
-Servers that observe more and more stand side by side, and are asked in turn, each REQUESTS times a round by
-4 askers with a canvas; prints how long each server's process was busy a request, in its least disturbed round:
-what else runs on the machine only ever adds to it.
+Servers that observe more and more stand side by side, and are asked in turn, each REQUESTS times a round by 4 askers
+with a canvas, of a model that takes almost nothing; prints how long each server's process was busy a request, in its
+least disturbed round: what else runs on the machine only ever adds to it.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -20,9 +21,13 @@ import grpc.aio
 import numpy as np
 
 from ferryman.bundle import Bundle
+from ferryman.commands.console import make_table, print_table, show_stages
 from ferryman.inference import grpc_service_pb2 as pb
 from ferryman.inference import grpc_service_pb2_grpc
 
+from ..toy import make_toy_repository
+
+MODEL = "toy-classifier"
 ASKERS = 4
 VARIANTS: dict[str, dict[str, object]] = {
     "nothing": {},
@@ -95,27 +100,32 @@ class Server:
         self.reader.wait()
 
 
-async def main(repository: str, model: str, rounds: int = 40, count: int = 400) -> None:
-    height, width = Bundle.open(Path(repository) / model).spec.preprocess.size
+async def main(folder: Path, rounds: int = 25, count: int = 400) -> None:
+    repository, model = str(make_toy_repository(folder, [MODEL])), MODEL
+    height, width = Bundle.open(folder / model).spec.preprocess.size
     canvas = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
     image = pb.ModelInferRequest.InferInputTensor(name="image", datatype="UINT8", shape=canvas.shape)
     request = pb.ModelInferRequest(model_name=model, inputs=[image], raw_input_contents=[canvas.tobytes()])
     servers = [Server(name, repository, model) for name in VARIANTS]
     found: dict[str, list[float]] = {name: [] for name in VARIANTS}
     try:
-        for _ in range(rounds):
-            random.shuffle(servers)  # whoever comes twice in a row finds its memory nearer
-            for server in servers:
-                found[server.name].append(await server.ask(request, count))
+        with show_stages() as show:
+            for number in range(rounds):
+                show("measure", number, rounds)
+                random.shuffle(servers)  # whoever comes twice in a row finds its memory nearer
+                for server in servers:
+                    found[server.name].append(await server.ask(request, count))
     finally:
         for server in servers:
             server.stop()
     bare = min(found["nothing"])
+    table = make_table("observed", "us a request", "more", numbers=(1, 2))
     for name, seconds in found.items():
-        more = min(seconds) - bare
-        sys.stdout.write(f"{name:32} {min(seconds) * 1e6:7.0f} us a request, {more * 1e6:+6.0f} ({more / bare:+.1%})\n")
+        more = f"{(min(seconds) - bare) * 1e6:.0f}" if name != "nothing" else ""
+        table.add_row(name, f"{min(seconds) * 1e6:.0f}", more)
+    print_table(table)
 
 
 if __name__ == "__main__":
-    _, where, which, *numbers = sys.argv
-    asyncio.run(main(where, which, *map(int, numbers)))
+    with tempfile.TemporaryDirectory() as place:
+        asyncio.run(main(Path(place), *map(int, sys.argv[1:])))

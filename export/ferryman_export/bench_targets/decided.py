@@ -1,0 +1,44 @@
+"""`python -m ferryman_export.bench_targets.decided MODEL FOLDER`: random weights that are sure of their answers.
+
+How long an export takes goes by how far the search for int8 must go, and that by the margins of the answers. Weights as
+a model is born with have none, and every tolerance is lost; with a larger head there are some, as training makes.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from ferryman.__main__ import main
+from ferryman.errors import UsageError, propose
+from ferryman_export.bench_targets.models import MODELS, save_checkpoint
+
+NAME = "python -m ferryman_export.bench_targets.decided"
+# Of the head's weights: the logits of two classes then differ by some ten, as those of a trained model do.
+_LARGER = 20.0
+_HEADS = ("class_labels_classifier", "classifier")
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Argument(help=f"One of {', '.join(MODELS)}.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write.")],
+) -> None:
+    """Writes the checkpoint of one of the models that `make bench-targets` measures, with a larger head."""
+    if model not in MODELS:
+        near = propose(model, MODELS) or f"; there are {', '.join(MODELS)}"
+        raise UsageError(f"there is no model {model}{near}")
+    if folder.exists():
+        raise UsageError(f"{folder} exists already")
+    made = MODELS[model]
+    module = made.build()
+    (head,) = (layer for name, layer in module.named_modules() if name in _HEADS)
+    with torch.no_grad():
+        head.weight.mul_(_LARGER)
+    save_checkpoint(module, made.processor, folder)
+
+
+if __name__ == "__main__":
+    main(app, NAME)
