@@ -322,7 +322,8 @@ def test_what_is_slow_is_profiled_and_stock_beside_it() -> None:
         make_row("onnxruntime-cpu-int8", "no"),
     ]
     contenders = [Contender(row.variant, row.precision, len, [0], profile=lambda _: PROFILE) for row in rows]
-    for everyone, expected in ((False, ["stock int8", "onnxruntime-cpu-int8"]), (True, [row.variant for row in rows])):
+    some = ["stock fp32", "stock int8", "openvino-cpu-fp32", "onnxruntime-cpu-int8"]
+    for everyone, expected in ((False, some), (True, [row.variant for row in rows])):
         found = measure.add_profiles(rows, contenders, everyone, ignore)
         assert [row.variant for row in found if row.profile is not None] == expected
 

@@ -68,8 +68,8 @@ class Row(Facts):
 
     @property
     def slow(self) -> bool:
-        """Whether a goal of its speed is missed."""
-        return "no" in (self.reached, self.batch and self.batch.reached)
+        """Whether a goal of its speed is missed, or not reached beyond doubt; of batches, whether they are slower."""
+        return self.reached in ("no", "unclear") or (self.batch is not None and self.batch.reached == "no")
 
 
 def batch_name(variant: str) -> str:
