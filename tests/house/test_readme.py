@@ -49,7 +49,9 @@ def test_python_code_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["vit-digits", "detr-digits"])
 def test_figures_are_those_of_the_cards(name: str) -> None:
     card = (ROOT / "models" / "ferryman_models" / "zoo" / name / "README.md").read_text(encoding="utf-8")
-    figures = re.findall(r"^\| (?:Top-1|COCO).*? \| ([0-9.]+) \|$", card, re.MULTILINE)
-    assert figures
-    section = README.split("## The embedded models")[1].split(f"[{name}]")[1].split("| [")[0]
-    assert re.findall(r"([0-9]\.[0-9]{3}) \|$", section, re.MULTILINE) == figures
+    figures = re.findall(r"^\| (?:Top-1|COCO).*? \| [0-9]\.[0-9]{3} \|$", card, re.MULTILINE)
+    assert len(figures) >= 2
+    section = README.split("## The embedded models")[1]
+    assert set(figures) <= set(section.splitlines())
+    (parameters,) = re.findall(r"([0-9,]+) parameters", card)
+    assert parameters in section
