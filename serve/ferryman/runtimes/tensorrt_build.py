@@ -159,7 +159,8 @@ def _make_facts(
 def _refit(trt: Any, data: bytes, onnx: Path) -> bytes:
     """The engine with the weights of an ONNX file in the place of its own."""
     logger = _make_logger(trt)
-    engine = trt.Runtime(logger).deserialize_cuda_engine(data)
+    loader = trt.Runtime(logger)  # must outlive the engine
+    engine = loader.deserialize_cuda_engine(data)
     if engine is None:
         raise EngineError(f"TensorRT can't load the engine to refit: {logger.last or 'it does not say why'}")
     refitter = trt.Refitter(engine, logger)
