@@ -17,6 +17,7 @@ from ferryman.errors import CertificateError
 from ferryman.files import write_text
 from ferryman.parity import ParityReport
 from ferryman.runtimes import find_runtime
+from ferryman.runtimes.base import Session
 from ferryman.specs import Facts, Target
 
 
@@ -52,8 +53,11 @@ class Certificate(Facts):
             report.raise_for_failures()
 
 
-def make_certificate(bundle: Bundle, reports: Sequence[ParityReport]) -> Certificate:
-    """What `reports`, measured just now on this machine, prove; a report a size, in the order of the manifest."""
+def make_certificate(bundle: Bundle, reports: Sequence[ParityReport], sessions: Sequence[Session] = ()) -> Certificate:
+    """What `reports`, measured just now on this machine, prove; a report a size, in the order of the manifest.
+
+    sessions: that were measured, a size each: an engine may have been built since they were opened
+    """
     variants = bundle.variants(reports[0].target)
     built = variants[0].target
     if [(one.target, one.size) for one in reports] != [(str(built), variant.size) for variant in variants]:
@@ -61,7 +65,7 @@ def make_certificate(bundle: Bundle, reports: Sequence[ParityReport]) -> Certifi
     return Certificate(
         bundle=f"{bundle.name}/{bundle.version}",
         bundle_digest=bundle.digest,
-        variant_digests=_digests(bundle, built),
+        variant_digests=digest_sessions(bundle, built, sessions) if sessions else _digests(bundle, built),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         device=read_device(),
         accelerator=find_runtime(built).accelerator(built.device),
@@ -141,6 +145,12 @@ def read_certificate(bundle: Bundle, target: Target, folder: Path | None = None)
         if then != now:
             raise CertificateError(f"it was made for another {what}, {then or 'none'} and not {now or 'none'}")
     return found
+
+
+def digest_sessions(bundle: Bundle, target: Target, sessions: Sequence[Session]) -> tuple[str, ...]:
+    """Of what these run, one a size: what a certificate of them names."""
+    files = [bundle.manifest.files[variant.path].sha256 for variant in bundle.variants(str(target))]
+    return tuple(one.engine_sha256 or file for one, file in zip(sessions, files, strict=True))
 
 
 def _digests(bundle: Bundle, target: Target) -> tuple[str, ...]:

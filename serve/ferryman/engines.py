@@ -163,8 +163,12 @@ def write_engine(onnx: Path, data: bytes, facts: EngineFacts) -> Engine:
 
 
 def choose_engine(onnx: Path, target: Target, host: Host) -> Engine:
-    """The newest engine that suits this machine. Raises EngineError that says what the others are for."""
+    """The newest engine that suits this machine, one that takes other weights only where there is no other.
+
+    Raises EngineError that says what the others are for.
+    """
     engines = [one for one in find_engines(onnx) if one.facts.key.target == str(target)]
+    engines.sort(key=lambda one: one.facts.key.refittable)
     bundle = onnx.parents[2]  # BUNDLE/variants/TARGET/model.onnx
     rebuild = f"build it here with: ferryman build {shlex.quote(str(bundle))} --target {target}"
     if not engines:

@@ -1,5 +1,7 @@
 """What is taken out of an OpenVINO IR changes no bit of its answers."""
 
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -121,3 +123,23 @@ def test_scales_are_multiplied_into_the_weights_before_them(tmp_path: Path) -> N
         core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(image) for model in (whole, slim)
     )
     np.testing.assert_array_equal(found["logits"], expected["logits"])
+
+
+def test_a_disk_that_fills_up_is_told(tmp_path: Path) -> None:
+    """In a process of its own, in which no file may grow beyond a kilobyte."""
+    path = write_graph(tmp_path / "graph.onnx", 0)
+    code = f"""
+import resource
+from pathlib import Path
+from ferryman.errors import FileAccessError
+from ferryman.specs import ModelSpec
+from ferryman_export.variants.ir import save_ir
+resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+try:
+    spec = ModelSpec.model_validate_json({SPEC.model_dump_json()!r})
+    save_ir(Path({str(path)!r}), spec, Path({str(tmp_path)!r}, "m.xml"))
+except FileAccessError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == f"can't write {tmp_path / 'm.xml'}; check the folder's permissions and space\n", done.stderr

@@ -117,6 +117,16 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
 }
 
 
+def test_one_that_takes_other_weights_is_chosen_for_want_of_another(onnx: Path) -> None:
+    """Though it be newer: it may be slower, and has no certificate."""
+    key = key_of(onnx)
+    takes = store(onnx, key.model_copy(update={"refittable": True}), created="2026-02-02")
+    assert choose_engine(onnx, TARGET, HERE) == takes
+    plain = store(onnx, key, created="2026-01-01")
+    assert choose_engine(onnx, TARGET, HERE) == plain
+    assert takes.path != plain.path
+
+
 @pytest.mark.parametrize(("host", "message"), REFUSED.values(), ids=REFUSED)
 def test_one_for_another_machine_is_refused_with_the_command(
     tmp_path: Path, host: dict[str, str], message: str

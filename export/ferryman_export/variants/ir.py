@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ferryman.errors import FileAccessError
 from ferryman.runtimes.openvino import open_core
 from ferryman.specs import ModelSpec
 
@@ -16,7 +17,7 @@ def save_ir(graph: Path, spec: ModelSpec, place: Path, half: bool = False) -> "M
     """Writes the graph to `place` (model.xml, and model.bin beside it), for one picture, and gives what was written.
 
     half: store weights in fp16; else fp32 would be fp16 inside
-    Raises RuntimeError when OpenVINO can't convert it.
+    Raises RuntimeError when OpenVINO can't convert it, FileAccessError when it can't be written.
     """
     import openvino
 
@@ -25,7 +26,10 @@ def save_ir(graph: Path, spec: ModelSpec, place: Path, half: bool = False) -> "M
     keep_keys_whole(model)
     fold_scales(model)
     fold_constants(model)
-    openvino.save_model(model, place, compress_to_fp16=half)
+    try:
+        openvino.save_model(model, place, compress_to_fp16=half)
+    except RuntimeError as error:  # "iostream error" is all that it says
+        raise FileAccessError(f"can't write {place}; check the folder's permissions and space") from error
     return model
 
 

@@ -47,7 +47,10 @@ def find_donors(bundle: Bundle, donor: Bundle, target: Target) -> list[Path]:
         if other is None:
             height, width = variant.size
             raise UsageError(f"{donor.path} has no {target} at {height}x{width}, whose engine could take the weights")
-        if variant.structure is None or variant.structure != other.structure:
+        for place, one in ((bundle.path, variant), (donor.path, other)):
+            if one.structure is None:
+                raise EngineError(f"{place} does not tell the structure of its {target}: export it again")
+        if variant.structure != other.structure:
             raise EngineError(
                 f"the graph of {target} in {donor.path} is not that of {bundle.path} with other weights: "
                 "its engine can't take them; build one"
@@ -70,22 +73,22 @@ def run_build(
     bundle = Bundle.open(path)
     donor = None if refit is None else Bundle.open(refit)
     targets, reasons = choose_targets(bundle, names)
+    donors = {} if donor is None else {target: find_donors(bundle, donor, target) for target in targets}
     built: list[tuple[Engine, bool]] = []
     with show_stages() as show:
         for target, runtime in targets.items():
             variants = bundle.variants(str(target))
-            donors = [None] * len(variants) if donor is None else find_donors(bundle, donor, target)
-            for variant, spec, other in zip(variants, bundle.manifest.specs, donors, strict=True):
+            for index, (variant, spec) in enumerate(zip(variants, bundle.manifest.specs, strict=True)):
                 onnx = bundle.file(variant.path)
                 height, width = variant.size
 
                 def tell(stage: str, done: int, total: int, what: str = f"{target} at {height}x{width}") -> None:
                     show(f"{what}: {stage}", done, total)
 
-                if other is None:
+                if donor is None:
                     built.append(build_engine(runtime, onnx, target, spec, batch, tell, refittable))
                 else:
-                    built.append(refit_engine(runtime, onnx, target, spec, other, batch, tell))
+                    built.append(refit_engine(runtime, onnx, target, spec, donors[target][index], batch, tell))
     if json_output:
         documents = [
             {"path": str(engine.path), "there_already": there, **engine.facts.model_dump(mode="json")}

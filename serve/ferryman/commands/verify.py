@@ -113,7 +113,7 @@ def _certify(
     with ExitStack() as opened:
         for session in sessions:
             opened.callback(session.close)
-        return make_certificate(bundle, prove_sessions(bundle, target, sessions, advance))
+        return make_certificate(bundle, prove_sessions(bundle, target, sessions, advance), sessions)
 
 
 def print_report(report: ParityReport) -> None:

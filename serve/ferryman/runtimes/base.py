@@ -47,7 +47,10 @@ class Session(ABC):
     """One loaded variant. `run` may be called from several threads at once; after `close` it raises EngineError.
 
     A subclass implements `_run`, `_close` and `attest`; `_run` may take for granted that inputs fit the spec.
+    engine_sha256: of the engine that it runs; None where the variant's own file is what runs
     """
+
+    engine_sha256: str | None = None
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec

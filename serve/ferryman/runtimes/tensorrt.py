@@ -95,11 +95,21 @@ class TensorRt(Runtime):
 
 
 class TensorRtRtx(TensorRt):
+    """Its engines run on the GPUs that the module names, which are consumers' and workstations', from 8.0 on."""
+
     name = "tensorrtrtx"
     extra = "tensorrt-rtx"
     module = "tensorrt_rtx"
     portable = True
     needs: ClassVar = dict.fromkeys(TensorRt.known["gpu"], (8, 0)) | {"fp8": (8, 9)}  # as its engines are built
+
+    def _lacks(self, target: Target) -> str | None:
+        why, capability = super()._lacks(target), Cuda().capability()
+        names = [name[2:] for name in self.open().ComputeCapability.__members__ if name.startswith("SM")]
+        known = [f"{name[:-1]}.{name[-1]}" for name in names]  # SM89, SM120
+        if why is None and capability not in known:
+            return f"{self.module} knows GPUs of compute capability {', '.join(known)}, and this one has {capability}"
+        return why
 
 
 def has_gpu() -> bool:
@@ -167,9 +177,13 @@ class TensorRtSession(Session):
         super().__init__(spec)
         self._lock = threading.Lock()
         self._cuda, self._module, self._facts = Cuda(), module, engine.facts
+        self.engine_sha256 = engine.facts.sha256
         self._batch = engine.facts.key.batch
         with ExitStack() as stack:
-            self._runtime: Any = module.Runtime(module.Logger(module.Logger.ERROR))
+            try:
+                self._runtime: Any = module.Runtime(module.Logger(module.Logger.ERROR))
+            except (TypeError, RuntimeError) as error:  # where there is no driver, or one that is too old
+                raise EngineError(f"{module.__name__} can't start: {error}") from error
             self._engine: Any = self._runtime.deserialize_cuda_engine(read_engine(engine.path, engine.facts))
             if self._engine is None:
                 raise EngineError(f"can't load {engine.path}: the runtime refuses it; delete it and build it again")

@@ -25,6 +25,7 @@ from ferryman.engines import (
     find_engines,
     find_neighbours,
     make_key,
+    mismatch,
     read_engine,
     write_engine,
 )
@@ -81,7 +82,7 @@ def build_engine(
                 temporary.write_bytes(plan.timings)
         return plan.data, _make_facts(key, plan.data, plan.products, pace.seconds, pace.marks())
 
-    return _keep_engine(onnx, key, show, make)
+    return _keep_engine(onnx, key, show, make, refitted=None)
 
 
 def refit_engine(
@@ -105,34 +106,58 @@ def refit_engine(
     key = make_key(onnx, target, spec, batch, runtime.host())
     wanted = key.model_copy(update={"sha256": digest_graph(donor), "refittable": True})
 
+    engine = _find_donor(donor, wanted)
+
     def make() -> tuple[bytes, EngineFacts]:
-        engines = [one for one in find_engines(donor) if one.facts.key == wanted]
-        if not engines:
-            raise EngineError(
-                f"{donor} has no engine for this machine, {target} and batches to {batch} that takes other weights; "
-                f"build it with: ferryman build {shlex.quote(str(donor.parents[2]))} --target {target} "
-                f"--batch {batch} --refittable"
-            )
         show("put the weights in", 0, 1)
-        start, facts = time.monotonic(), engines[0].facts
-        data = _refit(trt, read_engine(engines[0].path, facts), onnx)
+        start, facts = time.monotonic(), engine.facts
+        data = _refit(trt, read_engine(engine.path, facts), onnx)
         return data, _make_facts(key, data, facts.products, time.monotonic() - start, refitted=facts.sha256)
 
-    return _keep_engine(onnx, key, show, make)
+    return _keep_engine(onnx, key, show, make, refitted=engine.facts.sha256)
+
+
+def _find_donor(donor: Path, wanted: EngineKey) -> Engine:
+    """The engine of that key. Raises EngineError that says what those that take weights are for."""
+    facts = [(one, one.facts.key) for one in find_engines(donor)]
+    engines = [one for one, key in facts if key.refittable and key.target == wanted.target]
+    for engine in engines:
+        if engine.facts.key == wanted:
+            return engine
+    told = ""
+    for engine in engines:
+        why = mismatch(engine.facts, wanted.sha256, wanted.host) or f"for batches to {engine.facts.key.batch}"
+        told += f"; {engine.path.name} is {why}"
+    bundle = shlex.quote(str(donor.parents[2]))
+    raise EngineError(
+        f"{donor} has no engine for this machine and batches to {wanted.batch} that takes other weights{told}; "
+        f"build it with: ferryman build {bundle} --target {wanted.target} --batch {wanted.batch} --refittable"
+    )
 
 
 def _keep_engine(
-    onnx: Path, key: EngineKey, show: Show, make: Callable[[], tuple[bytes, EngineFacts]]
+    onnx: Path, key: EngineKey, show: Show, make: Callable[[], tuple[bytes, EngineFacts]], refitted: str | None
 ) -> tuple[Engine, bool]:
-    """The engine of that key, whole or absent, made when it isn't there; and whether it was."""
+    """The engine of that key, whole or absent, made when it isn't there; and whether it was.
+
+    refitted: as in its facts: what was refitted from another engine, or is no longer what was written, is made anew
+    """
     with _alone(onnx, show):
         for engine in find_engines(onnx):
-            if engine.facts.key == key:
+            if engine.facts.key == key and engine.facts.refitted == refitted and _is_whole(engine):
                 return engine, True
         _check_space(onnx)
         # Taken now, lest minutes of work end with a folder that can't be written; it goes when nothing comes of them.
         with temporary_folder(onnx.parent / FOLDER, key.digest):
             return write_engine(onnx, *make()), False
+
+
+def _is_whole(engine: Engine) -> bool:
+    try:
+        read_engine(engine.path, engine.facts)
+    except EngineError:
+        return False
+    return True
 
 
 def _make_facts(
@@ -159,20 +184,24 @@ def _make_facts(
 def _refit(trt: Any, data: bytes, onnx: Path) -> bytes:
     """The engine with the weights of an ONNX file in the place of its own."""
     logger = _make_logger(trt)
-    loader = trt.Runtime(logger)  # must outlive the engine
-    engine = loader.deserialize_cuda_engine(data)
-    if engine is None:
-        raise EngineError(f"TensorRT can't load the engine to refit: {logger.last or 'it does not say why'}")
-    refitter = trt.Refitter(engine, logger)
-    parser = trt.OnnxParserRefitter(refitter, logger)
-    taken = parser.refit_from_file(str(onnx))
-    missing = [str(name) for name in refitter.get_missing_weights()]
-    if not taken or missing or not refitter.refit_cuda_engine():
-        told = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-        told += [f"no weights for {', '.join(missing)}"] if missing else []
+    told: list[str] = []
+    refitted = None
+    try:
+        loader = trt.Runtime(logger)  # must outlive the engine
+        engine = loader.deserialize_cuda_engine(data)
+        if engine is not None and engine.refittable:
+            refitter = trt.Refitter(engine, logger)
+            parser = trt.OnnxParserRefitter(refitter, logger)
+            # True only when every weight of the engine was found in the file.
+            if parser.refit_from_file(str(onnx)) and refitter.refit_cuda_engine():
+                refitted = engine.serialize()
+            told = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+    except (TypeError, RuntimeError) as error:  # where there is no driver, or no memory
+        told = [str(error)]
+    if refitted is None:
         why = " ".join("; ".join(told).split()) or logger.last or "it does not say why"
         raise EngineError(f"TensorRT can't put the weights of {onnx} into another engine: {why}; build it")
-    return bytes(engine.serialize())
+    return bytes(refitted)
 
 
 @contextmanager

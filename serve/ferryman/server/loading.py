@@ -6,7 +6,13 @@ from pathlib import Path
 
 from ferryman.answers import ModelFacts, OutputParity
 from ferryman.bundle import Bundle
-from ferryman.certificates import Certificate, check_certificate, make_certificate, write_certificate
+from ferryman.certificates import (
+    Certificate,
+    check_certificate,
+    digest_sessions,
+    make_certificate,
+    write_certificate,
+)
 from ferryman.errors import CertificateError, FerrymanError, FileAccessError
 from ferryman.parity import ParityReport, check_parity
 from ferryman.proof import prove_sessions, read_reports
@@ -98,6 +104,8 @@ def load_model(
     try:
         if certificate is None:
             certificate = _certify(bundle, built, sessions, certificates)
+        elif certificate.variant_digests != digest_sessions(bundle, built, sessions):
+            raise CertificateError(f"{built} has another engine than a moment ago: load it again")
         else:
             _warm_up(bundle, built, sessions)
         costs = tuple(measure_costs(one, bundle.golden(index), max_batch) for index, one in enumerate(sessions))
@@ -111,7 +119,7 @@ def load_model(
 def _certify(bundle: Bundle, target: Target, sessions: tuple[Session, ...], certificates: Path | None) -> Certificate:
     """Proves the sessions, which warms them up as well. Raises ParityError."""
     log.info("model being proved on this device: name=%s version=%d target=%s", bundle.name, bundle.version, target)
-    certificate = make_certificate(bundle, prove_sessions(bundle, target, sessions))
+    certificate = make_certificate(bundle, prove_sessions(bundle, target, sessions), sessions)
     try:
         path = write_certificate(bundle, certificate, certificates)
         log.info("certificate written: path=%s passed=%s", path, certificate.passed)
