@@ -71,7 +71,7 @@ def read_labelled(folder: Path, spec: ModelSpec) -> Labelled:
 
 def classes_of(contender: Contender) -> NDArray[np.int64]:
     """Its first answer to each picture, which is the logits' in all of them."""
-    answers = [contender.run(one) for one in contender.inputs]
+    answers: list[Any] = [contender.run(one) for one in contender.inputs]
     logits = [next(iter(one.values())) if hasattr(one, "values") else one[0] for one in answers]
     return np.array([int(np.argmax(np.asarray(one))) for one in logits])
 
@@ -156,13 +156,11 @@ def run(
     with temporary_folder(Path(tempfile.gettempdir()), "trained") as work, ExitStack() as opened:
         with show_stages() as show:
             entrants, truth = prepare(source, pictures, labelled, work, threads, opened, show)
-            measures = {
-                one.contender.variant: partial(time_runs, one.contender.run, one.contender.inputs) for one in entrants
-            }
+            everyone = [one.contender for one in entrants]
+            measures = {one.variant: partial(time_runs, one.run, one.inputs) for one in everyone}
             latencies = run_in_turn(measures, seconds, advance=partial(show, "measure in turn"))
-        table = make_table(
-            "variant", "median ms", "to stock", "right", "as PyTorch", "made in s", numbers=(1, 2, 3, 4, 5)
-        )
+        columns = ("variant", "median ms", "to stock", "right", "as PyTorch", "made in s")
+        table = make_table(*columns, numbers=(1, 2, 3, 4, 5))
         for one in entrants:
             name, mine = one.contender.variant, latencies[one.contender.variant]
             ratio = compare_speed(latencies[stock_name(one.contender.precision)], mine)
@@ -176,8 +174,8 @@ def run(
             )
         print_table(table)
     out.print(
-        f"{len(truth.classes)} labelled pictures; {ROUNDS} rounds, {seconds:g} s a row, {threads} threads. Ours were made in "
-        "one export, with all proofs."
+        f"{len(truth.classes)} labelled pictures; {ROUNDS} rounds, {seconds:g} s a row, {threads} threads. "
+        "Ours were made in one export, with all proofs."
     )
     out.print(f"{device.cpu}, {device.cores} cores: {', '.join(device.cpu_features)}.")
     out.print(f"{', '.join(f'{name} {number}' for name, number in tool_versions().items())}.")
