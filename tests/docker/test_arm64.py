@@ -66,6 +66,8 @@ def test_the_server_runs_in_its_image_for_arm64(root: Path, tmp_path: Path) -> N
     line = contained(root, models, "doctor", under=under)
     doctor = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
     assert "aarch64" in doctor.stdout
+    for package in ("grpcio", "numpy", "onnxruntime", "pillow"):
+        assert re.search(rf"^wheel {package} .*manylinux\w+_aarch64", doctor.stdout, re.MULTILINE)
     with serving(root, models, address, under, patience_s=1500):
         there = detect(address)
     with ServerProcess({"repository": str(models), "threads": 1}) as server:

@@ -1,5 +1,7 @@
 """`ferryman doctor`: what this machine has, and what is missing."""
 
+import re
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,8 +22,45 @@ _EXTRAS = {
 }
 
 
+def find_wheels() -> dict[str, str]:
+    """Of the packages that the server needs and that are compiled: version, and the platform that its wheel is for.
+
+    What was built here instead says so, as a wheel for this machine was missing then.
+    """
+    found: dict[str, str] = {}
+    seen: set[str] = set()
+    names = ["ferryman"]
+    while names:
+        name = names.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            package = distribution(name)
+        except PackageNotFoundError:  # for another platform or Python
+            continue
+        names += [_name_of(line) for line in package.requires or () if "extra ==" not in line]
+        platforms = _platforms_of(package)
+        if platforms - {"any"}:
+            built = platforms & {"linux_x86_64", "linux_aarch64"}
+            found[name] = f"{package.version}, {'built here, ' if built else ''}{', '.join(sorted(platforms))}"
+    return dict(sorted(found.items()))
+
+
+def _name_of(requirement: str) -> str:
+    found = re.match(r"[\w.-]+", requirement)
+    assert found is not None
+    return re.sub(r"[-_.]+", "-", found[0]).lower()
+
+
+def _platforms_of(package: Distribution) -> set[str]:
+    """By its wheel's tags, such as `cp311-cp311-manylinux_2_28_aarch64`; empty where it tells none."""
+    tags = re.findall(r"^Tag: (\S+)$", package.read_text("WHEEL") or "", re.MULTILINE)
+    return {tag.rpartition("-")[2] for tag in tags}
+
+
 def run_doctor(json_output: bool) -> None:
-    """Prints facts of the machine, of every runtime, what keeps each target from running here, and of the extras."""
+    """Prints facts of the machine, its packages, every runtime, what keeps targets from running here, the extras."""
     device = read_device()
     runtimes: list[dict[str, Any]] = []
     for name, runtime in RUNTIMES.items():
@@ -36,7 +75,8 @@ def run_doctor(json_output: bool) -> None:
         extras.append({"extra": extra, "purpose": purpose, "missing": absent, "install": fix})
     if json_output:
         machine = device.model_dump(mode="json")
-        print_json({"ferryman": __version__, "device": machine, "runtimes": runtimes, "extras": extras})
+        document = {"ferryman": __version__, "device": machine, "runtimes": runtimes, "extras": extras}
+        print_json(document | {"wheels": find_wheels()})
         return
     table = make_table("", "")
     table.show_header = False
@@ -47,6 +87,8 @@ def run_doctor(json_output: bool) -> None:
     )
     if device.memory_bytes is not None:
         table.add_row("memory", f"{device.memory_bytes / 2**30:.1f} GiB")
+    for name, wheel in find_wheels().items():
+        table.add_row(f"wheel {name}", wheel)
     for facts in runtimes:
         state = facts.get("missing") or f"{facts['version']} on {', '.join(facts['devices']) or 'no device'}"
         table.add_row(f"runtime {facts['runtime']}", str(state))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -203,7 +205,12 @@ def test_doctor(cli: Cli) -> None:
     assert {extra["extra"] for extra in document["extras"]} >= {"export", "train"}
     for extra in document["extras"]:
         assert (extra["install"] is None) == (extra["missing"] == [])
-    assert cli("doctor").stdout.count("onnxruntime") >= 1
+    wheels = document["wheels"]
+    assert wheels["numpy"].startswith(f"{np.__version__}, ")
+    assert all(platform.machine() in wheel for wheel in wheels.values())
+    assert {"grpcio", "onnxruntime", "pillow", "pydantic-core"} <= wheels.keys()  # the last one is pydantic's own
+    assert "typer" not in wheels, "it is not compiled"
+    assert re.search(r"^wheel numpy +", cli("doctor").stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize("where", ["here", "server"])
