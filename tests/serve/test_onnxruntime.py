@@ -56,10 +56,14 @@ def test_rows_answer_alike(provider: Provider, batch: int, bundle: Bundle, monke
             assert array.dtype == golden.outputs[name].dtype
 
 
-def test_a_large_graph_runs_in_pairs(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_graph_runs_in_pairs_and_one_of_large_pictures_alone(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     golden = bundle.golden()
-    for large, most in ((bundle.file("model.onnx").stat().st_size + 1, None), (0, 2)):
+    size, wide = bundle.file("model.onnx").stat().st_size, 32 * 32
+    for large, pixels, most in ((size + 1, 0, None), (size + 1, wide, None), (0, wide, 2), (0, wide - 1, 1)):
         monkeypatch.setattr("ferryman.runtimes.onnxruntime._LARGE_BYTES", large)
+        monkeypatch.setattr("ferryman.runtimes.onnxruntime._LARGE_PIXELS", pixels)
         with load(bundle, PROVIDERS["cpu"], monkeypatch) as session:
             assert session.largest_useful_batch == most
             answers = session.run(golden.batch(list(range(5))))
