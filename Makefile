@@ -43,7 +43,7 @@ demo: $(VENV)/.installed-export
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
-test-all: $(VENV)/.installed-bench
+test-all: $(VENV)/.installed-dev $(VENV)/.installed-bench
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m "" $(ARGS)
 
 BENCHED := demo/bench/vit-digits demo/bench/detr-digits

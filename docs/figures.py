@@ -6,9 +6,10 @@ A figure is what a command printed. It stands in a page between two comments, an
     ...
     <!-- end of figures -->
 
-What stands between is replaced by today's date and what the command prints, when it succeeds. A command that fails,
-as `ferryman bench --strict` does on a machine that is not quiet, leaves the page as it was. So does a machine that
-lacks what stands after the name, features of its processor that are there or are not, and files:
+What stands between is replaced by today's date, the machine, the versions and what the command prints, when it
+succeeds. A command that fails, as `ferryman bench --strict` does on a machine that is not quiet, leaves the page as it
+was. So does a machine that lacks what stands after the name: features of its processor that are there or are not, and
+files.
 
     <!-- figures NAME needs amx_int8: COMMAND -->
     <!-- figures NAME needs avx512_vnni no-amx_int8 ../shared/data/pictures: COMMAND -->
@@ -20,8 +21,10 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ferryman.device import read_device
@@ -29,6 +32,18 @@ from ferryman.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PACKAGES = (
+    "ferryman",
+    "numpy",
+    "pillow",
+    "grpcio",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "tensorrt-rtx-cu13",
+    "torch",
+    "transformers",
+)
 _BLOCK = re.compile(
     r"(<!-- figures ([^\s:]+)(?: needs ([^:]+))?: (.+?) -->\n)(.*?)(<!-- end of figures -->)", re.DOTALL
 )
@@ -72,6 +87,16 @@ def find_lacks(figures: Figures) -> list[str]:
     return [need for need in figures.needs if not is_met(need)]
 
 
+def describe_machine() -> str:
+    device = read_device()
+    found: list[str] = [f"Python {device.python}"]
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    processor = f"{device.cpu or device.machine}, {device.cores} processors ({', '.join(device.cpu_features)})"
+    return f"{processor}; {', '.join(found)}"
+
+
 def measure(figures: Figures) -> bool:
     """Whether the command succeeded; its words of progress and complaint go where this program's go."""
     bin_folder = Path(sys.executable).parent
@@ -83,7 +108,7 @@ def measure(figures: Figures) -> bool:
     shown = done.stdout.strip("\n").rstrip()  # a table may begin with spaces
     if "\n| ---" not in shown:  # no table of Markdown
         shown = f"```text\n{shown}\n```"
-    body = f"\n{datetime.now(UTC).date()}, `{shlex.join(figures.command)}`:\n\n{shown}\n\n"
+    body = f"\n{datetime.now(UTC).date()}, `{shlex.join(figures.command)}`, on {describe_machine()}:\n\n{shown}\n\n"
     text = figures.page.read_text(encoding="utf-8")
 
     def change(block: re.Match[str]) -> str:

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from ferryman.connecting import Connection, connects
-from ferryman.options import AccuracyPlace, Address, HintName, Json, Model, Streams, TargetNames, Threads, Via
+from ferryman.options import ALL, AccuracyPlace, Address, HintName, Json, Model, Streams, Threads, Via
 
 _DEFAULT = "run"
 Html = Annotated[
@@ -58,7 +58,10 @@ def run(
     address: Address = None,
     security: Connection = None,
     model: Model = None,
-    target: TargetNames = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", help="Of several variants this one; repeatable; all for all that can run here."),
+    ] = None,
     pytorch: Annotated[
         str | None,
         typer.Option(metavar="SOURCE", help="Measure PyTorch too, on the checkpoint of BUNDLE."),
@@ -127,7 +130,7 @@ def run(
     ways = tuple(dict.fromkeys(via or (Via.TYPED,)))
     settings = Settings(threads, streams, hint or "latency")
     targets = tuple(dict.fromkeys(target or ()))
-    first = targets[0] if targets else None
+    first = targets[0] if targets and targets[0] != ALL else None
     if bundle is None or address is None:  # which is checked there
         asker = Asker(bundle, address, model, first, settings, security, retries=False)
         places = Places(bundle, targets, settings, None if address is None else asker, pytorch, compiled, ways)

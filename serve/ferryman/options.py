@@ -13,6 +13,7 @@ OptionalBundle = Annotated[Path | None, typer.Option("--bundle", help="Answer in
 Address = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Ask the server there; needs --model.")]
 Model = Annotated[str | None, typer.Option(metavar="NAME[/VERSION]", help="The server's model.")]
 TargetName = Annotated[str | None, typer.Option("--target", help="The variant, by default the bundle's first.")]
+ALL = "all"  # of a bundle's targets
 TargetNames = Annotated[list[str] | None, typer.Option("--target", help="Of several variants this one; repeatable.")]
 Certificates = Annotated[
     Path | None,

@@ -65,7 +65,11 @@ def test_what_another_machine_measured(page: Path, need: str, there: bool) -> No
 def test_what_is_measured_again(page: Path) -> None:
     assert run(page.parent, "right")[0] == 0
     text = page.read_text(encoding="utf-8")
-    assert re.search(r"-->\n\n\d{4}-\d\d-\d\d, `python3 -c .*`:\n\n```text\n  4\.2 ms\n```\n\n<!-- end of f", text)
+    assert re.search(
+        r"-->\n\n\d{4}-\d\d-\d\d, `python3 -c .*`, on .+ processors \(.*\); Python 3.* numpy \d.*:\n\n"
+        r"```text\n  4\.2 ms\n```\n\n<!-- end of f",
+        text,
+    )
     assert text.endswith(PAGE[PAGE.index("Words between") :])
     status, complaint = run(page.parent)
     assert (status, "noisy: exit status 1, left as it was" in complaint) == (1, True)
@@ -100,4 +104,6 @@ def test_our_own_pages() -> None:
     assert blocks
     for command, body in blocks:
         assert OURS.match(command), command
-        assert f"`{shlex.join(shlex.split(command))}`:\n\n" in body, command
+        assert re.search(
+            rf"^\d{{4}}-\d\d-\d\d, `{re.escape(shlex.join(shlex.split(command)))}`, on .+:$", body, re.MULTILINE
+        )

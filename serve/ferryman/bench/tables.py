@@ -254,7 +254,8 @@ def render_markdown(records: Sequence[BenchRecord]) -> str:
         notes += [f"* **{name} was not measured:** {'; '.join(why)}" for name, why in record.refused.items()]
         notes += [f"* **unreliable:** {line}" for line in record.reasons]
         notes += [f"* **ended early:** {record.ended}"] if record.ended else []
-        parts.append("\n".join([*lines, *(["", *notes] if notes else [])]))
+        notes += [f"* with {', '.join(f'{name} {number}' for name, number in record.machine.versions.items())}"]
+        parts.append("\n".join([*lines, "", *notes]))
     return "\n\n".join(parts) + "\n"
 
 

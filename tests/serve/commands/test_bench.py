@@ -8,6 +8,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from ferryman.bench.curve import Curve
@@ -211,6 +212,8 @@ def test_other_curves(cli: Cli, tmp_path: Path, bundle: Path, toy_server: str, p
     # what was measured before is not lost
     add_toy_bundle(tmp_path / "two", "toy-classifier", targets=(Target.parse("openvino-cpu-fp32"), TARGET))
     two = ("--target", "openvino-cpu-fp32", "--target", str(TARGET))
+    alike = cli("bench", tmp_path / "two" / "toy-classifier", "--target", "all", *FAST, "--json").document
+    assert [one["name"] for one in alike["runs"]] == [two[1], two[3]]
     late = cli("bench", tmp_path / "two" / "toy-classifier", *two, "--scenario", "stream-curve", "--most", 1, *FAST)
     assert (late.status, "takes no streams" in late.complaint) == (2, True)
     assert "openvino-cpu-fp32: best streams 1" in late.stdout
@@ -377,6 +380,7 @@ def test_reports(cli: Cli, bundle: Path, tmp_path: Path) -> None:
     markdown = cli("bench", "report", *paths, "--markdown").stdout
     assert markdown.count("| --- | --:") == 2
     assert "* **ended early:** it was told to stop" in markdown
+    assert f"onnxruntime {onnxruntime.__version__}" in markdown
     rows = list(csv.DictReader(cli("bench", "report", *paths, "--csv").stdout.splitlines()))
     assert [row["model"] for row in rows] == ["toy-classifier/1", "pipe|model"]
     figures = json.loads(first)["runs"][0]["figures"]

@@ -9,8 +9,9 @@ from ferryman.bundle import Bundle
 from ferryman.commands.bench.contenders import Contender, EagerContender, LocalContender
 from ferryman.commands.bench.options import Places
 from ferryman.commands.bench.served import InferContender, ServedContender
+from ferryman.commands.verify import choose_targets
 from ferryman.errors import MissingExtraError
-from ferryman.options import Via
+from ferryman.options import ALL, Via
 from ferryman.predictor import Predictor
 
 
@@ -27,6 +28,8 @@ class Opened:
 def open_contenders(places: Places, bundle: Bundle | None) -> Generator[Opened, None, None]:
     """PyTorch, then a bundle's targets, by default its first, then a server's model in each way, whichever are wanted.
 
+    `all` for a target: all of the bundle's that can run here
+
     bundle: that of the places, opened
     Raises EngineError when one can't be loaded, UnavailableError, ModelNotFoundError ... for a server.
     """
@@ -37,7 +40,10 @@ def open_contenders(places: Places, bundle: Bundle | None) -> Generator[Opened, 
         if bundle is not None:
             digests.append(bundle.digest)
             found += [opened.enter_context(_open_pytorch(bundle, places, compiled)) for compiled in places.pytorch_ways]
-            for name in dict.fromkeys(places.targets or [str(bundle.targets[0])]):
+            names = places.targets or [str(bundle.targets[0])]
+            if ALL in names:
+                names = [str(one) for one in choose_targets(bundle, ())[0]]
+            for name in dict.fromkeys(names):
                 target = bundle.variants(name)[0].target
                 predictor = opened.enter_context(Predictor(bundle, str(target), places.settings))
                 found.append(LocalContender(bundle, predictor, target, places.settings, places.tensors))

@@ -18,7 +18,7 @@ from ferryman.runtimes.base import Settings
 class Places:
     """Whom to ask: a bundle's variants in this process, a server's model, or both, so that what a server costs is seen.
 
-    targets: of the bundle, measured in turn; none for its first
+    targets: of the bundle, measured in turn; none for its first, `all` for all that can run here
     pytorch: the checkpoint that it was made from, to be measured in PyTorch itself; compiled: by `torch.compile` too
     via: how the server is asked, each a contender; tensors are for the bundle's variants too
     Raises UsageError where these don't belong together.
