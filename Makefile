@@ -58,10 +58,10 @@ bench-targets: $(VENV)/.installed-bench
 
 # MLServer wants a protobuf of its own, hence an environment of its own; 1.7.1 does not start with uvloop 0.22.
 bench-serving: $(VENV)/.installed-bench
-	@test -x $(VENV)/mlserver/bin/mlserver || { echo "==> Installing MLServer to compare with" >&2 && \
+	@test -x $(VENV)/mlserver/bin/mlserver || { echo "==> Installing MLServer to compare with" && \
 	    $(BIN)/python -m venv $(VENV)/mlserver && \
 	    $(VENV)/mlserver/bin/pip --disable-pip-version-check -q install mlserver openvino 'uvloop<0.22'; } || \
-	    echo "==> It can't be installed here: measured without it" >&2
+	    echo "==> It can't be installed here: measured without it"
 	$(BIN)/python -m ferryman_export.bench_serving \
 	    $$(test -x $(VENV)/mlserver/bin/mlserver && echo --mlserver $(VENV)/mlserver/bin/python) $(ARGS)
 

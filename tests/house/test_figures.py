@@ -12,7 +12,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "docs" / "figures.py"
 # What writes and deletes lies in demo/, which git ignores.
 OURS = re.compile(
-    r"make -s bench-|(sh -c ')?(rm -rf( demo/bench/[\w-]+)+ && |for model in [a-z -]+; do )?([A-Z_]+=\w+ )*"
+    r"(sh -c ')?(rm -rf( demo/bench/[\w-]+)+ && |for model in [a-z -]+; do )?([A-Z_]+=\w+ )*"
     r"(ferryman |python -m (ferryman|tests)[._])"
 )
 PAGE = """# A page
