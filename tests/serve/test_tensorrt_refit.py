@@ -17,7 +17,7 @@ from ferryman.errors import CertificateError, EngineError, UsageError
 from ferryman.golden import FILE_NAME as GOLDEN
 from ferryman.golden import GoldenSamples, save_golden
 from ferryman.proof import prove_session, prove_sessions
-from ferryman.runtimes import RUNTIMES, open_sessions, tensorrt, tensorrt_build, why_not
+from ferryman.runtimes import RUNTIMES, open_sessions, tensorrt, tensorrt_build, tensorrt_refit, why_not
 from ferryman.runtimes.base import Settings
 from ferryman.runtimes.tensorrt import TensorRt
 from ferryman.specs import Target
@@ -121,7 +121,7 @@ def test_on_a_gpu(real: Target, first: Bundle, second: Bundle) -> None:
     assert isinstance(runtime, TensorRt)
     places = {bundle: bundle.file(FILE) for bundle in (first, second)}
     tensorrt_build.build_engine(runtime, places[first], real, first.spec, BATCH, refittable=True)
-    tensorrt_build.refit_engine(runtime, places[second], real, second.spec, places[first], BATCH)
+    tensorrt_refit.refit_engine(runtime, places[second], real, second.spec, places[first], BATCH)
     for bundle, place in places.items():
         with runtime.load(place, real, bundle.spec, Settings()) as session:
             report = prove_session(session, bundle.golden(), real, bundle.manifest.tolerances["fp32"], "")

@@ -10,7 +10,8 @@ from ferryman.engines import Engine
 from ferryman.errors import EngineError, UsageError
 from ferryman.runtimes import RUNTIMES
 from ferryman.runtimes.tensorrt import TensorRt
-from ferryman.runtimes.tensorrt_build import build_engine, refit_engine
+from ferryman.runtimes.tensorrt_build import build_engine
+from ferryman.runtimes.tensorrt_refit import refit_engine
 from ferryman.specs import Target
 
 
