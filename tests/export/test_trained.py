@@ -34,7 +34,15 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_everyone_is_counted(folders: tuple[Path, Path, Path]) -> None:
-    command = [sys.executable, "-m", "ferryman_export.bench_targets.trained", *map(str, folders), "--seconds", "0.1"]
+    command = [
+        sys.executable,
+        "-m",
+        "ferryman_export.bench_targets.trained",
+        *map(str, folders),
+        "--seconds",
+        "0.1",
+        "--control",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"^(\S.*?) +([0-9.]+) +(\S+ \(.*?\)) +(\d+) +([0-9.]+)% +(\d+)$", done.stdout, re.MULTILINE)

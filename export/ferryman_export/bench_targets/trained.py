@@ -102,7 +102,14 @@ def enter(make: Callable[[], Contender]) -> Entrant:
 
 
 def prepare(
-    source: Path, pictures: Path, labelled: Path, work: Path, threads: int, opened: ExitStack, show: Progress
+    source: Path,
+    pictures: Path,
+    labelled: Path,
+    work: Path,
+    threads: int,
+    control: bool,
+    opened: ExitStack,
+    show: Progress,
 ) -> tuple[list[Entrant], Labelled]:
     """PyTorch, the stock recipe's models, and ours as `export` gives them, search and proofs included.
 
@@ -126,14 +133,15 @@ def prepare(
         if precision != "bf16" or has_bf16():
             show(f"{stock_name(precision)}: build", 0, 1)
             entrants.append(enter(partial(stock, graph, precision, threads, floats, seen)))
-    show(f"{CONTROLLED}: build", 0, 1)
 
-    def control() -> Contender:
+    def compile_controlled() -> Contender:
         with quiet_library():
             model = control_accuracy(graph, calibration, spec)
         return compile_stock(model, CONTROLLED, "int8", threads, floats)
 
-    entrants.append(enter(control))
+    if control:
+        show(f"{CONTROLLED}: build", 0, 1)
+        entrants.append(enter(compile_controlled))
     images = [{"image": canvas[None]} for canvas in truth.canvases]
     for target in targets:
         session = opened.enter_context(open_session(bundle, str(target), settings=Settings(threads=threads)))
@@ -149,13 +157,16 @@ def run(
     labelled: Annotated[Path, typer.Argument(help="Others to count right answers on, a folder a class.")],
     seconds: Annotated[float, typer.Option(min=0.01, help="Of measuring each row.")] = 12.0,
     threads: Annotated[int, typer.Option(min=1, help="Of everyone.")] = 1,
+    control: Annotated[
+        bool, typer.Option("--control", help="NNCF's quantisation with accuracy control too, which may take hours.")
+    ] = False,
 ) -> None:
     """Measures a trained classifier's variants against the stock recipe: how fast they are, and how right."""
     check_nncf()
     device = read_device()
     with temporary_folder(Path(tempfile.gettempdir()), "trained") as work, ExitStack() as opened:
         with show_stages() as show:
-            entrants, truth = prepare(source, pictures, labelled, work, threads, opened, show)
+            entrants, truth = prepare(source, pictures, labelled, work, threads, control, opened, show)
             everyone = [one.contender for one in entrants]
             measures = {one.variant: partial(time_runs, one.run, one.inputs) for one in everyone}
             latencies = run_in_turn(measures, seconds, advance=partial(show, "measure in turn"))
