@@ -1,6 +1,7 @@
 """CUDA played by this machine's memory, and TensorRT's engines by ONNX Runtime: an engine is its ONNX file."""
 
 import ctypes
+import hashlib
 import json
 from copy import copy
 from types import SimpleNamespace
@@ -10,7 +11,23 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from ferryman.engines import EngineFacts, EngineKey
+
 BATCH = 3
+
+
+def make_facts(key: EngineKey, data: bytes) -> EngineFacts:
+    """Of an engine that was built on a GPU, with one matrix product in fp32."""
+    return EngineFacts(
+        key=key,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+        gpu="a GPU",
+        created="2026-01-01",
+        seconds=60,
+        pace=(9,),
+        products={"weigh": "fp32"},
+    )
 
 
 class FakeCuda:

@@ -1,6 +1,5 @@
 """Another bundle's weights put into an engine, on a TensorRT that is played: what is asked of it, kept and refused."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from onnx import numpy_helper
 from ferryman.bundle import Bundle, new_version, seal
 from ferryman.certificates import check_certificate, make_certificate, write_certificate
 from ferryman.commands.build import run_build
-from ferryman.engines import FOLDER, Engine, EngineFacts, Host, choose_engine, find_engines, make_key, write_engine
+from ferryman.engines import FOLDER, Engine, Host, choose_engine, find_engines, make_key, write_engine
 from ferryman.errors import CertificateError, EngineError, UsageError
 from ferryman.golden import FILE_NAME as GOLDEN
 from ferryman.golden import GoldenSamples, save_golden
@@ -22,7 +21,7 @@ from ferryman.runtimes.base import Settings
 from ferryman.runtimes.tensorrt import TensorRt
 from ferryman.specs import Target
 
-from .played_tensorrt import BATCH, FakeCuda, FakeTensorRt
+from .played_tensorrt import BATCH, FakeCuda, FakeTensorRt, make_facts
 from .toy import add_toy_bundle, toy_graph
 
 TARGET = Target.parse("tensorrt-gpu-fp32")
@@ -77,16 +76,7 @@ def add_engine(bundle: Bundle, refittable: bool = True, changed: bool = False) -
     """As `build --refittable` would leave it on a GPU; `changed`: with other weights than the file's."""
     path = bundle.file(FILE)
     data = tune(onnx.load(path)).SerializeToString() if changed else path.read_bytes()
-    facts = EngineFacts(
-        key=make_key(path, TARGET, bundle.spec, BATCH, HOST, refittable),
-        sha256=hashlib.sha256(data).hexdigest(),
-        size_bytes=len(data),
-        gpu="a GPU",
-        created="2026-01-01",
-        seconds=60,
-        pace=(9,),
-        products={"weigh": "fp32"},
-    )
+    facts = make_facts(make_key(path, TARGET, bundle.spec, BATCH, HOST, refittable), data)
     return write_engine(path, data, facts)
 
 

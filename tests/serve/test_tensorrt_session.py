@@ -3,7 +3,6 @@
 What is real: shapes, addresses, copies, parts of batches, threads, closing. What is not: CUDA and TensorRT.
 """
 
-import hashlib
 import os
 import shutil
 import threading
@@ -17,14 +16,14 @@ import pytest
 from ferryman.bench import alone
 from ferryman.bench.alone import Load, load_alone
 from ferryman.bundle import Bundle
-from ferryman.engines import Engine, EngineFacts, Host, make_key, write_engine
+from ferryman.engines import Engine, Host, make_key, write_engine
 from ferryman.errors import EngineError
 from ferryman.golden import GoldenSamples
 from ferryman.runtimes import tensorrt
 from ferryman.runtimes.tensorrt import TensorRt, TensorRtRtx, TensorRtSession
 from ferryman.specs import Target
 
-from .played_tensorrt import BATCH, FakeCuda, FakeTensorRt
+from .played_tensorrt import BATCH, FakeCuda, FakeTensorRt, make_facts
 from .toy import SPECS
 
 TARGET = Target.parse("tensorrt-gpu-fp32")
@@ -47,16 +46,7 @@ def store(bundle: Bundle, folder: Path, data: bytes | None = None) -> Engine:
     onnx = folder / "model.onnx"
     shutil.copy(bundle.file("model.onnx"), onnx)
     data = onnx.read_bytes() if data is None else data
-    facts = EngineFacts(
-        key=make_key(onnx, TARGET, bundle.spec, BATCH, HOST),
-        sha256=hashlib.sha256(data).hexdigest(),
-        size_bytes=len(data),
-        gpu="a GPU",
-        created="2026-01-01",
-        seconds=1,
-        pace=(9,),
-        products={"weigh": "fp32"},
-    )
+    facts = make_facts(make_key(onnx, TARGET, bundle.spec, BATCH, HOST), data)
     return write_engine(onnx, data, facts)
 
 

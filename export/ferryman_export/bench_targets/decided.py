@@ -15,7 +15,7 @@ from ferryman.errors import UsageError, propose
 from ferryman_export.bench_targets.models import MODELS, save_checkpoint
 
 NAME = "python -m ferryman_export.bench_targets.decided"
-# Of the head's weights: the logits of two classes then differ by some ten, as those of a trained model do.
+# Of the head's weights: a DETR's best class then has 0.4 to 0.7.
 _LARGER = 20.0
 _HEADS = ("class_labels_classifier", "classifier")
 app = typer.Typer(add_completion=False)

@@ -163,6 +163,9 @@ def run(
 ) -> None:
     """Measures a trained classifier's variants against the stock recipe: how fast they are, and how right."""
     check_nncf()
+    for folder in (source, pictures, labelled):
+        if not folder.is_dir():  # told before minutes of work
+            raise UsageError(f"{folder} is not a folder")
     device = read_device()
     with temporary_folder(Path(tempfile.gettempdir()), "trained") as work, ExitStack() as opened:
         with show_stages() as show:
