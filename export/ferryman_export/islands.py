@@ -4,7 +4,7 @@ Every block is put into the low precision alone, and ranked by the error that it
 given back, as few as the tolerance allows.
 """
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from typing import Annotated
 
 from pydantic import BeforeValidator
@@ -95,40 +95,62 @@ def search_islands(
     Raises ParityError when that does not suffice; `what` names the variant there.
     """
     first = judge(frozenset())
-    curve = [CurvePoint(islands=0, error=first.error, passed=first.passed)]
+    start = CurvePoint(islands=0, error=first.error, passed=first.passed)
     if first.passed:
-        return IslandReport(curve=tuple(curve))
+        return IslandReport(curve=(start,))
     ranked = rank()
-    why = first.why
+    why, most = first.why, 0
+    for affordable in _choose_affordable(ranked, cost, allowed):
+        curve = [start]
+        count, why = _find_least(judge, affordable, curve)
+        if count:
+            curve.sort(key=lambda point: point.islands)
+            return IslandReport(blocks=ranked, islands=tuple(affordable[:count]), curve=tuple(curve))
+        most = max(most, len(affordable))
+    raise ParityError(
+        f"{what} is out of tolerance with {most} of {len(ranked)} blocks in fp32, and no more may be: {why}"
+    )
 
-    # A block that the budget has no room for is passed over: most blocks hold no product, and cost nothing of it.
-    spent, affordable = 0, list[str]()
-    for one in ranked:
-        if spent + cost[one.block] <= allowed:
-            spent += cost[one.block]
-            affordable.append(one.block)
+
+def _choose_affordable(ranked: Sequence[BlockError], cost: Mapping[str, int], allowed: int) -> Generator[list[str]]:
+    """The worst blocks that the budget has room for; then without the dearest of them, and so on.
+
+    Most blocks hold no product, and cost nothing. One of several may leave room for no other, and several others be
+    worth more together than their errors alone tell.
+    """
+    seen: list[list[str]] = []
+    for dearest in sorted({cost[one.block] for one in ranked} - {0}, reverse=True) or [0]:
+        spent, chosen = 0, list[str]()
+        for one in ranked:
+            if cost[one.block] <= dearest and spent + cost[one.block] <= allowed:
+                spent += cost[one.block]
+                chosen.append(one.block)
+        if chosen and chosen not in seen:
+            seen.append(chosen)
+            yield chosen
+
+
+def _find_least(judge: Judge, islands: Sequence[str], curve: list[CurvePoint]) -> tuple[int, str]:
+    """How many of the first islands it takes, 0 when all of them don't do; and why the last that failed did.
+
+    Doubling, then halving: a handful of islands is the rule, and every verdict costs a run over all pictures, which
+    `curve` is told of.
+    """
+    why = ""
 
     def holds(count: int) -> bool:
         nonlocal why
-        verdict = judge(frozenset(affordable[:count]))
+        verdict = judge(frozenset(islands[:count]))
         curve.append(CurvePoint(islands=count, error=verdict.error, passed=verdict.passed))
         why = verdict.why or why
         return verdict.passed
 
-    # Doubling, then halving: a handful of islands is the rule, and every verdict costs a run over all pictures.
-    budget = len(affordable)
-    low, high = 0, min(1, budget)
-    while not (high and holds(high)):
-        if high == budget:
-            raise ParityError(
-                f"{what} is out of tolerance with {budget} of {len(ranked)} blocks in fp32, and no more may be: {why}"
-            )
-        low, high = high, min(2 * high, budget)
+    low, high = 0, 1
+    while not holds(high):
+        if high == len(islands):
+            return 0, why
+        low, high = high, min(2 * high, len(islands))
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
-    return IslandReport(
-        blocks=ranked,
-        islands=tuple(affordable[:high]),
-        curve=tuple(sorted(curve, key=lambda point: point.islands)),
-    )
+    return high, why

@@ -64,7 +64,7 @@ def test_more_islands_than_the_name_allows() -> None:
     measure, judge = judge_by(0.035, [])
     ranked = rank_blocks(list(ERRORS), measure)
     cost = dict.fromkeys(ERRORS, 1) | {"d": 3}
-    with pytest.raises(ParityError, match=r"it is out of tolerance with 2 of 6 blocks in fp32.*error 0\.08"):
+    with pytest.raises(ParityError, match=r"it is out of tolerance with 4 of 6 blocks in fp32.*error 0\.30"):
         search_islands(judge, lambda: ranked, cost, 4, "it")
 
 
@@ -74,3 +74,19 @@ def test_a_block_without_room_in_the_budget_is_passed_over() -> None:
     cost = dict.fromkeys(ERRORS, 0) | {"d": 5}
     report = search_islands(judge, lambda: ranked, cost, 4, "it")
     assert report.islands == ("b", "f")
+
+
+def test_several_cheap_blocks_where_a_dear_one_does_not_do() -> None:
+    errors = {"dear": 0.3, "a": 0.2, "b": 0.2, "c": 0.2}
+    ranked = tuple(BlockError(block=name, error=error) for name, error in errors.items())
+    tried: list[Set[str]] = []
+
+    def judge(kept: Set[str]) -> Verdict:
+        tried.append(kept)
+        error = sum(error for name, error in errors.items() if name not in kept)
+        return Verdict(error=error, passed=error < 0.55)
+
+    report = search_islands(judge, lambda: ranked, dict.fromkeys(errors, 1) | {"dear": 3}, 3, "it")
+    assert report.islands == ("a", "b")
+    assert {"dear"} in tried
+    assert [(point.islands, point.passed) for point in report.curve] == [(0, False), (1, False), (2, True)]

@@ -70,7 +70,8 @@ class Workpiece:
     """One size of a model, whose fp32 graph is proved: what all its variants are made from.
 
     graph: the file; golden: samples that calibration never sees; calibration: None when no folder was named
-    ranked: by the numbers that activations are in, the blocks by their error, once a recipe has ranked them
+    ranked: the blocks by their error, once a recipe has ranked them; by the numbers that activations are in, and
+        whether answers are too
     """
 
     graph: Path
@@ -78,7 +79,9 @@ class Workpiece:
     golden: GoldenSamples
     calibration: Calibration | None
     progress: Progress
-    ranked: dict[str, list[BlockError]] = field(default_factory=dict[str, list[BlockError]])
+    ranked: dict[tuple[str, bool], tuple[BlockError, ...]] = field(
+        default_factory=dict[tuple[str, bool], tuple[BlockError, ...]]
+    )
 
     def need_calibration(self, target: Target) -> Calibration:
         """Raises UsageError when no pictures were named."""

@@ -27,7 +27,7 @@ from ferryman_export.variants.judge import strict
 from ferryman_export.variants.rehearsal import find_version, load_artefact
 
 FOLDER = "variants"
-_RECIPES_VERSION = 9  # counts up whenever a recipe gives another artefact for the same input
+_RECIPES_VERSION = 10  # counts up whenever a recipe gives another artefact for the same input
 
 
 class Built(Facts):

@@ -104,10 +104,14 @@ def quantize_within(
 def _rank_once(
     bench: Bench, cost: Mapping[str, int], plan: QuantizationPlan, unable: Sequence[str]
 ) -> tuple[BlockError, ...]:
-    """`_rank` of the first style or target that asks: a block that errs in one of them errs in the others."""
-    known = bench.piece.ranked.setdefault(plan.numbers, [])
-    if not known:
-        known += _rank(bench, cost, plan, unable)
+    """`_rank` of the first style or target that asks: a block that errs in one of them errs in the others.
+
+    Not so where its answer is in 8 bits too, as convolutions' are, and where it was not when they were ranked.
+    """
+    ranked, whole = bench.piece.ranked, plan.answers != "float"
+    known = ranked.get((plan.numbers, True)) or ranked.get((plan.numbers, whole))
+    if known is None:
+        known = ranked[plan.numbers, whole] = _rank(bench, cost, plan, unable)
     return tuple(one for one in known if one.block in cost)
 
 
