@@ -101,6 +101,8 @@ class VisionServer:
             options=grpc_options(config),
             maximum_concurrent_rpcs=config.max_calls,
         )
+        # With every call grpc.aio would wait anew for one of each registered method. Generic handlers do the same.
+        server.add_registered_method_handlers = _register_none
         self.health.add_to(server)
         callers = partial(caller_of, by=config.client_by)
         requests = RequestLimits(max_images=config.max_images_per_request, stream_window=config.stream_window)
@@ -268,6 +270,10 @@ def _with_folder(error: FerrymanError) -> str:
     what, _, _ = str(error).partition(" can't be served: ")
     cause = error.__cause__
     return f"{what} can't be served: {cause}" if isinstance(cause, FerrymanError) else str(error)
+
+
+def _register_none(service_name: str, method_handlers: object) -> None:
+    pass
 
 
 def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> str:
