@@ -118,16 +118,16 @@ def _choose_affordable(ranked: Sequence[BlockError], cost: Mapping[str, int], al
     Most blocks hold no product, and cost nothing. One of several may leave room for no other, and several others be
     worth more together than their errors alone tell.
     """
-    seen: list[list[str]] = []
-    for dearest in sorted({cost[one.block] for one in ranked} - {0}, reverse=True) or [0]:
+    last: list[str] = []
+    for dearest in sorted({max(1, cost[one.block]) for one in ranked}, reverse=True):
         spent, chosen = 0, list[str]()
         for one in ranked:
             if cost[one.block] <= dearest and spent + cost[one.block] <= allowed:
                 spent += cost[one.block]
                 chosen.append(one.block)
-        if chosen and chosen not in seen:
-            seen.append(chosen)
+        if chosen != last:
             yield chosen
+        last = chosen
 
 
 def _find_least(judge: Judge, islands: Sequence[str], curve: list[CurvePoint]) -> tuple[int, str]:

@@ -1,11 +1,14 @@
 """Which blocks stay in floating point: the search, on errors that add up."""
 
 from collections.abc import Callable, Set
+from unittest.mock import Mock
 
 import pytest
 
 from ferryman.errors import ParityError
 from ferryman_export.islands import BlockError, Judge, Verdict, find_unable, rank_blocks, search_islands
+from ferryman_export.quantize import Answers, QuantizationPlan
+from ferryman_export.variants import integer
 from ferryman_export.variants.integer import choose_free
 
 
@@ -90,3 +93,29 @@ def test_several_cheap_blocks_where_a_dear_one_does_not_do() -> None:
     assert report.islands == ("a", "b")
     assert {"dear"} in tried
     assert [(point.islands, point.passed) for point in report.curve] == [(0, False), (1, False), (2, True)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken"),
+    [
+        (("float", "float"), ("float", "float")),
+        (("float", "sums", "convolutions"), ("float", "sums", "sums")),  # in 8 bits, answers err that did not
+        (("sums", "convolutions", "float"), ("sums", "sums", "sums")),
+    ],
+)
+def test_blocks_are_ranked_once_where_they_err_alike(
+    monkeypatch: pytest.MonkeyPatch, asked: tuple[Answers, ...], taken: tuple[Answers, ...]
+) -> None:
+    """taken: whose ranking each gets that asks, by what it has in 8 bits."""
+    rankings: list[Answers] = []
+
+    def rank(_bench: object, _cost: object, plan: QuantizationPlan, _unable: object) -> tuple[BlockError, ...]:
+        rankings.append(plan.answers)
+        return tuple(BlockError(block=block, error=1.0) for block in (plan.answers, "of no cost"))
+
+    monkeypatch.setattr(integer, "_rank", rank)
+    bench, cost = Mock(piece=Mock(ranked={})), {"float": 1, "sums": 1, "convolutions": 1}
+    plans = [QuantizationPlan(method="minmax", answers=answers) for answers in asked]
+    found = [integer._rank_once(bench, cost, plan, ()) for plan in plans]  # pyright: ignore[reportPrivateUsage]
+    assert [[one.block for one in ranked] for ranked in found] == [[answers] for answers in taken]
+    assert rankings == list(dict.fromkeys(taken))

@@ -1,10 +1,13 @@
 """Figures in the docs come from commands that stand beside them: docs/figures.py measures them again."""
 
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +77,23 @@ def test_what_is_measured_again(page: Path) -> None:
     status, complaint = run(page.parent)
     assert (status, "noisy: exit status 1, left as it was" in complaint) == (1, True)
     assert "\nkept\n" in page.read_text(encoding="utf-8")
+
+
+def test_ctrl_c_keeps_what_was_measured(page: Path) -> None:
+    started = page.with_name("started")
+    waiting = f"import pathlib, time; pathlib.Path('{started}').touch(); time.sleep(60)"
+    page.write_text(PAGE.replace("raise SystemExit(1)", waiting), encoding="utf-8")
+    command = [sys.executable, str(page.parent / "docs" / "figures.py")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not started.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the command is told too
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.endswith("interrupted; what was measured until now stands in the pages\n")
+    text = page.read_text(encoding="utf-8")
+    assert ("yesterday's" in text, "\nkept\n" in text) == (False, True)
 
 
 BROKEN = {

@@ -108,11 +108,11 @@ def _rank_once(
 
     Not so where its answer is in 8 bits too, as convolutions' are, and where it was not when they were ranked.
     """
-    ranked, whole = bench.piece.ranked, plan.answers != "float"
-    known = ranked.get((plan.numbers, True)) or ranked.get((plan.numbers, whole))
-    if known is None:
-        known = ranked[plan.numbers, whole] = _rank(bench, cost, plan, unable)
-    return tuple(one for one in known if one.block in cost)
+    ranked, answers_too = bench.piece.ranked, plan.answers != "float"
+    if (plan.numbers, answers_too) not in ranked:
+        known = ranked.get((plan.numbers, True))
+        ranked[plan.numbers, answers_too] = _rank(bench, cost, plan, unable) if known is None else known
+    return tuple(one for one in ranked[plan.numbers, answers_too] if one.block in cost)
 
 
 def _rank(
