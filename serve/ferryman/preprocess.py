@@ -17,7 +17,10 @@ from ferryman.specs import PreprocessSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-MAX_PIXELS = 64_000_000  # 64 megapixels: 192 MB of RGB, above any camera that a detector reads at full size
+MAX_PIXELS = 64_000_000  # 64 megapixels: 256 MB as Pillow holds RGB, above any camera read at full size by a detector
+# Of a JPEG: a progressive one has some ten. Each goes over all blocks of the picture, though it be a few bytes.
+MAX_SCANS = 100
+_STRIP_PIXELS = 1_000_000  # of a picture that is brought to RGB: what that needs beside it stays small
 
 _KERNELS = {
     "nearest": Image.Resampling.NEAREST,
@@ -85,7 +88,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     EXIF orientation is applied; transparency is laid on white; 16-bit grey is scaled to 8 bits; the first
     frame of an animation is taken. Size is checked before any pixel is decoded.
-    Raises ImageError for anything else, for truncated data and for more than `max_pixels` pixels.
+    Raises ImageError for anything else, for truncated data, for more than `max_pixels` pixels and for a JPEG of more
+    than `MAX_SCANS` scans.
     """
     if not data:
         raise ImageError("the image is empty (0 bytes)")
@@ -98,6 +102,9 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
                     f"the image has {image.width}x{image.height} = {pixels:,} pixels, more than the limit of "
                     f"{max_pixels:,}; shrink it first"
                 )
+            # In what is coded between the markers no byte of 255 is followed by another one than 0 or a restart.
+            if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
+                raise ImageError(f"the JPEG has more than {MAX_SCANS} scans; save it anew")
             ImageOps.exif_transpose(image, in_place=True)  # loads it
             return _to_rgb(image)
     except ImageError:
@@ -114,6 +121,19 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        return _strip_to_rgb(image)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
+        whole.paste(_strip_to_rgb(strip), (0, top))
+    return whole
+
+
+def _strip_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         # Pillow's own conversion clips 16-bit values at 255.
         levels = np.asarray(image).astype(np.uint32)

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, PngImagePlugin
 
+from ferryman import preprocess
 from ferryman.errors import ImageError
 from ferryman.preprocess import decode_image
 
@@ -234,6 +235,30 @@ def test_bombs_are_refused_before_decoding(data: bytes) -> None:
         tracemalloc.stop()
     assert peak < 8e6
     assert time.process_time() - start < 1.0
+
+
+def test_a_jpeg_of_many_scans_is_refused() -> None:
+    """A scan goes over the whole picture though it holds nothing: half a megabyte of them took minutes."""
+    data = encode(Image.effect_noise((64, 64), 90), "JPEG", progressive=True)
+    first = data.index(b"\xff\xda")
+    assert decode_image(data).size == (64, 64)
+    with pytest.raises(ImageError, match="more than 100 scans; save it anew"):
+        decode_image(data[:first] + data[first:-2] * 100 + data[-2:])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "CMYK", "I;16", "1"])
+def test_large_pictures_are_brought_to_rgb_strip_by_strip(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (50, 30, 4), dtype=np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(noise.view(np.uint16)[..., 0])
+        data = encode(image, "PNG", transparency=int(np.asarray(image)[7, 7]))
+    else:
+        image = Image.fromarray(noise, "CMYK" if mode == "CMYK" else "RGBA").convert(mode)
+        data = encode(image, "JPEG" if mode == "CMYK" else "PNG", **({"transparency": 3} if mode == "P" else {}))
+    whole = np.asarray(decode_image(data))
+    monkeypatch.setattr(preprocess, "_STRIP_PIXELS", 30 * 7)
+    assert decode_image(data).mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(decode_image(data)), whole)
 
 
 def test_the_limit_is_exact() -> None:
