@@ -1,6 +1,5 @@
 """OpenVINO. A variant is an IR (model.xml and model.bin), compiled for one picture: static shapes are faster."""
 
-import ctypes
 import sys
 from functools import cache
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from ferryman.attest import Attestation, attestation
 from ferryman.device import read_device, saturates
 from ferryman.errors import EngineError
+from ferryman.heap import give_back
 from ferryman.runtimes.base import Arrays, Runtime, Session, Settings
 from ferryman.runtimes.seven_bits import narrow_weights
 from ferryman.specs import ModelSpec, Target
@@ -94,17 +94,10 @@ class OpenVino(Runtime):
             model.reshape({tensor.name: [1, *tensor.shape[1:]] for tensor in spec.inputs})
             compiled = core.compile_model(model, device, config)
             del model
-            _give_back()
+            give_back()  # some 10 MB that compiling has freed
         except RuntimeError as error:
             raise EngineError(f"OpenVINO can't load {path}: {_one_line(error)}") from error
         return OpenVinoSession(spec, compiled)
-
-
-def _give_back() -> None:
-    """Returns to the system what compiling has freed: some 10 MB, which glibc keeps otherwise."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:  # of glibc alone
-        trim(0)
 
 
 def name_device(core: "Core", device: str) -> str:
