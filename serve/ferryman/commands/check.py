@@ -14,6 +14,7 @@ from ferryman.server.folder import CHOICES, look
 from ferryman.server.security.exposure import describe_exposure
 from ferryman.server.security.tls import WARN_DAYS, read_server_tls
 from ferryman.server.security.tokens import read_tokens
+from ferryman.server.tracing import find_exporters
 
 Outcome = Literal["fine", "warning", "failed"]
 
@@ -43,7 +44,7 @@ def run_check(config: ServerConfig, json_output: bool) -> None:
 
 
 def check_server(config: ServerConfig) -> Iterator[Finding]:
-    """The address, TLS, the file of versions, tokens, and the version of each model that would answer."""
+    """The address, TLS, the file of versions, traces, tokens, and the version of each model that would answer."""
     exposure = describe_exposure(config)
     yield from (Finding("address", "warning", line) for line in exposure)
     if not exposure:
@@ -57,10 +58,17 @@ def check_server(config: ServerConfig) -> Iterator[Finding]:
         seen = look(config.repository)
         served = {name: seen.versions.get(name, ()) for name in config.models or seen.versions}
         models = {name: seen.choices.choose(name, versions) if versions else 0 for name, versions in served.items()}
+        seen.choices.check_pinned(seen.versions)
         seen.choices.check_aliases(served)
         names = [*models, *seen.choices.aliases]
     except FerrymanError as error:
         yield Finding("repository", "failed", str(error))
+    for name in config.per_model:
+        if models and name not in models:
+            yield Finding("per_model", "warning", f"there is no model {name}{propose(name, models)}")
+    exporter = config.trace_exporter
+    if exporter is not None:
+        yield _find("traces", lambda: _check_exporter(exporter))
     if config.tokens is not None:
         tokens = config.tokens
         yield _find("tokens", lambda: _check_tokens(tokens, names))
@@ -79,6 +87,11 @@ def _check_tls(certificate: Path, key: Path, client_ca: Path | None) -> tuple[Ou
     tls = read_server_tls(certificate, key, client_ca)
     outcome = "warning" if tls.days_left < WARN_DAYS else "fine"
     return outcome, f"for {', '.join(tls.pair.names)}, until {tls.pair.expires:%Y-%m-%d} ({tls.days_left} days)"
+
+
+def _check_exporter(exporter: str) -> tuple[Outcome, str]:
+    find_exporters(exporter)
+    return "fine", exporter
 
 
 def _check_tokens(path: Path, names: list[str]) -> tuple[Outcome, str]:
@@ -101,7 +114,7 @@ def _check_model(config: ServerConfig, name: str, version: int) -> tuple[Outcome
     if not version:
         raise BundleNotFoundError(f"{config.repository} holds no bundle of it")
     bundle = Bundle.open(config.repository / name / str(version))
-    target = bundle.variants(config.target)[0].target
+    target = bundle.variants(config.of(name).target)[0].target
     try:
         certificate = check_certificate(bundle, target, config.certificates)
     except CertificateError as error:

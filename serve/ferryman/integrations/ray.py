@@ -24,7 +24,7 @@ from ferryman.errors import FerrymanError, MissingExtraError, ModelNotFoundError
 from ferryman.server.config import ServerConfig
 from ferryman.server.engine import Engine
 from ferryman.server.engines import Engines
-from ferryman.server.interceptors import UNEXPECTED, CallsInFlight
+from ferryman.server.guard import UNEXPECTED, CallsInFlight
 from ferryman.server.repository import ModelRepository
 from ferryman.server.servicer import RequestLimits, VisionServicer
 from ferryman.server.transport import caller_of

@@ -9,30 +9,34 @@ from collections.abc import Callable, Collection
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
+from typing import cast
 
+import grpc
 import grpc.aio
 from grpc_health.v1 import health
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from ferryman.addresses import split_address
 from ferryman.errors import AddressError, BundleError, FerrymanError
 from ferryman.inference import grpc_service_pb2_grpc
 from ferryman.server.config import ServerConfig
 from ferryman.server.engines import Engines
-from ferryman.server.health import SERVICES, Health
+from ferryman.server.guard import CallsInFlight, ErrorGuard
+from ferryman.server.health import METHODS, SERVICES, Health
 from ferryman.server.inference.infer import InferLimits
 from ferryman.server.inference.servicer import InferenceServicer
 from ferryman.server.inference.shared_memory import Regions, SharedMemory
-from ferryman.server.interceptors import CallsInFlight, ErrorInterceptor
 from ferryman.server.loading import LoadedModel
 from ferryman.server.observing import Observer
 from ferryman.server.placement import ANYWHERE, inside, place_threads
 from ferryman.server.probes import Probes, text_page
+from ferryman.server.rpc import Handler, RpcServer
 from ferryman.server.security.access import (
     ADMINISTRATORS,
     Access,
-    AccessInterceptor,
-    PermissionInterceptor,
+    Door,
+    Permissions,
     owner_of,
 )
 from ferryman.server.security.exposure import describe_exposure
@@ -40,7 +44,8 @@ from ferryman.server.security.tls import server_credentials
 from ferryman.server.security.tokens import TokenFile
 from ferryman.server.servicer import RequestLimits, VisionServicer
 from ferryman.server.supervised import Supervisor
-from ferryman.server.transport import caller_of, grpc_options
+from ferryman.server.tidying import Tidier
+from ferryman.server.transport import caller_of, grpc_options, patience_of
 from ferryman.server.watching import Watcher
 from ferryman.v1 import vision_pb2_grpc
 
@@ -60,8 +65,7 @@ class VisionServer:
     def __init__(self, config: ServerConfig, load: Callable[[Path], LoadedModel] | None = None) -> None:
         """Raises BundleNotFoundError when the repository holds nothing to serve. Listens to nothing yet."""
         self.config = config
-        busy = None if config.threads is None else config.threads * config.concurrency
-        self._placement = place_threads(config.model_cpus, busy)
+        self._placement = place_threads(config.model_cpus, config.busy_threads)
         self._before = ANYWHERE  # of the event loop's thread, before it moved to its own
         self.address = config.address  # with the port that was bound, once started
         self.calls = CallsInFlight()
@@ -73,36 +77,43 @@ class VisionServer:
         self._memory = SharedMemory(config.shared_memory_bytes)
         self.health = Health()
         self.watcher = Watcher(self.models, self.health, config.watch_seconds)
+        self._tidier = Tidier(self._count_inside, lambda: sum(door.passed for door in self._doors))
         self.metrics_address = config.metrics_address  # with the port that was bound, once started
         self._probes: Probes | None = None
         tokens = None if config.tokens is None else TokenFile(config.tokens, self._forget_tokens)
         self._credentials = None
         if config.tls_certificate is not None and config.tls_key is not None:
             self._credentials = server_credentials(config.tls_certificate, config.tls_key, config.tls_client_ca)
+        self._doors: list[Door] = []  # of both addresses
         with inside(self._placement.others):  # for gRPC's threads
             self._server = self._make_server(Access(tokens, config.open_health))
             self._admin = None if config.admin_address is None else self._make_server(Access(None, True, admin=True))
         self.admin_address = config.admin_address  # with the port that was bound, once started
 
     def _forget_tokens(self, names: Collection[str]) -> None:
-        """What was left by tokens that there are no longer. names: of those that there are"""
-        self._memory.keep_owners({ADMINISTRATORS, *map(owner_of, names)})
+        """What was left by tokens that there are no longer. names: of those that there are. In gRPC's thread."""
+        self._loop.call_soon_threadsafe(self._memory.keep_owners, {ADMINISTRATORS, *map(owner_of, names)})
 
-    def _make_server(self, access: Access) -> grpc.aio.Server:
+    def _count_inside(self) -> int:
+        return sum(engine.images_inside for engine in self.models.loaded())
+
+    def _count_calls(self) -> int:
+        return sum(door.calls_inside for door in self._doors)
+
+    def _make_server(self, access: Access) -> RpcServer:
         """All services over the models, for those whom `access` admits."""
         config = self.config
-        server = grpc.aio.server(
-            interceptors=[
-                AccessInterceptor(access, self.observer.counts.calls, config.max_calls),
-                self.observer,
-                ErrorInterceptor(self.calls),
-                PermissionInterceptor(self.models.model_of),
-            ],
-            options=grpc_options(config),
-            maximum_concurrent_rpcs=config.max_calls,
-        )
-        # With every call grpc.aio would wait anew for one of each registered method. Generic handlers do the same.
-        server.add_registered_method_handlers = _register_none
+        guard, permissions = ErrorGuard(self.calls), Permissions(self.models.model_of, access.tokens)
+
+        def wrap(method: str, handler: Handler) -> Handler:
+            if method not in METHODS:
+                return handler  # health and reflection have statuses of their own, and say nothing of the load
+            return self.observer.wrap(method, guard.wrap(method, permissions.wrap(method, handler)))
+
+        door = Door(access, self.observer.counts.calls, config.max_calls)
+        self._doors.append(door)
+        made = RpcServer(door.open, wrap, grpc_options(config), patience_of(config), door.note)
+        server = cast("grpc.aio.Server", made)  # to the generated code, which adds the methods of services to it
         self.health.add_to(server)
         callers = partial(caller_of, by=config.client_by)
         requests = RequestLimits(max_images=config.max_images_per_request, stream_window=config.stream_window)
@@ -121,14 +132,14 @@ class VisionServer:
             callers,
         )
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        return server
+        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(ReflectionServicer(names), server)
+        return made
 
-    def _tell_health(self, name: str, version: int, ready: bool) -> None:
-        if self.models.answers(name, version):
-            task = asyncio.create_task(self.health.set_model(name, ready))
-            self._telling.add(task)
-            task.add_done_callback(self._telling.discard)
+    def _tell_health(self) -> None:
+        task = asyncio.create_task(self.health.follow(self.models))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
 
     async def start(self) -> list[str]:
         """Listens, loads what answers for each model and alias, and returns the names of those that are served.
@@ -137,6 +148,7 @@ class VisionServer:
         Raises AddressError when the address can't be listened on, BundleError when no model can be served; a
         model that can't be served beside others that can is logged, and stays NOT_SERVING.
         """
+        self._loop = asyncio.get_running_loop()
         self._before = self._placement.others.take()
         await self.health.register([*self.models.names, *self.models.aliases])
         await self._start_probes()
@@ -158,13 +170,14 @@ class VisionServer:
                 failures.append(error)
             else:
                 served.append(name)
-                await self.health.set_model(name, True)
+                await self.health.follow(self.models)
         if not served:
             raise BundleError(
                 f"nothing in {self.config.repository} can be served: {'; '.join(map(_with_folder, failures))}"
             )
         await self.health.set_ready()
         self.watcher.start()
+        self._tidier.start()
         log.info("server started: address=%s models=%s", self.address, ",".join(served))
         return served
 
@@ -175,7 +188,7 @@ class VisionServer:
             return
         from ferryman.server.metrics import Metrics, Sources
 
-        metrics = Metrics(Sources(self.models, self.observer.counts, self.calls, self.health, self.watcher))
+        metrics = Metrics(Sources(self.models, self.observer.counts, self._count_calls, self.health, self.watcher))
         self._probes = Probes(
             {
                 "/livez": text_page(lambda: True),
@@ -213,6 +226,7 @@ class VisionServer:
         servers = [self._server] if self._admin is None else [self._server, self._admin]
         await asyncio.gather(*(server.stop(None if left else _LAST_CHECKS_S) for server in servers))
         await self.watcher.stop()
+        await self._tidier.stop()
         await self._engines.close()
         self._memory.close()
         if self._probes is not None:
@@ -272,11 +286,7 @@ def _with_folder(error: FerrymanError) -> str:
     return f"{what} can't be served: {cause}" if isinstance(cause, FerrymanError) else str(error)
 
 
-def _register_none(service_name: str, method_handlers: object) -> None:
-    pass
-
-
-def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> str:
+def _bind(server: RpcServer, address: str, credentials: grpc.ServerCredentials | None = None) -> str:
     """Listens on HOST:PORT and returns it with the port that was bound. Raises AddressError."""
     host, port = split_address(address)
     # gRPC says only that it failed, and writes to stderr; the operating system says why.
@@ -286,9 +296,7 @@ def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredent
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
             probe.listen()
-        bound = (
-            server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
-        )
+        bound = server.add_port(address, credentials)
     except OSError as error:
         raise AddressError(f"can't listen on {address}: {error.strerror}; choose another address") from error
     except (RuntimeError, UnicodeError) as error:  # taken in between, or not for gRPC; no name of a host

@@ -3,7 +3,8 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -50,6 +51,7 @@ class _Request(Generic[Item, Output]):
 
 
 _Place = tuple[_Request[Item, Output], int]  # with the index of the item
+Waiting = _Place  # as others call what they may evict
 _Result = tuple[_Place[Item, Output], Done[Output] | BaseException]
 
 
@@ -139,6 +141,7 @@ class Batcher(Generic[Item, Output]):
                 self._timed -= deadline is not None
                 if not request.over and len(request.done) < len(items):  # it was cancelled
                     self._drop(request)
+            del request  # an error's traceback has this frame: else each would keep the other, pictures and all
 
     def predict(self, items: Mapping[int, int], caller: Caller, coming: Mapping[Caller, float] | None = None) -> float:
         """Seconds until items that come now have run, by what batches took so far; 0.0 when they start at once.
@@ -181,19 +184,21 @@ class Batcher(Generic[Item, Output]):
                 request.fail(error)
             self._queue.discard(lambda place: True)
 
-    def evict(self, client: str, count: int, error: Exception) -> bool:
-        """The client's newest requests that wait raise this, until so many of its items are gone.
+    def newest(self, client: str | None, key: int | None = None) -> list["Waiting[Item, Output]"]:
+        """What waits, of a client or, for None, of low priority; low before high, and then the newest first.
 
-        Returns False, and leaves all as it is, when it has not so many waiting.
+        key: of these items alone
         """
         with self._lock:
-            waiting = self._queue.newest(client)
-            if len(waiting) < count:
-                return False
-            for request in dict.fromkeys(request for request, _ in waiting[:count]):
-                request.fail(error)
-                self._drop(request)
-            return True
+            return [place for place in self._queue.newest(client) if key is None or self._key_of(place) == key]
+
+    def evict(self, waiting: Iterable["Waiting[Item, Output]"], error: Exception) -> None:
+        """The requests of these items raise this, unless they have gone since."""
+        with self._lock:
+            for request in dict.fromkeys(request for request, _ in waiting):
+                if not request.over:
+                    request.fail(error)
+                    self._drop(request)
 
     async def close(self) -> None:
         """Everything that waits raises UnavailableError; returns when the batches that run have ended."""
@@ -256,28 +261,29 @@ class Batcher(Generic[Item, Output]):
         return self._batches, batch
 
     def _drop_late(self, now: float) -> tuple[list[_Result[Item, Output]], float | None]:
-        """Takes out what is too late, or would be; and gives the earliest deadline of the rest.
+        """Takes out what is too late, or would be with the rest of its request; and gives the earliest deadline that is
+        left.
 
         One is kept where all would be late, though none is yet: what the costs say may be wrong, and only what runs
         can tell.
         """
-        alone: dict[int, float] = {}
         places: dict[_Request[Item, Output], _Place[Item, Output]] = {}
+        left: dict[_Request[Item, Output], Counter[int]] = {}
         for place in self._queue:
             places.setdefault(place[0], place)
+            if place[0].deadline is not None:
+                left.setdefault(place[0], Counter())[self._key_of(place)] += 1
         errors: dict[_Request[Item, Output], Exception] = {}
         deadlines: list[tuple[float, _Request[Item, Output]]] = []
-        for request, place in places.items():
+        for request in places:
             if request.deadline is None:
                 continue
-            key = self._key_of(place)
-            if key not in alone:
-                alone[key] = self._costs(key).seconds(1)
+            own_s = sum(self._costs(key).total(count) for key, count in left[request].items()) / self._concurrency
             deadlines.append((request.deadline, request))
             if now >= request.deadline:
                 errors[request] = DeadlineError(_TOO_LATE)
-            elif now + alone[key] > request.deadline:
-                errors[request] = OverloadedError("the request's turn came too late for its deadline", alone[key])
+            elif now + own_s > request.deadline:
+                errors[request] = OverloadedError("the request's turn came too late for its deadline", own_s)
         if len(errors) == len(places) and deadlines:
             best, spared = max(deadlines, key=lambda one: one[0])
             if best > now:

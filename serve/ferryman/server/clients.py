@@ -47,10 +47,9 @@ class Clients:
         """Clients that something is remembered of."""
         return len(self._inside.keys() | self._buckets.keys())
 
-    @contextmanager
-    def admit(self, client: str, images: int) -> Generator[None]:
-        """Counts images as inside. Raises OverloadedError when the client has too many, or sends them too fast,
-        UsageError when they are more than may ever be.
+    def check(self, client: str, images: int) -> None:
+        """Raises OverloadedError when the client has too many images inside, or sends them too fast, UsageError when
+        they are more than may ever be.
         """
         limit = self._limits.client_images
         if limit and images > limit:
@@ -61,6 +60,17 @@ class Clients:
             raise OverloadedError(
                 f"this client has {self._inside[client]} images to be answered already, its limit is {limit}", 0.05
             )
+        rate = self._limits.client_rate
+        if rate and (tokens := self._tokens(client, self._clock())) < 1:
+            wait_s = (1 - tokens) / rate
+            raise OverloadedError(
+                f"this client sends more than {rate:g} images a second; ask again in {wait_s:.2f} s", wait_s
+            )
+
+    @contextmanager
+    def admit(self, client: str, images: int) -> Generator[None]:
+        """Counts images as inside, and as sent. Raises as `check`."""
+        self.check(client, images)
         self._take_tokens(client, images)
         self._inside[client] += images
         try:
@@ -71,17 +81,10 @@ class Clients:
                 del self._inside[client]
 
     def _take_tokens(self, client: str, images: int) -> None:
-        rate = self._limits.client_rate
-        if not rate:
+        if not self._limits.client_rate:
             return
         now = self._clock()
-        tokens = self._tokens(client, now)
-        if tokens < 1:
-            wait_s = (1 - tokens) / rate
-            raise OverloadedError(
-                f"this client sends more than {rate:g} images a second; ask again in {wait_s:.2f} s", wait_s
-            )
-        self._buckets[client] = tokens - images, now
+        self._buckets[client] = self._tokens(client, now) - images, now
         if len(self._buckets) > _KEPT:
             burst = self._limits.client_burst
             self._buckets = {one: bucket for one, bucket in self._buckets.items() if self._tokens(one, now) < burst}

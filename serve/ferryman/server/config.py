@@ -17,9 +17,29 @@ from ferryman.server.observing import ObservingSettings
 from ferryman.server.placement import parse_placement
 from ferryman.server.security.exposure import check_security
 from ferryman.server.transport import TransportLimits
+from ferryman.specs import Facts
 
 Positive = Annotated[int, Field(ge=1)]
 Parallel = Annotated[int, Field(ge=1, le=MAX_PARALLEL)]
+
+
+class ModelSettings(Facts):
+    """Of one model: as the settings of the same names, None for what holds for all."""
+
+    target: str | None = None
+    threads: Parallel | None = None
+    streams: Parallel | None = None
+    hint: Hint | None = None
+    max_batch: Annotated[int, Field(ge=1)] | None = None
+    concurrency: Annotated[int, Field(ge=1, le=64)] | None = None
+    queue_limit: Annotated[int, Field(ge=1)] | None = None
+    queue_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.target is not None:
+            parse_target(self.target)
+        return self
 
 
 class ServerConfig(TransportLimits, ClientLimits, EngineLimits, ObservingSettings):
@@ -41,6 +61,7 @@ class ServerConfig(TransportLimits, ClientLimits, EngineLimits, ObservingSetting
     open_health: health checks need no token
     admin_address: HOST:PORT of this machine alone, where everything is allowed without a token
     grace_seconds: how long requests in flight may take when the server stops
+    per_model: what is otherwise for a model, by its name
 
     What it inherits is said where it stands.
     """
@@ -70,22 +91,49 @@ class ServerConfig(TransportLimits, ClientLimits, EngineLimits, ObservingSetting
     open_health: bool = True
     admin_address: str | None = None
     grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    per_model: Mapping[str, ModelSettings] = Field(default={})
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_security(self)
         if self.metrics_address is not None:
             split_address(self.metrics_address)
+        self._check_addresses()
         if self.target is not None:
             parse_target(self.target)
         if self.model_cpus is not None:
             parse_placement(self.model_cpus)
-        if self.max_images_per_request > self.queue_limit:
-            raise ValueError(
-                f"max_images_per_request {self.max_images_per_request} is above queue_limit {self.queue_limit}: "
-                "such a request could never be answered"
-            )
+        for name in (None, *self.per_model):
+            limit, of = self.of(name).queue_limit, "" if name is None else f" of {name}"
+            if self.max_images_per_request > limit:
+                raise ValueError(
+                    f"max_images_per_request {self.max_images_per_request} is above queue_limit {limit}{of}: "
+                    "such a request could never be answered"
+                )
         return self
+
+    def of(self, model: str | None) -> "ServerConfig":
+        """What holds for a model; None for one that has nothing of its own."""
+        own = None if model is None else self.per_model.get(model)
+        return self if own is None else self.model_copy(update=own.model_dump(exclude_none=True))
+
+    @property
+    def busy_threads(self) -> int | None:
+        """That compute at a time at the most, of one model; None for one a processor."""
+        busy: list[int] = []
+        for one in map(self.of, (None, *self.per_model)):
+            if one.threads is None:
+                return None
+            busy.append(one.threads * one.concurrency)
+        return max(busy)
+
+    def _check_addresses(self) -> None:
+        names = ("address", "admin_address", "metrics_address")
+        given = [(name, value) for name in names if (value := getattr(self, name)) is not None]
+        for index, (name, value) in enumerate(given):
+            for other, its in given[:index]:
+                if value == its and split_address(value)[1]:  # port 0 is another one each time
+                    raise ValueError(f"{name} is {value}, which is {other} too; choose another port")
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, object]) -> Self:
@@ -95,8 +143,10 @@ class ServerConfig(TransportLimits, ClientLimits, EngineLimits, ObservingSetting
         except ValidationError as error:
             first = error.errors()[0]
             if first["type"] == "extra_forbidden":
-                name = str(first["loc"][0])
-                raise UsageError(f"there is no setting {name}{propose(name, cls.model_fields)}") from error
+                *table, name = map(str, first["loc"])
+                known = ModelSettings.model_fields if table else cls.model_fields
+                where = f"{'.'.join(table)}: " if table else ""
+                raise UsageError(f"{where}there is no setting {name}{propose(name, known)}") from error
             where = ".".join(str(part) for part in first["loc"])
             message = first["msg"].removeprefix("Value error, ")
             raise UsageError(f"{where}: {message}" if where else message) from error

@@ -2,14 +2,15 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from PIL import Image
 
 from ferryman.predictor import Fitted, fit_one, join_fitted
 from ferryman.preprocess import MAX_PIXELS
-from ferryman.server.batcher import Batcher
+from ferryman.server.batcher import Batcher, Waiting
 from ferryman.server.costs import Costs
 from ferryman.server.queueing import ANYONE, Caller
 from ferryman.specs import PreprocessSpec
@@ -21,8 +22,9 @@ _KEPT_BLOCKS, _BLOCK_BYTES = 4, 4 * 2**20
 
 @dataclass(frozen=True)
 class _Picture:
-    """One of a request: number `number` of `count`, from 1."""
+    """One of a request: number `number` of `count`, from 1. model: a number that stands for who asked"""
 
+    model: int
     data: bytes
     number: int
     count: int
@@ -38,8 +40,10 @@ class Decoder:
     def __init__(self, threads: int, max_pixels: int = MAX_PIXELS) -> None:
         self._max_pixels = max_pixels
         _keep_memory(_KEPT_BLOCKS * threads)
-        costs = Costs({1: _FIRST_GUESS_S})
-        self._batcher = Batcher[_Picture, Fitted](self._fit, "images", lambda key: costs, concurrency=threads)
+        self._costs = costs = Costs({1: _FIRST_GUESS_S})
+        self._batcher = Batcher[_Picture, Fitted](
+            self._fit, "images", lambda key: costs, key=lambda picture: picture.model, concurrency=threads
+        )
 
     async def fit(
         self,
@@ -47,13 +51,14 @@ class Decoder:
         specs: Sequence[PreprocessSpec],
         deadline: float | None = None,
         caller: Caller = ANYONE,
+        model: int = 0,
     ) -> Fitted:
         """As `fit_images`, picture by picture: those of a request that was cancelled, is late or has failed are left.
 
         Its times are shares of the time that passed, as pictures are decoded side by side.
         Raises as `fit_images` and `Batcher.submit`.
         """
-        pictures = [_Picture(data, number, len(images), specs) for number, data in enumerate(images, start=1)]
+        pictures = [_Picture(model, data, number, len(images), specs) for number, data in enumerate(images, start=1)]
         start = time.perf_counter()
         fitted = join_fitted([done.output for done in await self._batcher.submit(pictures, deadline, caller)])
         passed_ms = (time.perf_counter() - start) * 1e3
@@ -63,6 +68,17 @@ class Decoder:
     def predict(self, images: int, caller: Caller) -> float:
         """Seconds until so many pictures would be decoded, 0.0 when they start at once."""
         return self._batcher.predict({0: images}, caller)
+
+    def image_s(self) -> float:
+        """What a picture takes in one thread, by what the last ones took."""
+        return self._costs.image_s()
+
+    def newest(self, client: str | None, model: int) -> list[Waiting[Any, Any]]:
+        """See `Batcher.newest`."""
+        return self._batcher.newest(client, model)
+
+    def evict(self, waiting: Iterable[Waiting[Any, Any]], error: Exception) -> None:
+        self._batcher.evict(waiting, error)
 
     async def close(self) -> None:
         await self._batcher.close()

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -36,6 +36,7 @@ MakeResult = Callable[[Outputs, int, Geometry], T]
 _Canvas = tuple[int, NDArray[np.uint8], Geometry, RequestTrace | None]  # with the index of its size
 _Ran = tuple[Outputs, Stages]  # one image's outputs, and what its batch took
 SHARE = 0.8  # of the time until its deadline that a request may be foretold to take, but for one more run
+_REMEMBERED = 64  # pictures whose size tells that of the next
 _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.05, 5.0  # that a client who is refused is told
 
 
@@ -79,7 +80,7 @@ class Engine:
     decoder, clients, pool: shared by all engines of a process; pool: threads that make results
     place: of the threads that run batches
     reload: loads the model once more, off the event loop; without it a session that fails is never rebuilt
-    on_ready: see Mender
+    on_ready: told when the model can't be asked any more, and when it can again
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Engine:
         clients: Clients,
         pool: Executor,
         reload: Callable[[], Awaitable[LoadedModel]] | None = None,
-        on_ready: Callable[[bool], None] = lambda ready: None,
+        on_ready: Callable[[], None] = lambda: None,
         place: Place = ANYWHERE,
     ) -> None:
         self.model = model
@@ -103,6 +104,7 @@ class Engine:
         self._inside = 0
         self._of_clients = Counter[str]()
         self._decoding = Counter[Caller]()
+        self._sizes = deque[int](maxlen=_REMEMBERED)  # of the last pictures
         self._draining = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -153,13 +155,12 @@ class Engine:
         if not images:
             raise UsageError("the request holds no image; send at least one", "images")
         start = time.perf_counter()
-        # The size of a picture is not known before it is decoded: the costliest stands for it.
-        costliest = max(range(len(self.model.costs)), key=lambda size: self.model.costs[size].image_s())
-        with self._admit({costliest: len(images)}, deadline, caller, encoded=True):
+        with self._admit({self._guess_size(): len(images)}, deadline, caller, encoded=True):
             self._decoding[caller] += len(images)
             try:
                 specs = [spec.preprocess for spec in self.model.bundle.manifest.specs]
-                fitted = await self._decoder.fit(images, specs, deadline, caller)
+                fitted = await self._decoder.fit(images, specs, deadline, caller, id(self))
+                self._sizes.extend(fitted.sizes)
             finally:
                 self._decoding[caller] -= len(images)
                 if not self._decoding[caller]:
@@ -230,8 +231,9 @@ class Engine:
             self._check_open(count)
             check_deadline(deadline)
             self._check_wait(sizes, deadline, caller, encoded)
+            self._clients.check(caller.client, count)
+            self._make_room(count, caller)  # nobody gives way to who is refused, and who is refused has sent nothing
             with self._clients.admit(caller.client, count):
-                self._make_room(count, caller)  # last: nobody gives way to who is refused
                 self._inside += count
                 self._of_clients[caller.client] += count
                 self._empty.clear()
@@ -257,34 +259,58 @@ class Engine:
         if count > limit:
             raise UsageError(f"{count} images at a time are more than the limit of {limit}; send fewer", "images")
 
+    def _guess_size(self) -> int:
+        """The size of a picture is not known before it is decoded: that of most of the last ones stands for it."""
+        return Counter(self._sizes).most_common(1)[0][0] if self._sizes else 0
+
     def _make_room(self, count: int, caller: Caller) -> None:
         limit = self.limits.queue_limit
-        if self._inside + count <= limit:
+        over = self._inside + count - limit
+        if over <= 0:
             return
-        # About the time in which one batch makes room.
-        wait_s = _clip(max(costs.seconds(costs.best) for costs in self.model.costs))
+        # About the time in which one batch makes room, or one picture that is decoded.
+        wait_s = max(costs.seconds(costs.best) for costs in self.model.costs)
+        wait_s = _clip(max(wait_s, self._decoder.image_s() if self._decoding else 0.0))
         error = OverloadedError(
             f"{self.model.name} has {self._inside} images to answer already, the limit is {limit}; "
             f"ask again in {wait_s:.2f} s",
             wait_s,
         )
-        # Who has most inside gives way to who still has fewer with this request.
+        # Low gives way to high; then who has most inside to who still has fewer with this request.
         [(greediest, most)] = self._of_clients.most_common(1)
         fewer = self._of_clients[caller.client] + count <= most - count
-        if not (fewer and caller.priority == "high" and self._batcher.evict(greediest, count, error)):
-            raise error
+        for who in (None, *([greediest] if fewer else [])):
+            if caller.priority == "high" and self._evict(who, over if who is None else count, error):
+                return
+        raise error
+
+    def _evict(self, client: str | None, count: int, error: Exception) -> bool:
+        """Takes out so many images of a client, or of low priority, first those that are not even decoded.
+
+        Returns False, and leaves all as it is, when not so many wait.
+        """
+        encoded = self._decoder.newest(client, id(self))
+        decoded = self._batcher.newest(client)
+        if len(encoded) + len(decoded) < count:
+            return False
+        self._decoder.evict(encoded[:count], error)
+        self._batcher.evict(decoded[: max(0, count - len(encoded))], error)
+        return True
 
     def _check_wait(self, sizes: Mapping[int, int], deadline: float | None, caller: Caller, encoded: bool) -> None:
         coming: dict[Caller, float] = {}
         if self._decoding:
-            image_s = max(costs.image_s() for costs in self.model.costs)
+            image_s = self.model.costs[self._guess_size()].image_s()
             coming = {one: count * image_s for one, count in self._decoding.items()}
         wait_s = self._batcher.predict(sizes, caller, coming)
         if encoded:  # while pictures are decoded the device goes on with what waits for it
             wait_s = max(wait_s, self._decoder.predict(sum(sizes.values()), caller))
-        if wait_s == 0:  # it starts at once: whether it takes too long only trying tells
-            return
         own_s = sum(self.model.costs[size].total(count) for size, count in sizes.items())
+        if wait_s == 0:
+            # It starts at once: whether one batch takes too long only trying tells; of several the times do.
+            if len(sizes) == 1 and all(count <= self.model.costs[size].best for size, count in sizes.items()):
+                return
+            wait_s = own_s
         allowed_s = self.limits.queue_seconds + own_s
         if deadline is not None:
             # What waits may take longer than it did, and answers must travel.
@@ -364,7 +390,7 @@ class Engine:
     def _change_ready(self, ready: bool) -> None:
         if ready:  # not earlier: a batch that ended before the model is ready would hold the batcher again, for ever
             self._batcher.resume()
-        self._on_ready(ready)
+        self._on_ready()
 
     async def _in_pool(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)

@@ -20,7 +20,7 @@ class Engines:
     """Threads that decode and make results, the clients' limits, and `models`, which loads what is asked for.
 
     load: see VisionServer; placement: of the server's threads
-    on_ready: told of each model's version when its session fails, and when it is mended
+    on_ready: told when a session has failed, and when it is mended
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Engines:
         config: ServerConfig,
         load: Callable[[Path], LoadedModel] | None = None,
         placement: Placement = AS_IT_COMES,
-        on_ready: Callable[[str, int, bool], None] = lambda name, version, ready: None,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         """Raises as ModelRepository does."""
         model_cpus = placement.models.cpus
@@ -39,25 +39,28 @@ class Engines:
         self._pool = ThreadPoolExecutor(processors, thread_name_prefix="results")
         self._decoder = Decoder(config.decode_threads or processors, config.max_pixels)
         self._clients = Clients(config)
-        load = load or partial(
-            load_model,
-            target=config.target,
-            settings=Settings(config.threads or (len(model_cpus) if model_cpus else None), config.streams, config.hint),
-            certificates=config.certificates,
-            certify=config.certify,
-            max_batch=config.max_batch,
-        )
+
+        def load_as_set(folder: Path) -> LoadedModel:
+            own = config.of(folder.parent.name)
+            return load_model(
+                folder,
+                target=own.target,
+                settings=Settings(own.threads or (len(model_cpus) if model_cpus else None), own.streams, own.hint),
+                certificates=own.certificates,
+                certify=own.certify,
+                max_batch=own.max_batch,
+            )
 
         def load_there(folder: Path) -> LoadedModel:
             with inside(placement.models):
-                return load(folder)
+                return (load or load_as_set)(folder)
 
         self.models = ModelRepository[Engine](config.repository, config.models, load_there, self._open, may_be_told)
 
     def _open(self, model: LoadedModel) -> Engine:
-        version = model.name, model.version
-        reload, on_ready = partial(self.models.reload, *version), partial(self._on_ready, *version)
-        return Engine(model, self._config, self._decoder, self._clients, self._pool, reload, on_ready, self._place)
+        limits, shared = self._config.of(model.name), (self._decoder, self._clients, self._pool)
+        reload = partial(self.models.reload, model.name, model.version)
+        return Engine(model, limits, *shared, reload, self._on_ready, self._place)
 
     async def close(self) -> None:
         """Answers what runs, refuses what waits, frees everything."""

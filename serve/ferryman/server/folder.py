@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from ferryman.bundle import find_bundles, is_bundle
-from ferryman.errors import BundleNotFoundError, FerrymanError, FileAccessError, UsageError
+from ferryman.errors import BundleNotFoundError, FerrymanError, FileAccessError, UsageError, propose
 from ferryman.specs import Facts
 
 CHOICES = "versions.toml"
@@ -43,6 +43,12 @@ class Choices(Facts):
                 f"{CHOICES}: {name} has no version {pinned} to serve; it has {', '.join(map(str, versions))}"
             )
         return pinned or versions[-1]
+
+    def check_pinned(self, known: Mapping[str, Sequence[int]]) -> None:
+        """Raises BundleNotFoundError for a pin of a model that is not there: a name that is mistyped pins nothing."""
+        for name in self.serve:
+            if name not in known:
+                raise BundleNotFoundError(f"{CHOICES}: [serve] names {name}, which is not there{propose(name, known)}")
 
     def check_aliases(self, known: Mapping[str, Sequence[int]]) -> None:
         """Raises BundleNotFoundError for an alias of what is not there, UsageError for one that is a model's name."""

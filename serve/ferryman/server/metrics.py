@@ -1,6 +1,6 @@
 """What Prometheus reads: made of what the server counts anyway. See docs/monitoring.md."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -17,7 +17,6 @@ from prometheus_client.registry import Collector
 from ferryman import __version__
 from ferryman.server.engine import Engine
 from ferryman.server.health import Health
-from ferryman.server.interceptors import CallsInFlight
 from ferryman.server.observing import Counts
 from ferryman.server.repository import ModelRepository
 from ferryman.server.statistics import BOUNDS_NS, Histogram
@@ -34,7 +33,7 @@ class Sources:
 
     models: ModelRepository[Engine]
     counts: Counts
-    calls: CallsInFlight
+    calls: Callable[[], int]
     health: Health
     watcher: Watcher
 
@@ -69,7 +68,7 @@ class _Server(Collector):
 def _server(sources: Sources) -> Iterator[Metric]:
     yield InfoMetricFamily("ferryman_build", "The server's version.", {"version": __version__})
     yield GaugeMetricFamily("ferryman_ready", "1 when the server takes requests.", float(sources.health.ready))
-    yield GaugeMetricFamily("ferryman_calls_in_flight", "gRPC calls whose status is not sent.", sources.calls.count)
+    yield GaugeMetricFamily("ferryman_calls_in_flight", "gRPC calls whose status is not sent.", sources.calls())
     calls = CounterMetricFamily(
         "ferryman_calls", "gRPC calls that have ended; a stream is one.", labels=("method", "code")
     )

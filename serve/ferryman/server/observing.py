@@ -11,12 +11,11 @@ from functools import wraps
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, cast
 
 import grpc
-import grpc.aio
 from pydantic import Field
 
 from ferryman.errors import FerrymanError
-from ferryman.server.interceptors import Context, Handler
 from ferryman.server.request import CALL, REQUEST, Request
+from ferryman.server.rpc import Context, Handler
 from ferryman.server.tracing import CallTrace, Tracing
 from ferryman.specs import Facts
 
@@ -24,8 +23,8 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 REQUEST_ID = "x-request-id"
+_AHEAD_S = 0.05
 _ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-_OWN = ("/ferryman.", "/inference.")  # health and reflection are asked all the time, and say nothing of the load
 
 
 class ObservingSettings(Facts):
@@ -88,7 +87,8 @@ class Call:
     def code_when_cancelled(self) -> str:
         """What a client is told whose call was cancelled: by itself, or by its deadline."""
         left = cast("float | None", self._context.time_remaining())  # the stub forgets calls without a deadline
-        return "CANCELLED" if left is None or left > 0 else "DEADLINE_EXCEEDED"
+        # A client's clock began before ours did, and its cancelling may be here before our own deadline is.
+        return "CANCELLED" if left is None or left > _AHEAD_S else "DEADLINE_EXCEEDED"
 
 
 def observed(method: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
@@ -105,11 +105,8 @@ def observed(method: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
     return wrapper
 
 
-class Observer(grpc.aio.ServerInterceptor):
-    """Stands behind the door alone (`security.access`), which tells what it refuses: what others refuse is seen too.
-
-    The interceptors behind it give one handler a method, whoever calls.
-    """
+class Observer:
+    """Stands behind the door alone (`security.access`), which tells what it refuses: what others refuse is seen too."""
 
     def __init__(self, settings: ObservingSettings) -> None:
         """Raises MissingExtraError and UsageError, see Tracing."""
@@ -117,33 +114,19 @@ class Observer(grpc.aio.ServerInterceptor):
         self._log_requests = settings.log_requests
         exporter = settings.trace_exporter
         self._tracing = None if exporter is None else Tracing(exporter, settings.trace_ratio)
-        self._handlers: dict[Handler, Handler] = {}  # by what they wrap: two addresses may share an observer
 
     def close(self) -> None:
         """Sends what spans there are left; blocks."""
         if self._tracing is not None:
             self._tracing.close()
 
-    async def intercept_service(
-        self,
-        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "Handler | None":
-        method = handler_call_details.method
-        handler: Any = await continuation(handler_call_details)
-        if handler is None or not method.startswith(_OWN):
-            return handler
-        known = self._handlers.get(handler)
-        if known is not None:
-            return known
+    def wrap(self, method: str, handler: Any) -> Handler:
         kind, behaviour = (
             (grpc.stream_stream_rpc_method_handler, handler.stream_stream)
             if handler.request_streaming
             else (grpc.unary_unary_rpc_method_handler, handler.unary_unary)
         )
-        seen = kind(self._observe(behaviour, method), handler.request_deserializer, handler.response_serializer)
-        self._handlers[handler] = seen
-        return seen
+        return kind(self._observe(behaviour, method), handler.request_deserializer, handler.response_serializer)
 
     def _observe(self, behaviour: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:
         name = method[1:]

@@ -8,7 +8,7 @@ from http import HTTPStatus
 log = logging.getLogger(__name__)
 _LONGEST_HEAD = 8 * 1024  # of a request
 _PATIENCE_S = 5.0  # with a reader or writer that is slow
-_MOST_CONNECTIONS = 16
+_MOST_CONNECTIONS = 128  # silent ones among them, which others may hold for as long
 Page = Callable[[str], tuple[HTTPStatus, bytes, str]]  # from the header Accept to status, text and content type
 
 

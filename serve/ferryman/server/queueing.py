@@ -81,11 +81,12 @@ class FairQueue(Generic[T]):
         self._count -= len(batch)
         return batch
 
-    def newest(self, client: str) -> list[T]:
-        """What waits of a client: low before high, and then the newest first."""
+    def newest(self, client: str | None) -> list[T]:
+        """What waits of a client, or, for None, of all of low priority: low before high, and then the newest first."""
         found: list[T] = []
-        for level in ("low", "high"):
-            queues = self._rings[level].get(client, {}).values()
+        for level in ("low", "high") if client is not None else ("low",):
+            rings = self._rings[level].values() if client is None else [self._rings[level].get(client, {})]
+            queues = [queue for ring in rings for queue in ring.values()]
             entries = sorted((entry for queue in queues for entry in queue), key=lambda entry: entry[0], reverse=True)
             found += [value for _, value in entries]
         return found

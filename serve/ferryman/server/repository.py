@@ -79,6 +79,7 @@ class ModelRepository(Generic[Served]):
         self._choices = seen.choices
         self._versions = self._mine(seen)
         self._answering = {name: self._choices.choose(name, versions) for name, versions in self._versions.items()}
+        self._choices.check_pinned(seen.versions)
         self._choices.check_aliases(self._versions)
         self._load = load
         self._serve = serve
@@ -125,10 +126,6 @@ class ModelRepository(Generic[Served]):
         named = [version] if self._is_alias(name) else self._versions[model]
         return tuple(version for version in named if (model, version) not in self._unloaded)
 
-    def answers(self, name: str, version: int) -> bool:
-        """Whether this version is the one that answers requests for the model that name none."""
-        return self._answering.get(name) == version
-
     def is_ready(self, name: str, version: int = 0) -> bool:
         """Whether a version is loaded; False for names and versions that are not there."""
         try:
@@ -137,8 +134,8 @@ class ModelRepository(Generic[Served]):
             return False
 
     def loaded(self) -> list[Served]:
-        """What serves now, by name and version."""
-        return [self._tasks[key].result() for key in sorted(self._tasks) if self._state(*key)[0] == "READY"]
+        """What serves now, by name and version, and what mends itself."""
+        return [self._tasks[key].result() for key in sorted(self._tasks) if self._is_loaded(key)]
 
     def refused(self) -> list[VersionState]:
         """Versions that could not be loaded."""
@@ -216,6 +213,7 @@ class ModelRepository(Generic[Served]):
             if version not in known.get(name, ()) and self._is_loaded((name, version)):
                 known[name] = sorted({*known.get(name, ()), version})
         chosen = {name: choices.choose(name, versions) for name, versions in known.items()}
+        choices.check_pinned({**seen.versions, **known})
         choices.check_aliases(known)
         for key, mark in seen.marks.items():
             if mark != self._marks.get(key) and self._has_failed(key):

@@ -35,11 +35,12 @@ from ferryman.results import (
 )
 from ferryman.segmenting import segmentation_from_outputs
 from ferryman.server.engine import Engine
-from ferryman.server.interceptors import UNEXPECTED, CallsInFlight, Context
+from ferryman.server.guard import UNEXPECTED, CallsInFlight
 from ferryman.server.observing import observed
 from ferryman.server.queueing import Caller
 from ferryman.server.repository import ModelRepository
 from ferryman.server.request import note_model
+from ferryman.server.rpc import Context
 from ferryman.specs import DETECTING, SEGMENTING, Facts, ModelSpec, Task
 from ferryman.v1 import vision_pb2 as pb
 from ferryman.v1 import vision_pb2_grpc
@@ -233,7 +234,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
                 found = await answer(frame.request, deadline_of(context), caller)
                 return response(frame_id=frame.frame_id, response=found)
             except FerrymanError as error:
-                failure = error
+                failure = error.with_traceback(None)  # see ErrorGuard
             except Exception:
                 log.exception("unexpected error in frame %d of a stream", frame.frame_id)
                 failure = FerrymanError(UNEXPECTED)

@@ -49,6 +49,7 @@ def settings_from_environment(environment: Mapping[str, str]) -> dict[str, objec
 def settings_schema() -> dict[str, Any]:
     """JSON schema of the TOML file, for editors and other tools."""
     schema = ServerConfig.model_json_schema()
+    del schema["required"]  # the repository, which may be given otherwise
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "ferryman serve"}
 
 

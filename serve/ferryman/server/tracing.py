@@ -1,7 +1,7 @@
 """OpenTelemetry's spans of calls, requests and batches. The packages come with the extra `tracing`."""
 
 from collections.abc import Iterable, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from ferryman.errors import MissingExtraError, UsageError
@@ -28,9 +28,7 @@ class Tracing:
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ModuleNotFoundError as error:
             raise MissingExtraError(f"tracing ({error.name} is missing)", "tracing") from error
-        found = {one.name: one for one in entry_points(group=_EXPORTERS)}
-        if exporter not in found:
-            raise UsageError(f"trace_exporter: {exporter} is not installed; there is {', '.join(sorted(found))}")
+        found = find_exporters(exporter)
         resource = Resource.create({"service.name": "ferryman"})
         self._provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(ratio)), resource=resource)
         self._provider.add_span_processor(BatchSpanProcessor(found[exporter].load()()))
@@ -44,6 +42,14 @@ class Tracing:
 
     def close(self) -> None:
         self._provider.shutdown()
+
+
+def find_exporters(exporter: str) -> Mapping[str, EntryPoint]:
+    """By name. Raises UsageError unless this one is among them."""
+    found = {one.name: one for one in entry_points(group=_EXPORTERS)}
+    if exporter not in found:
+        raise UsageError(f"trace_exporter: {exporter} is not installed; there is {', '.join(sorted(found)) or 'none'}")
+    return found
 
 
 class CallTrace:
@@ -96,17 +102,18 @@ class RequestTrace:
 
 
 def trace_batch(traces: Iterable[RequestTrace | None], size: int, start_ns: int, end_ns: int) -> None:
-    """A span of its own for a batch that ran, linked with those of the requests in it, and they with it.
+    """A span for a batch that ran, inside its first request's, linked with those of all in it, and they with it.
 
     traces: of its images; start_ns, end_ns: in nanoseconds since 1970
     """
     requests = list(dict.fromkeys(trace for trace in traces if trace is not None and trace.span.is_recording()))
     if not requests:
         return
-    from opentelemetry.trace import Link
+    from opentelemetry.trace import Link, set_span_in_context
 
     batch = requests[0].tracer.start_span(
         "batch",
+        set_span_in_context(requests[0].span),  # sampled as its requests are, whatever the ratio
         links=[Link(one.span.get_span_context()) for one in requests],
         attributes={"ferryman.images": size},
         start_time=start_ns,

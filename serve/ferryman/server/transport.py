@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ferryman.errors import UsageError
-from ferryman.server.interceptors import Context
 from ferryman.server.queueing import Caller
+from ferryman.server.rpc import Context, Patience, host_of
 from ferryman.server.security.access import CALLER
 from ferryman.specs import Facts
 
@@ -20,7 +20,11 @@ class TransportLimits(Facts):
     max_metadata_bytes: of what comes before a request; room for a token and a trace, not for a buffer of megabytes
     max_connections: at a time; each costs memory though it be silent, and more than 1,000 cameras need two servers
     max_streams: calls of one connection at a time, more wait at the client; queue_limit bounds what they may bring
-    max_calls: of all connections at a time, health checks included; more are refused before they are read
+    max_calls: of all connections at a time, health checks included; more are refused before they are read. One host, or
+        one token, may have half of them
+    receive_seconds: until a request must be there, from the call's begin; streams wait for theirs as long as they like
+    receive_bytes: that requests may take which are not all there after a second: so many of `max_message_bytes`, one at
+        the least. Of more, those are refused that the host with most of them sends
     idle_seconds: after which a connection without a call is closed; clients connect again by themselves
     connection_seconds: after which a connection takes no more calls, 0 for never: streams of cameras last for days;
         behind a balancer that spreads connections, a value spreads them again
@@ -35,6 +39,8 @@ class TransportLimits(Facts):
     max_connections: _Count = 1024
     max_streams: _Count = 256
     max_calls: _Count = 2048
+    receive_seconds: _Seconds = 30.0
+    receive_bytes: Annotated[int, Field(ge=1024)] = 1024 * 1024 * 1024
     idle_seconds: _Seconds = 600.0
     connection_seconds: Annotated[float, Field(ge=0, le=10**6)] = 0.0
     keepalive_seconds: _Seconds = 60.0
@@ -68,13 +74,17 @@ def grpc_options(limits: TransportLimits) -> list[tuple[str, int]]:
     return list(options.items())
 
 
+def patience_of(limits: TransportLimits) -> Patience:
+    return Patience(limits.receive_seconds, max(1, limits.receive_bytes // limits.max_message_bytes))
+
+
 def caller_of(context: Context, by: Literal["connection", "host"]) -> Caller:
     """by: what tells clients apart that show no token: the connection, or the host that it comes from
 
     Raises UsageError for a priority that is none.
     """
     peer = context.peer()
-    client = peer if by == "connection" else peer.rpartition(":")[0] or peer
+    client = peer if by == "connection" else host_of(peer)
     token = CALLER.get()
     if token is not None:
         client = f"token {token.name}"

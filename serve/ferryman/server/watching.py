@@ -53,8 +53,8 @@ class Watcher:
                 self._problem = "an unexpected error, see the server's log"
             else:
                 self._note("")
-                for name in changed:
-                    await self._health.set_model(name, self._models.is_ready(name))
+                if changed:
+                    await self._health.follow(self._models)
 
     def _note(self, problem: str) -> None:
         if problem and problem != self._problem:

@@ -189,6 +189,11 @@ CHECKS = {
     "an unknown setting": ("max_bach = 1", 2, "there is no setting max_bach; did you mean max_batch?"),
     "settings that contradict each other": ("tls_key = 'k'", 2, "tls_certificate and tls_key belong together"),
     "no TOML": ("max_batch", 2, "is not TOML"),
+    "one port for two": (
+        "metrics_address = '127.0.0.1:8001'",
+        2,
+        "8001, which is address too",
+    ),
 }
 
 
@@ -199,6 +204,13 @@ def test_check_of_wrong_settings(
     (tmp_path / "serving.toml").write_text(settings, encoding="utf-8")
     outcome = cli("serve", toy_repository, "--config", tmp_path / "serving.toml", "--check")
     assert (outcome.status, message in outcome.complaint) == (status, True)
+
+
+def test_check_of_no_exporter(cli: Cli, toy_repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "serving.toml").write_text("trace_exporter = 'nope'", encoding="utf-8")
+    outcome = cli("serve", toy_repository, "--config", tmp_path / "serving.toml", "--check", "--json")
+    found = {one["what"]: one["detail"] for one in outcome.document["findings"] if one["outcome"] == "failed"}
+    assert "nope is not installed" in found["traces"]
 
 
 def test_check_of_no_repository(cli: Cli, tmp_path: Path) -> None:

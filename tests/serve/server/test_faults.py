@@ -128,6 +128,25 @@ async def test_a_session_that_can_not_be_rebuilt_is_tried_again(toy_repository: 
         await assert_ready(caller)
 
 
+async def test_a_server_is_not_ready_while_its_only_model_is_rebuilt(toy_repository: Path) -> None:
+    gate = Gate(is_open=True)
+    models = FailingLoads(gate, Gate(is_open=True))
+    async with (
+        running(toy_repository, gate, models, models=("toy-classifier",)) as server,
+        calling(server.address) as caller,
+    ):
+        assert server.health.ready
+        for mark in range(3):
+            assert (await status_of(ask(caller, mark)))[0] == "INTERNAL"
+        await until(lambda: not server.health.ready)
+        assert await caller.status_of("") == NOT_SERVING
+        assert not (await caller.inference.ServerReady(pb.ServerReadyRequest())).ready
+        assert [engine.ready for engine in server.models.loaded()] == [False]  # it is told of, all the same
+        models.mended = True
+        await until(lambda: server.health.ready)
+        assert await caller.status_of("") == SERVING
+
+
 async def test_a_server_stops_while_a_session_is_rebuilt(toy_repository: Path) -> None:
     gate, load_gate = Gate(is_open=True), Gate()
     models = FailingLoads(gate, load_gate)

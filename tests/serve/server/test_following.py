@@ -110,6 +110,7 @@ async def test_a_version_waits_for_its_certificate(copy: Path) -> None:
 CHOICES: dict[str, tuple[str, type[FerrymanError], str]] = {
     "no TOML": ("[serve", UsageError, "is not TOML"),
     "a version that is not there": (f"[serve]\n{MODEL} = 7", BundleNotFoundError, "no version 7 to serve; it has 1"),
+    "a model that is not there": ("[serve]\ntoy-clasifier = 1", BundleNotFoundError, "mean toy-classifier"),
     "no version": (f'[serve]\n{MODEL} = "latest"', UsageError, r"serve\.toy-classifier"),
     "an alias of nothing": ('[aliases]\na = "vit"', BundleNotFoundError, "a stands for vit, which is not there"),
     "of no version": (f'[aliases]\na = "{MODEL}/2"', BundleNotFoundError, "toy-classifier/2, which is not there"),

@@ -27,6 +27,7 @@ from ferryman.inference import grpc_service_pb2 as pb
 from ferryman.runtimes.base import Settings
 from ferryman.server.app import ServerConfig, VisionServer
 from ferryman.server.loading import LoadedModel, load_model
+from ferryman.server.observing import Call, Observer, ObservingSettings
 from ferryman.v1 import vision_pb2
 
 from ..toy import SIDE, add_toy_bundle, flip_a_byte, make_picture
@@ -315,6 +316,28 @@ async def test_traces_go_on_through_queue_and_batch(toy_repository: Path, capsys
     assert sorted(linked) == [[f"0x{'a' * 32}"], [f"0x{'b' * 32}", f"0x{'c' * 32}"]]
     places = {span["context"]["span_id"] for span in batches}
     assert all([link["context"]["span_id"] in places for link in span["links"]] == [True] for span in requests)
+    # A batch is traced as its requests are, though of those whose clients have not decided none would be.
+    settings: dict[str, Any] = {"trace_exporter": "console", "trace_ratio": 0.0}
+    async with running(toy_repository, **settings) as server, calling(server.address) as caller:
+        for metadata in ([], [("traceparent", parents[0])]):
+            await caller.inference.ModelInfer(infer("toy-classifier", {"image": CANVAS}), metadata=metadata)
+    names = sorted(span["name"] for span in read_spans(capsys.readouterr().out))
+    assert names == ["batch", "inference.GRPCInferenceService/ModelInfer", "request"]
+
+
+@pytest.mark.parametrize(
+    ("left_s", "code"),
+    [(None, "CANCELLED"), (5.0, "CANCELLED"), (0.01, "DEADLINE_EXCEEDED"), (0.0, "DEADLINE_EXCEEDED")],
+)
+def test_who_cancels_as_the_deadline_passes_was_late(left_s: float | None, code: str) -> None:
+    """A client's clock began before the server's did."""
+
+    class Context:
+        def time_remaining(self) -> float | None:
+            return left_s
+
+    context: Any = Context()
+    assert Call(Observer(ObservingSettings()), context, "id", None).code_when_cancelled() == code
 
 
 def read_spans(text: str) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """A server that is asked for more than it can do: who is refused, when, and in whose favour. Counts, never times."""
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -265,3 +266,106 @@ async def test_pictures_that_wait_to_be_decoded_count(toy_repository: Path, monk
         decoding.gate.open()
         assert (await first).outputs[0].shape[0] == 50
         assert decoding.count == 50
+
+
+async def test_low_gives_way_to_high(toy_repository: Path) -> None:
+    """8 places, all taken by low work of many clients, each with one: none has more than who comes."""
+    gate = Gate()
+    models = MarkedModels(gate, one_by_one)
+    settings: dict[str, Any] = {"queue_limit": 8, "max_images_per_request": 8}
+    low = as_parameters({"priority": 2})
+    async with running(toy_repository, gate, models, **settings) as server, contextlib.AsyncExitStack() as opened:
+        callers = [await opened.enter_async_context(calling(server.address)) for _ in range(9)]
+        engine = await server.models.get("toy-classifier")
+        calls: list[Any] = []
+        for mark in range(8):
+            calls.append(ask(callers[mark], mark, parameters=low))
+            await until(lambda: engine.images_inside == len(calls))
+        assert await retry_of(ask(callers[8], 9, parameters=low)) > 0
+        high = ask(callers[8], 100)
+        assert await retry_of(calls.pop()) > 0  # the newest
+        gate.open()
+        await asyncio.gather(high, *calls)
+        assert models.sessions["toy-classifier"][0].seen[:2] == [[0], [100]]
+
+
+async def test_pictures_that_wait_to_be_decoded_give_way(toy_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 places, all taken by one client's pictures, of which one is being decoded: another client has room."""
+    decoding = HeldDecoding(monkeypatch)
+    settings: dict[str, Any] = {"queue_limit": 8, "max_images_per_request": 8, "decode_threads": 1}
+    async with (
+        running(toy_repository, decoding.gate, MarkedModels(), **settings) as server,
+        calling(server.address) as greedy,
+        calling(server.address) as modest,
+    ):
+        engine = await server.models.get("toy-classifier")
+        picture = infer_pictures("toy-classifier", make_pictures(1))
+        calls = [asyncio.ensure_future(greedy.inference.ModelInfer(picture)) for _ in range(8)]
+        await decoding.gate.wait_for_batches(1)
+        await until(lambda: engine.images_inside == 8)
+        assert (await ask(modest, 1)).outputs  # a tensor, which need not be decoded
+        decoding.gate.open()
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        refused = [one for one in answers if isinstance(one, grpc.aio.AioRpcError)]
+        assert [one.code().name for one in refused] == ["RESOURCE_EXHAUSTED"]
+
+
+async def test_a_request_that_takes_several_runs_is_refused_when_they_take_too_long(toy_repository: Path) -> None:
+    """A run takes a second as far as is known: three can't be done in two, though the device is idle."""
+    models = MarkedModels(Gate(is_open=True), lambda: one_by_one(1.0))
+    async with running(toy_repository, None, models) as server, calling(server.address) as caller:
+        three = marked(1)
+        three.inputs[0].shape[0] = 3
+        three.raw_input_contents[0] *= 3
+        assert await retry_of(caller.inference.ModelInfer(three, timeout=2)) > 0
+        assert models.sessions["toy-classifier"][0].seen == []
+        assert (await ask(caller, 1, timeout=2)).outputs  # of one run only trying tells
+
+
+async def test_the_timeout_of_a_request_holds(toy_repository: Path) -> None:
+    gate = Gate()
+    async with running(toy_repository, gate, MarkedModels(gate)) as server, calling(server.address) as caller:
+        late = ask(caller, 1, parameters=as_parameters({"timeout": 20_000}))
+        await gate.wait_for_batches(1)
+        await asyncio.sleep(0.05)
+        gate.open()
+        assert (await status_of(late))[0] == "DEADLINE_EXCEEDED"
+
+
+async def test_a_model_has_limits_of_its_own(toy_repository: Path) -> None:
+    gate = Gate()
+    models = MarkedModels(gate, one_by_one)
+    own = {"toy-classifier": {"concurrency": 2, "queue_limit": 64}}
+    async with running(toy_repository, gate, models, per_model=own) as server, calling(server.address) as caller:
+        calls = [ask(caller, 1), ask(caller, 2)]
+        await gate.wait_for_batches(2)  # side by side
+        for model, runs in (("toy-classifier", 2), ("toy-embedder", 1)):
+            found = await caller.inference.ModelConfig(pb.ModelConfigRequest(name=model))
+            assert [group.count for group in found.config.instance_group] == [runs]
+        engine = await server.models.get("toy-classifier")
+        assert (engine.limits.queue_limit, (await server.models.get("toy-embedder")).limits.queue_limit) == (64, 256)
+        gate.open()
+        await asyncio.gather(*calls)
+
+
+async def test_who_is_refused_has_sent_nothing(toy_repository: Path) -> None:
+    """By its own rate, of two pictures in a thousand seconds, when there is no room for any."""
+    gate = Gate()
+    models = MarkedModels(gate, one_by_one)
+    settings: dict[str, Any] = {
+        "client_rate": 0.001, "client_burst": 2, "queue_limit": 1, "max_images_per_request": 1
+    }  # fmt: skip
+    async with (
+        running(toy_repository, gate, models, **settings) as server,
+        calling(server.address) as other,
+        calling(server.address) as caller,
+    ):
+        held = ask(other, 1)
+        await gate.wait_for_batches(1)
+        for mark in range(3):
+            assert "has 1 images to answer already" in (await status_of(ask(caller, mark)))[1]
+        gate.open()
+        await held
+        for mark in range(2):
+            assert (await ask(caller, mark)).outputs
+        assert "more than 0.001 images a second" in (await status_of(ask(caller, 3)))[1]

@@ -8,6 +8,7 @@ import pytest
 
 from ferryman.errors import FerrymanError, UsageError
 from ferryman.server.app import ServerConfig
+from ferryman.server.config import ModelSettings
 from ferryman.server.settings import PREFIX, read_config, settings_from_environment, settings_schema
 
 
@@ -35,10 +36,26 @@ def test_every_kind_of_setting_from_the_environment() -> None:
         "grace_seconds": ("2.5", 2.5),
         "admin_address": ("[::1]:9", "[::1]:9"),
         "target": ("", None),
+        "per_model": ('{"vit": {"concurrency": 2}}', {"vit": ModelSettings(concurrency=2)}),
     }
     given = {f"{PREFIX}{name.upper()}": text for name, (text, _) in cases.items()}
     config = read_config(None, given, {"repository": "models"})
     assert {name: getattr(config, name) for name in cases} == {name: value for name, (_, value) in cases.items()}
+
+
+def test_what_is_otherwise_for_a_model() -> None:
+    settings = {"repository": "models", "threads": 1, "queue_limit": 100, "per_model": {"vit": {"concurrency": 3}}}
+    config = ServerConfig.from_settings(settings)
+    vit, other = config.of("vit"), config.of("detr")
+    assert (vit.concurrency, vit.threads, vit.queue_limit) == (3, 1, 100)
+    assert (other.concurrency, config.busy_threads) == (1, 3)
+    for own, message in (
+        ({"queue_limit": 10}, "max_images_per_request 64 is above queue_limit 10 of vit"),
+        ({"concurency": 2}, "per_model.vit: there is no setting concurency; did you mean concurrency?"),
+        ({"target": "nope"}, "per_model.vit"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(message)):
+            ServerConfig.from_settings({"repository": "models", "per_model": {"vit": own}})
 
 
 WRONG: dict[str, tuple[dict[str, str], str]] = {

@@ -18,8 +18,8 @@ from ferryman.inference import grpc_service_pb2 as pb
 from ferryman.inference import grpc_service_pb2_grpc
 from ferryman.runtimes import open_sessions
 from ferryman.runtimes.base import Session, Settings
+from ferryman.server.guard import Context
 from ferryman.server.inference.tensors import DATATYPES
-from ferryman.server.interceptors import Context
 from ferryman.specs import DType
 
 _CALLS = 16  # that threads take at a time

@@ -11,6 +11,7 @@ from ferryman.errors import TensorError, UsageError
 from ferryman.inference import grpc_service_pb2 as pb
 from ferryman.preprocess import Geometry
 from ferryman.results import Outputs
+from ferryman.server.batcher import check_deadline
 from ferryman.server.engine import Engine
 from ferryman.server.inference.outputs import add_output, join_images, wanted_from_request
 from ferryman.server.inference.parameters import read_flag, read_number
@@ -68,6 +69,7 @@ class Inferer:
             outputs, stages_ms = await self._answer_pictures(engine, inputs, deadline, caller)
         else:
             outputs, stages_ms = await self._answer_canvases(engine, inputs, deadline, caller)
+        check_deadline(deadline)  # the request's own timeout, of which gRPC knows nothing
         answered = time.perf_counter()
         response = pb.ModelInferResponse(
             model_name=engine.model.name, model_version=str(engine.model.version), id=request.id

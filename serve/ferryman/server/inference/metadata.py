@@ -82,7 +82,9 @@ def model_config(engine: Engine, versions: Sequence[int], max_batch: int) -> con
             config_pb.ModelOutput(name=name, data_type=_DATA_TYPES[datatype], dims=dims)
             for name, datatype, dims in _merge([spec.outputs for spec in specs])
         ],
-        instance_group=[config_pb.ModelInstanceGroup(name=f"{model.name}_0", count=1, kind=kind)],
+        instance_group=[
+            config_pb.ModelInstanceGroup(name=f"{model.name}_0", count=engine.limits.concurrency, kind=kind)
+        ],
         dynamic_batching=config_pb.ModelDynamicBatching(),
         parameters={key: config_pb.ModelParameter(string_value=value) for key, value in facts.items()},
         model_transaction_policy=config_pb.ModelTransactionPolicy(decoupled=False),

@@ -14,9 +14,9 @@ from ferryman.server.inference.metadata import model_config, model_metadata, mod
 from ferryman.server.inference.posix import SystemRegion
 from ferryman.server.inference.shared_memory import Regions
 from ferryman.server.inference.stream import answer_stream
-from ferryman.server.interceptors import Context
 from ferryman.server.queueing import Caller
 from ferryman.server.repository import ModelRepository
+from ferryman.server.rpc import Context
 from ferryman.server.servicer import deadline_of
 from ferryman.status import public_line
 
@@ -103,16 +103,19 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         if request.parameters:
             raise UsageError("a bundle brings all that it needs: loading takes no parameters", "parameters")
         await self._models.load(request.model_name)
-        await self._health.set_model(request.model_name, True)
+        await self._health.follow(self._models)
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, context: Context
     ) -> pb.RepositoryModelUnloadResponse:
         _check_repository(request.repository_name)
-        self._models.versions(request.model_name)  # raises for an unknown name
-        await self._health.set_model(request.model_name, False)
-        await self._models.unload(request.model_name)
+        name = request.model_name
+        if name in self._models.names:  # at once, and not when what is inside is answered
+            aliases = (alias for alias in self._models.aliases if self._models.model_of(alias) == name)
+            await self._health.leave((name, *aliases))
+        await self._models.unload(name)
+        await self._health.follow(self._models)
         return pb.RepositoryModelUnloadResponse()
 
     async def SystemSharedMemoryStatus(

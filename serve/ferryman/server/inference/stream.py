@@ -6,8 +6,9 @@ from collections.abc import AsyncIterable, Awaitable, Callable
 
 from ferryman.errors import FerrymanError, UnavailableError
 from ferryman.inference import grpc_service_pb2 as pb
+from ferryman.server.guard import UNEXPECTED
 from ferryman.server.inference.parameters import read_flag
-from ferryman.server.interceptors import UNEXPECTED, Context
+from ferryman.server.rpc import Context
 from ferryman.status import public_line
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ async def _message_of(request: pb.ModelInferRequest, answer: Answer) -> pb.Model
             response.parameters["triton_final_response"].bool_param = True
         return pb.ModelStreamInferResponse(infer_response=response)
     except FerrymanError as error:
-        failure = error
+        failure = error.with_traceback(None)  # see ErrorGuard
     except Exception:
         log.exception("unexpected error in a stream")
         failure = FerrymanError(UNEXPECTED)

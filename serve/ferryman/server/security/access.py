@@ -1,21 +1,21 @@
-"""The interceptors at the door: who asks is found out before a byte of the request is read.
+"""The door: who asks is found out before a byte of the request is read.
 
-`AccessInterceptor` stands outermost: it knows the caller's token, and refuses what needs another one.
-`PermissionInterceptor` stands innermost, where requests are messages and errors become statuses: it holds the token to
-its models and limits.
+`Door` stands outermost: it knows the caller's token, and refuses what needs another one. `Permissions` stand innermost,
+where requests are messages and errors become statuses: they hold the token to its models and limits.
 """
 
 import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from operator import attrgetter
+from threading import Lock
 from typing import Any
 
 import grpc
-import grpc.aio
 from grpc_status import rpc_status
 
 from ferryman.errors import (
@@ -26,13 +26,13 @@ from ferryman.errors import (
     UnauthenticatedError,
     UsageError,
 )
-from ferryman.server.interceptors import Behaviour, Context, Handler, abort
+from ferryman.server.guard import Behaviour, abort
+from ferryman.server.rpc import Call, Context, Handler, Metadata, host_of
 from ferryman.server.security.limiter import Limiter
 from ferryman.server.security.tokens import Token, TokenFile
 from ferryman.status import status_from_error
 
 log = logging.getLogger(__name__)
-Continuation = Callable[[grpc.HandlerCallDetails], "Awaitable[Handler | None]"]
 _INFERENCE, _VISION = "/inference.GRPCInferenceService/", "/ferryman.v1.VisionService/"
 # What changes the server, or tells of more than a model that is asked for.
 ADMIN = frozenset(
@@ -68,6 +68,7 @@ CALLER: ContextVar[Token | None] = ContextVar("caller", default=None)  # of the 
 ADMINISTRATORS = "administrators"  # who owns what is registered at their address
 _QUIET_S = 10.0
 _SOON_S = 5.0
+_MOST_READ = 8  # strangers' requests at a time that are not there yet, of one host half as many
 
 
 class Access:
@@ -78,13 +79,13 @@ class Access:
     """
 
     def __init__(self, tokens: TokenFile | None, open_health: bool, admin: bool = False) -> None:
-        self._tokens, self._open_health, self._admin = tokens, open_health, admin
+        self.tokens, self._open_health, self._admin = tokens, open_health, admin
 
-    def admit(self, method: str, metadata: Sequence[tuple[str, str | bytes]]) -> Token | None:
+    def admit(self, method: str, metadata: Metadata) -> Token | None:
         """The caller's token, None where none is asked for. Raises UnauthenticatedError and ForbiddenError."""
         if self._admin or (self._open_health and method in HEALTH):
             return None
-        token = None if self._tokens is None else _identify(self._tokens, metadata)
+        token = None if self.tokens is None else _identify(self.tokens, metadata)
         if method in ADMIN and not (token and token.admin):
             raise ForbiddenError(
                 f"{method.rpartition('/')[2]} is for administrators: ask with a token that has admin=true, or at the "
@@ -94,7 +95,7 @@ class Access:
 
     def is_open(self, method: str) -> bool:
         """Whether strangers may call it where others need a token."""
-        return self._tokens is not None and self._open_health and not self._admin and method in HEALTH
+        return self.tokens is not None and self._open_health and not self._admin and method in HEALTH
 
     def owner(self) -> str:
         """Whose shared memory the call under way reaches: its token's, or that of all at the address for
@@ -106,62 +107,79 @@ class Access:
         return ADMINISTRATORS if self._admin else ""
 
 
-class AccessInterceptor(grpc.aio.ServerInterceptor):
+class Door:
     """Refuses calls that `access` does not admit, and remembers the token of those that it does.
 
     calls: where refusals are counted, by method and code
-    max_calls: of the server at a time. A quarter of them may need no token where others do, and half may have the same
-    one: places are left for others, whatever becomes of a call whose request never comes
+    max_calls: of the server at a time. A quarter of them may need no token where others do, half of these may be
+    watches, which never end; and half of all may have the same token, or come from the same host without one: places
+    are left for others, whatever becomes of a call whose request never comes
     """
 
     def __init__(self, access: Access, calls: Counter[tuple[str, str]], max_calls: int) -> None:
         self._access, self._calls = access, calls
         self._max_strangers, self._strangers = max(1, max_calls // 4), 0
-        self._max_same, self._open = max(1, max_calls // 2), Counter[str]()
+        self._watches, self._read = 0, Counter[str]()  # of strangers; these by host, whose request is not there yet
+        self._max_calls, self._max_same = max_calls, max(1, max_calls // 2)
+        self._open, self._by_caller = 0, Counter[str]()
+        self.passed = 0  # times that a call came in or went out
+        self._lock = Lock()  # of those two: calls end in threads of gRPC's
         self._refused = 0  # since the last line in the log, which strangers must not fill
         self._silent_until = 0.0
 
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> "Handler | None":
-        method = handler_call_details.method
+    def open(self, call: Call, handler: "Handler | None") -> "Handler | None":
+        """What answers the call. In gRPC's thread, and the call's context.
+
+        handler: None where there is no such method, which only those are told who may come in
+        """
         try:
-            # Each call has a task of its own, and with it a context of its own.
-            token = self._access.admit(method, handler_call_details.invocation_metadata)
-            if token is not None:
-                self._take_place(token)
+            token = self._access.admit(call.method, call.invocation_metadata())
+            self._take_place(host_of(call.peer()) if token is None else owner_of(token.name), call)
             CALLER.set(token)
         except FerrymanError as error:
-            return self._refusal(error, method)
-        handler = await continuation(handler_call_details)
-        return self._hurry(handler) if handler is not None and self._access.is_open(method) else handler
+            return self._refusal(error, call.method)
+        return self._hurry(handler) if handler is not None and self._access.is_open(call.method) else handler
 
-    def _take_place(self, token: Token) -> None:
-        """Until the call's task ends, which it does even when no request came and nothing else hears of it.
+    @property
+    def calls_inside(self) -> int:
+        """Calls that were let in and have not ended, whether their request is there or not."""
+        return self._open
+
+    def _take_place(self, caller: str, call: Call) -> None:
+        """Until the call ends, which it does even when no request came and nothing else hears of it.
 
         Raises OverloadedError.
         """
-        if self._open[token.name] >= self._max_same:
-            raise OverloadedError("too many calls of this token at a time; ask again later", 1.0)
-        task = asyncio.current_task()
-        assert task is not None
-        self._open[token.name] += 1
-        task.add_done_callback(lambda _: self._leave_place(token.name))
+        with self._lock:
+            if self._open >= self._max_calls:
+                raise OverloadedError("the server has too many calls at a time; ask again later", 1.0)
+            if self._by_caller[caller] >= self._max_same:
+                raise OverloadedError("too many calls of this client at a time; ask again later", 1.0)
+            self._open += 1
+            self.passed += 1
+            self._by_caller[caller] += 1
+        call.add_done_callback(lambda _: self._leave_place(caller))
 
-    def _leave_place(self, name: str) -> None:
-        self._open[name] -= 1
-        if not self._open[name]:  # names come and go with the file
-            del self._open[name]
+    def _leave_place(self, caller: str) -> None:
+        with self._lock:
+            self._open -= 1
+            self.passed += 1
+            self._by_caller[caller] -= 1
+            if not self._by_caller[caller]:  # they come and go
+                del self._by_caller[caller]
 
     def _hurry(self, handler: Any) -> "Handler":
         """A handler of one request, which must come soon: grpc would wait for it as long as the caller likes."""
 
         async def answer(requests: AsyncIterable[Any], context: Context) -> None:
-            if self._strangers >= self._max_strangers:
+            watches = handler.response_streaming
+            if self._strangers >= self._max_strangers or (watches and self._watches >= self._max_strangers // 2):
                 await abort(context, OverloadedError("too many health checks at a time; ask again later", 1.0))
             self._strangers += 1
+            self._watches += watches
             try:
-                request = await asyncio.wait_for(anext(aiter(requests), None), _SOON_S)
+                with self._reading(host_of(context.peer())):
+                    request = await asyncio.wait_for(anext(aiter(requests), None), _SOON_S)
                 if request is None:
                     await abort(context, UsageError("the call holds no request"))
                 elif handler.response_streaming:
@@ -170,48 +188,66 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
                     await context.write(await handler.unary_unary(request, context))
             except TimeoutError:
                 await abort(context, DeadlineError(f"the request did not come within {_SOON_S:g} s"))
+            except FerrymanError as error:
+                await abort(context, error)
             finally:
                 self._strangers -= 1
+                self._watches -= watches
 
         return grpc.stream_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
 
-    def _refusal(self, error: FerrymanError, method: str) -> "Handler":
-        # Strangers choose the names of methods that there are not.
-        self._calls[method[1:] if method in _METHODS else "unknown", error.grpc_status] += 1
+    @contextmanager
+    def _reading(self, host: str) -> Generator[None]:
+        """While a stranger's request comes, which is a few bytes, and may be sent as any number of them.
 
+        Raises OverloadedError.
+        """
+        if sum(self._read.values()) >= _MOST_READ or self._read[host] >= _MOST_READ // 2:
+            raise OverloadedError("too many health checks come slowly; ask again later", 1.0)
+        self._read[host] += 1
+        try:
+            yield
+        finally:
+            self._read[host] -= 1
+            if not self._read[host]:
+                del self._read[host]
+
+    def _refusal(self, error: FerrymanError, method: str) -> "Handler":
         async def refuse(_requests: Any, context: Context) -> None:
-            self._log(error, method, context.peer())
+            self._count(method, error.grpc_status, str(error), context.peer())
             await context.abort_with_status(rpc_status.to_status(status_from_error(error)))
 
         return grpc.stream_stream_rpc_method_handler(refuse)  # of any call: it does not wait for the request
 
-    def _log(self, error: FerrymanError, method: str, peer: str) -> None:
+    def note(self, method: str, code: grpc.StatusCode, details: str, peer: str) -> None:
+        """A call has ended before its request was there."""
+        self._count(method, code.name, details, peer)
+
+    def _count(self, method: str, code: str, reason: str, peer: str) -> None:
+        # Strangers choose the names of methods that there are not.
+        self._calls[method[1:] if method in _METHODS else "unknown", code] += 1
         self._refused += 1
         if time.monotonic() >= self._silent_until:
             log.warning(
-                "refused: calls=%d last_method=%r last_peer=%s reason=%s", self._refused, method[:100], peer, error
+                "refused: calls=%d last_method=%r last_peer=%s reason=%s", self._refused, method[:100], peer, reason
             )
             self._refused, self._silent_until = 0, time.monotonic() + _QUIET_S
 
 
-class PermissionInterceptor(grpc.aio.ServerInterceptor):
-    """Holds calls with a token to its models and limits. A stream counts as one call, and each of its requests waits
+class Permissions:
+    """Hold calls with a token to its models and limits. A stream counts as one call, and each of its requests waits
     until the rate allows it: gRPC's flow control then holds back the client.
 
     model_of: the model that a name stands for now, which is another one where the name is an alias
+    tokens: as they are now, for streams, which may be open when theirs is changed or taken away
     """
 
-    def __init__(self, model_of: Callable[[str], str]) -> None:
+    def __init__(self, model_of: Callable[[str], str], tokens: TokenFile | None) -> None:
         self._model_of = model_of
+        self._tokens = tokens
         self._limiters: dict[tuple[str, float | None, int | None], Limiter] = {}
 
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> "Handler | None":
-        method = handler_call_details.method
-        handler: Any = await continuation(handler_call_details)
-        if handler is None or not method.startswith((_INFERENCE, _VISION)):
-            return handler
+    def wrap(self, method: str, handler: Any) -> Handler:
         kind, behaviour = (
             (grpc.stream_stream_rpc_method_handler, self._hold_stream(handler.stream_stream, method))
             if handler.request_streaming
@@ -233,8 +269,10 @@ class PermissionInterceptor(grpc.aio.ServerInterceptor):
         return held
 
     def _hold_stream(self, behaviour: Behaviour, method: str) -> Behaviour:
-        async def requests_of(token: Token, limiter: Limiter, requests: AsyncIterable[Any]) -> AsyncIterator[Any]:
+        async def requests_of(token: Token, requests: AsyncIterable[Any]) -> AsyncIterator[Any]:
             async for request in requests:
+                token = self._now(token)
+                limiter = self._limiter_of(token)
                 while wait := limiter.take():
                     await asyncio.sleep(wait)
                 check_model(token, method, request, self._model_of)
@@ -244,11 +282,16 @@ class PermissionInterceptor(grpc.aio.ServerInterceptor):
             token = CALLER.get()
             if token is None:
                 return await behaviour(requests, context)
-            limiter = self._limiter_of(token)
-            with limiter.inside():
-                return await behaviour(requests_of(token, limiter, requests), context)
+            with self._limiter_of(token).inside():
+                return await behaviour(requests_of(token, requests), context)
 
         return held
+
+    def _now(self, token: Token) -> Token:
+        found = None if self._tokens is None else self._tokens.now(token)
+        if found is None:
+            raise UnauthenticatedError("the token of this stream is not known any more")
+        return found
 
     def _limiter_of(self, token: Token) -> Limiter:
         key = token.name, token.rate, token.in_flight  # other limits in the file begin anew
@@ -285,7 +328,7 @@ def may_be_told(name: str) -> bool:
     return token is None or not token.models or name in token.models
 
 
-def _identify(tokens: TokenFile, metadata: Sequence[tuple[str, str | bytes]]) -> Token:
+def _identify(tokens: TokenFile, metadata: Metadata) -> Token:
     given = [value for key, value in metadata if key == "authorization"]
     if len(given) != 1:
         raise UnauthenticatedError("send one token, as metadata `authorization: Bearer TOKEN`")

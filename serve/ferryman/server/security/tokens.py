@@ -144,10 +144,20 @@ class TokenFile:
 
         self._watched = Watched((path,), read, f"file of tokens {path}")
 
-    def find(self, secret: str) -> Token | None:
-        """The token of a secret. Takes as long for every secret: all hashes are compared, each in constant time."""
+    def now(self, token: Token) -> Token | None:
+        """As its line says now, None when it has been taken out of the file."""
+        self._refresh()
+        return next(
+            (one for _, one in self._watched.value if (one.name, one.sha256) == (token.name, token.sha256)), None
+        )
+
+    def _refresh(self) -> None:
         if self._watched.refresh():
             self._changed({token.name for _, token in self._watched.value})
+
+    def find(self, secret: str) -> Token | None:
+        """The token of a secret. Takes as long for every secret: all hashes are compared, each in constant time."""
+        self._refresh()
         given = hashlib.sha256(secret.encode()).digest()
         found = None
         for digest, token in self._watched.value:

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Generic, TypeVar
 
 from ferryman.errors import FerrymanError
@@ -21,11 +22,16 @@ class Watched(Generic[T]):
 
     def __init__(self, paths: Sequence[Path], read: Callable[[], T], what: str) -> None:
         self._paths, self._read, self._what = tuple(paths), read, what
+        self._lock = Lock()
         self._seen = self._look()
         self.value = read()
 
     def refresh(self) -> bool:
-        """Reads again if a file has changed. Whether `value` is new."""
+        """Reads again if a file has changed. Whether `value` is new. From any thread."""
+        with self._lock:
+            return self._refresh()
+
+    def _refresh(self) -> bool:
         seen = self._look()
         if seen == self._seen:
             return False

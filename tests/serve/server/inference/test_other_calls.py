@@ -144,6 +144,19 @@ async def test_unloading_answers_what_is_inside(toy_repository: Path) -> None:
         assert (await caller.inference.ModelInfer(infer("toy-detector", {"image": CANVAS}))).outputs
 
 
+async def test_an_alias_is_as_healthy_as_its_model(toy_repository: Path, tmp_path: Path) -> None:
+    models = shutil.copytree(toy_repository, tmp_path / "models")
+    (models / "versions.toml").write_text('[aliases]\nchampion = "toy-classifier"\n', encoding="utf-8")
+    async with administering(models) as caller:
+        unload = caller.inference.RepositoryModelUnload
+        assert (await status_of(unload(pb.RepositoryModelUnloadRequest(model_name="champion"))))[0] == "NOT_FOUND"
+        assert [await caller.status_of(name) for name in ("champion", "toy-classifier")] == [SERVING] * 2
+        await unload(pb.RepositoryModelUnloadRequest(model_name="toy-classifier"))
+        assert [await caller.status_of(name) for name in ("champion", "toy-classifier")] == [NOT_SERVING] * 2
+        await caller.inference.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="toy-classifier"))
+        assert [await caller.status_of(name) for name in ("champion", "toy-classifier")] == [SERVING] * 2
+
+
 async def test_loading_a_new_version(toy_repository: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(toy_repository, tmp_path / "copy")
     load = pb.RepositoryModelLoadRequest(model_name="toy-classifier")

@@ -221,6 +221,23 @@ async def test_a_token_that_is_taken_away(toy_repository: Path, tokens: Path) ->
             await client.classify(PICTURES, model="toy-classifier")
 
 
+async def test_a_stream_whose_token_is_taken_away(toy_repository: Path, tokens: Path) -> None:
+    async with guarded(toy_repository, tokens) as (caller, _):
+        frame = pb.StreamClassifyRequest(
+            request=pb.ClassifyRequest(model=pb.ModelRef(name="toy-classifier"), images=PICTURES)
+        )
+        stream = caller.vision.StreamClassify(metadata=bearer("fm_all"))
+        await stream.write(frame)
+        assert (await stream.read()).response.results
+        tokens.write_text(make_token("all", "fm_all", models=("toy-detector",)).line, encoding="utf-8")
+        narrowed = caller.vision.StreamClassify(metadata=bearer("fm_all"))
+        await narrowed.write(frame)
+        assert (await status_of(narrowed.read()))[0] == "PERMISSION_DENIED"
+        tokens.write_text(make_token("new", "fm_new").line, encoding="utf-8")
+        await stream.write(frame)
+        assert await status_of(stream.read()) == ("UNAUTHENTICATED", "the token of this stream is not known any more")
+
+
 async def test_a_refused_call_is_not_read(toy_repository: Path, tokens: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its answer comes though its request never comes, and strangers can't fill the log."""
 

@@ -76,6 +76,7 @@ def victim(toy_repository: Path) -> Iterator[Victim]:
         yield victim
         victim.answers()
     assert "Traceback" not in process.stderr
+    assert "fm_secret" not in process.stderr
 
 
 @contextmanager
@@ -187,8 +188,18 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 def noise() -> dict[str, bytes]:
     random = np.random.default_rng(17)
     settings = frame(4, 0, 0, b"")
+
+    def call(path: bytes, value: bytes) -> bytes:
+        """Headers, as HPACK's literals."""
+        fields = ((b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"x"),
+                  (b"te", b"trailers"), (b"content-type", b"application/grpc"), (b"authorization", value))  # fmt: skip
+        literals = (bytes([0, len(name)]) + name + bytes([len(text)]) + text for name, text in fields)
+        return PREFACE + settings + frame(1, 4, 1, b"".join(literals))
+
     return {
         "nothing": b"",
+        "a path that is no text": call(b"/\xff\xfe", b"x"),
+        "a header that is no text": call(b"/inference.GRPCInferenceService/ModelInfer", b"Bearer fm_secret\xff"),
         "random": random.bytes(100_000),
         "zeros": bytes(100_000),
         "HTTP/1.1": b"GET /v2/models HTTP/1.1\r\nHost: x\r\n\r\n" * 100,

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from ferryman.inference import grpc_service_pb2 as inference_pb
-from ferryman.server.interceptors import UNEXPECTED
+from ferryman.server.guard import UNEXPECTED
 from ferryman.v1 import vision_pb2 as vision_pb
 
 from ...toy import flip_a_byte, make_picture

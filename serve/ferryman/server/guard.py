@@ -4,7 +4,8 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
-from typing import Any, TypeAlias
+from threading import Lock
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -12,19 +13,17 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from ferryman.errors import FerrymanError, UnavailableError, UsageError
-from ferryman.server.health import METHODS, SERVICES
+from ferryman.server.health import METHODS
+from ferryman.server.rpc import Context, Handler
 from ferryman.server.security.wire import check_fields, inner_fields
 from ferryman.status import status_from_error
 
 log = logging.getLogger(__name__)
-_PATHS = tuple(f"/{service}/" for service in SERVICES)
 UNEXPECTED = "the server met an unexpected error; its log says more"
 # With a refusal that came before anything was done for the call: whoever stands between may send it to another server.
 # The code alone does not say so, as UNAVAILABLE is also what becomes of a call whose connection breaks off.
 UNTOUCHED = ("ferryman-untouched", "true")
-# grpc has no types for the handlers that go through an interceptor: requests and responses of any method.
-Context = grpc.aio.ServicerContext[Any, Any]
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # not subscriptable when it runs
+_LOOK_S = 0.005  # between looks at what is in flight, when the server stops
 Behaviour = Callable[[Any, Context], Awaitable[Any]]
 
 
@@ -33,9 +32,8 @@ class CallsInFlight:
 
     def __init__(self) -> None:
         self.stopping = asyncio.Event()
+        self._lock = Lock()  # of what follows: calls end in threads of gRPC's
         self._count = 0
-        self._none = asyncio.Event()
-        self._none.set()
         self._last = 0.0  # when a call came or went, in seconds of `time.monotonic`
 
     @property
@@ -44,21 +42,21 @@ class CallsInFlight:
 
     def enter(self, context: Context) -> None:
         """Counts this call. Raises UnavailableError when the server is stopping."""
-        self._last = time.monotonic()
-        if self.stopping.is_set():
-            raise UnavailableError("the server is stopping; ask another one, or again later")
-        self._count += 1
-        self._none.clear()
+        with self._lock:
+            self._last = time.monotonic()
+            if self.stopping.is_set():
+                raise UnavailableError("the server is stopping; ask another one, or again later")
+            self._count += 1
         context.add_done_callback(self._leave)  # pyright: ignore[reportArgumentType]  # its stub wants a keyword
 
     def _leave(self, _context: Context) -> None:
-        self._count -= 1
-        self._last = time.monotonic()
-        if self._count == 0:
-            self._none.set()
+        with self._lock:
+            self._count -= 1
+            self._last = time.monotonic()
 
     async def wait_for_none(self) -> None:
-        await self._none.wait()
+        while self._count:
+            await asyncio.sleep(_LOOK_S)
 
     async def wait_for_quiet(self, quiet_s: float, limit_s: float) -> None:
         """Returns once no call has come or gone for `quiet_s`, or after `limit_s`.
@@ -83,31 +81,19 @@ async def abort(context: Context, error: FerrymanError, *metadata: tuple[str, st
     )
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
+class ErrorGuard:
     """Maps FerrymanError to its status with details; any other exception to INTERNAL, with its traceback in the log."""
 
     def __init__(self, calls: CallsInFlight) -> None:
         self._calls = calls
-        self._handlers: dict[str, Handler] = {}  # guarded, by method
 
-    async def intercept_service(
-        self,
-        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "Handler | None":
-        method = handler_call_details.method
-        known = self._handlers.get(method)
-        if known is not None:
-            return known
-        handler: Any = await continuation(handler_call_details)
-        if handler is None or not method.startswith(_PATHS):
-            return handler  # health and reflection have statuses of their own
+    def wrap(self, method: str, handler: Any) -> Handler:
+        """handler: of a method of METHODS"""
         kind, behaviour, check = (
             (grpc.stream_stream_rpc_method_handler, handler.stream_stream, _check_messages)
             if handler.request_streaming
             else (grpc.unary_unary_rpc_method_handler, handler.unary_unary, _check_message)
         )
-
         inner = inner_fields(METHODS[method].input_type)
 
         def read(data: bytes) -> Any:  # grpc would answer UNKNOWN to what is raised here, with the error's text
@@ -119,9 +105,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             except UsageError as error:
                 return error
 
-        guarded = kind(self._guard(behaviour, check, method), read, handler.response_serializer)
-        self._handlers[method] = guarded
-        return guarded
+        return kind(self._guard(behaviour, check, method), read, handler.response_serializer)
 
     def _guard(self, behaviour: Behaviour, check: Callable[[Any], Any], method: str) -> Behaviour:
         async def guarded(request: Any, context: Context) -> Any:
@@ -132,7 +116,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             try:
                 return await behaviour(check(request), context)
             except FerrymanError as error:
-                failure = error
+                # Of its traceback this frame is a part: else each would keep the other, and what the request brought.
+                failure = error.with_traceback(None)
             except grpc.aio.InternalError as error:  # of a write to a caller who has gone
                 raise asyncio.CancelledError from error
             except Exception:
