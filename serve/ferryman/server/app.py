@@ -97,7 +97,9 @@ class VisionServer:
     def _count_inside(self) -> int:
         return sum(engine.images_inside for engine in self.models.loaded())
 
-    def _count_calls(self) -> int:
+    @property
+    def calls_inside(self) -> int:
+        """Calls at both addresses that were let in and have not ended, whether their request is there or not."""
         return sum(door.calls_inside for door in self._doors)
 
     def _make_server(self, access: Access) -> RpcServer:
@@ -188,7 +190,8 @@ class VisionServer:
             return
         from ferryman.server.metrics import Metrics, Sources
 
-        metrics = Metrics(Sources(self.models, self.observer.counts, self._count_calls, self.health, self.watcher))
+        sources = Sources(self.models, self.observer.counts, lambda: self.calls_inside, self.health, self.watcher)
+        metrics = Metrics(sources)
         self._probes = Probes(
             {
                 "/livez": text_page(lambda: True),

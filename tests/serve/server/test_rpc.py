@@ -120,8 +120,9 @@ async def test_one_host_has_half_of_the_places(toy_repository: Path) -> None:
         await until(lambda: raw.statuses == {8: 2})
         assert server.observer.counts.calls[NAME, "RESOURCE_EXHAUSTED"] == 2
         await raw.close()
+        await until(lambda: server.calls_inside == 0)
         async with calling(server.address) as caller:
-            await caller.inference.ModelInfer(marked(1))
+            assert (await caller.inference.ModelInfer(marked(1))).outputs
 
 
 async def test_memory_is_given_back_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
