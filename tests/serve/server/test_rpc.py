@@ -85,7 +85,7 @@ async def test_calls_that_no_client_makes(toy_repository: Path, path: bytes, dat
 
 
 async def test_a_request_that_does_not_come_is_waited_for_in_vain_for_a_time(toy_repository: Path) -> None:
-    async with running(toy_repository, receive_seconds=0.3) as server, calling(server.address) as caller:
+    async with running(toy_repository, receive_seconds=1.0) as server, calling(server.address) as caller:
         raw = await connect(server.address)
         raw.call(INFER)
         raw.call(INFER, struct.pack(">BI", 0, 1000) + bytes(999))
