@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Generic, TypeVar
 
 from ferryman.errors import DeadlineError, OverloadedError, UnavailableError
@@ -160,6 +161,19 @@ class Batcher(Generic[Item, Output]):
         running = sum(max(0.0, end - now) for end in ends)
         return (running + wait_before(loads, caller, own) + own) / self._concurrency
 
+    def own(self, items: Mapping[int, int]) -> float:
+        """Seconds that items take by themselves: of each key in batches, as many side by side as may be.
+
+        items: see `predict`
+        """
+        total = sum(self._costs(key).total(count) for key, count in items.items())
+        longest = max(self._costs(key).seconds(min(count, self._costs(key).best)) for key, count in items.items())
+        return max(longest, total / self._concurrency)
+
+    def fits_in_one_turn(self, items: Mapping[int, int]) -> bool:
+        """Whether an idle batcher would run all of these at once."""
+        return sum(ceil(count / self._costs(key).best) for key, count in items.items()) <= self._concurrency
+
     def hold(self) -> None:
         """Nothing is launched any more, until `resume`; may be called in any thread."""
         with self._lock:
@@ -278,7 +292,7 @@ class Batcher(Generic[Item, Output]):
         for request in places:
             if request.deadline is None:
                 continue
-            own_s = sum(self._costs(key).total(count) for key, count in left[request].items()) / self._concurrency
+            own_s = self.own(left[request])
             deadlines.append((request.deadline, request))
             if now >= request.deadline:
                 errors[request] = DeadlineError(_TOO_LATE)

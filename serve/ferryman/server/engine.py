@@ -305,10 +305,10 @@ class Engine:
         wait_s = self._batcher.predict(sizes, caller, coming)
         if encoded:  # while pictures are decoded the device goes on with what waits for it
             wait_s = max(wait_s, self._decoder.predict(sum(sizes.values()), caller))
-        own_s = sum(self.model.costs[size].total(count) for size, count in sizes.items())
+        own_s = self._batcher.own(sizes)
         if wait_s == 0:
-            # It starts at once: whether one batch takes too long only trying tells; of several the times do.
-            if len(sizes) == 1 and all(count <= self.model.costs[size].best for size, count in sizes.items()):
+            # It starts at once: whether one run takes too long only trying tells; of several in turn the times do.
+            if self._batcher.fits_in_one_turn(sizes):
                 return
             wait_s = own_s
         allowed_s = self.limits.queue_seconds + own_s

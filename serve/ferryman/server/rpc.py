@@ -12,7 +12,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
@@ -359,12 +358,11 @@ class RpcServer:
                 del self._coming[call]
                 late = f"no request came within {self._patience.seconds:g} s"
                 self._refuse(call, grpc.StatusCode.DEADLINE_EXCEEDED, late)
-        slow = [call for call, since in self._coming.items() if now - since > _SLOW_S]
-        while len(slow) > self._patience.slow_requests:
-            hosts = Counter(map(_host_of, slow))
-            [(most, _)] = hosts.most_common(1)
-            call = next(call for call in slow if _host_of(call) == most)
-            slow.remove(call)
+        slow: dict[str, list[Call]] = {}  # by host, the newest first
+        for call in reversed([call for call, since in self._coming.items() if now - since > _SLOW_S]):
+            slow.setdefault(host_of(call.peer()), []).append(call)
+        for _ in range(sum(map(len, slow.values())) - self._patience.slow_requests):
+            call = max(slow.values(), key=len).pop()
             del self._coming[call]
             self._refuse(call, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests come slowly; ask again later")
 
@@ -380,10 +378,6 @@ class RpcServer:
 def host_of(peer: str) -> str:
     """Of a connection, `ipv4:127.0.0.1:5000`."""
     return peer.rpartition(":")[0] or peer
-
-
-def _host_of(call: Call) -> str:
-    return host_of(call.peer())
 
 
 def _behaviour_of(handler: Any) -> Callable[[Any, Any], Any]:

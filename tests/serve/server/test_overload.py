@@ -322,6 +322,16 @@ async def test_a_request_that_takes_several_runs_is_refused_when_they_take_too_l
         assert (await ask(caller, 1, timeout=2)).outputs  # of one run only trying tells
 
 
+async def test_runs_side_by_side_are_one_turn(toy_repository: Path) -> None:
+    """Three runs of a second each, all at once, can be done in two."""
+    models = MarkedModels(Gate(is_open=True), lambda: one_by_one(1.0))
+    async with running(toy_repository, None, models, concurrency=3) as server, calling(server.address) as caller:
+        three = marked(1)
+        three.inputs[0].shape[0] = 3
+        three.raw_input_contents[0] *= 3
+        assert (await caller.inference.ModelInfer(three, timeout=2)).outputs
+
+
 async def test_the_timeout_of_a_request_holds(toy_repository: Path) -> None:
     gate = Gate()
     async with running(toy_repository, gate, MarkedModels(gate)) as server, calling(server.address) as caller:
