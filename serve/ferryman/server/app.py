@@ -15,7 +15,6 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
-from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from ferryman.addresses import split_address
 from ferryman.errors import AddressError, BundleError, FerrymanError
@@ -31,7 +30,8 @@ from ferryman.server.loading import LoadedModel
 from ferryman.server.observing import Observer
 from ferryman.server.placement import ANYWHERE, inside, place_threads
 from ferryman.server.probes import Probes, text_page
-from ferryman.server.rpc import Handler, RpcServer
+from ferryman.server.rpc.core import Handler
+from ferryman.server.rpc.server import RpcServer
 from ferryman.server.security.access import (
     ADMINISTRATORS,
     Access,
@@ -135,7 +135,7 @@ class VisionServer:
         )
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(ReflectionServicer(names), server)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), server)
         return made
 
     def _tell_health(self) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from threading import Lock
 from typing import Any
 
@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 
 from ferryman.errors import FerrymanError, UnavailableError, UsageError
 from ferryman.server.health import METHODS
-from ferryman.server.rpc import Context, Handler
+from ferryman.server.rpc.core import Behaviour, Context, Handler, behaviour_of, with_behaviour
 from ferryman.server.security.wire import check_fields, inner_fields
 from ferryman.status import status_from_error
 
@@ -24,7 +24,6 @@ UNEXPECTED = "the server met an unexpected error; its log says more"
 # The code alone does not say so, as UNAVAILABLE is also what becomes of a call whose connection breaks off.
 UNTOUCHED = ("ferryman-untouched", "true")
 _LOOK_S = 0.005  # between looks at what is in flight, when the server stops
-Behaviour = Callable[[Any, Context], Awaitable[Any]]
 
 
 class CallsInFlight:
@@ -89,11 +88,7 @@ class ErrorGuard:
 
     def wrap(self, method: str, handler: Any) -> Handler:
         """handler: of a method of METHODS"""
-        kind, behaviour, check = (
-            (grpc.stream_stream_rpc_method_handler, handler.stream_stream, _check_messages)
-            if handler.request_streaming
-            else (grpc.unary_unary_rpc_method_handler, handler.unary_unary, _check_message)
-        )
+        check = _check_messages if handler.request_streaming else _check_message
         inner = inner_fields(METHODS[method].input_type)
 
         def read(data: bytes) -> Any:  # grpc would answer UNKNOWN to what is raised here, with the error's text
@@ -105,7 +100,7 @@ class ErrorGuard:
             except UsageError as error:
                 return error
 
-        return kind(self._guard(behaviour, check, method), read, handler.response_serializer)
+        return with_behaviour(handler, self._guard(behaviour_of(handler), check, method), read)
 
     def _guard(self, behaviour: Behaviour, check: Callable[[Any], Any], method: str) -> Behaviour:
         async def guarded(request: Any, context: Context) -> Any:

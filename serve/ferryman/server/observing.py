@@ -15,7 +15,7 @@ from pydantic import Field
 
 from ferryman.errors import FerrymanError
 from ferryman.server.request import CALL, REQUEST, Request
-from ferryman.server.rpc import Context, Handler
+from ferryman.server.rpc.core import Context, Handler, behaviour_of, with_behaviour
 from ferryman.server.tracing import CallTrace, Tracing
 from ferryman.specs import Facts
 
@@ -120,13 +120,8 @@ class Observer:
         if self._tracing is not None:
             self._tracing.close()
 
-    def wrap(self, method: str, handler: Any) -> Handler:
-        kind, behaviour = (
-            (grpc.stream_stream_rpc_method_handler, handler.stream_stream)
-            if handler.request_streaming
-            else (grpc.unary_unary_rpc_method_handler, handler.unary_unary)
-        )
-        return kind(self._observe(behaviour, method), handler.request_deserializer, handler.response_serializer)
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        return with_behaviour(handler, self._observe(behaviour_of(handler), method))
 
     def _observe(self, behaviour: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:
         name = method[1:]

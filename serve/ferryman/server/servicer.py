@@ -40,7 +40,7 @@ from ferryman.server.observing import observed
 from ferryman.server.queueing import Caller
 from ferryman.server.repository import ModelRepository
 from ferryman.server.request import note_model
-from ferryman.server.rpc import Context
+from ferryman.server.rpc.core import Context
 from ferryman.specs import DETECTING, SEGMENTING, Facts, ModelSpec, Task
 from ferryman.v1 import vision_pb2 as pb
 from ferryman.v1 import vision_pb2_grpc

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from ferryman.errors import UsageError
 from ferryman.server.queueing import Caller
-from ferryman.server.rpc import Context, Patience, host_of
+from ferryman.server.rpc.core import Context, host_of
+from ferryman.server.rpc.server import Patience
 from ferryman.server.security.access import CALLER
 from ferryman.specs import Facts
 

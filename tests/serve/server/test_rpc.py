@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from ferryman.server import rpc, tidying
+from ferryman.server import tidying
+from ferryman.server.rpc import server as rpc
 from ferryman.server.tidying import Tidier
 
 from .inside import calling, running, until

@@ -16,7 +16,7 @@ from ferryman.server.inference.shared_memory import Regions
 from ferryman.server.inference.stream import answer_stream
 from ferryman.server.queueing import Caller
 from ferryman.server.repository import ModelRepository
-from ferryman.server.rpc import Context
+from ferryman.server.rpc.core import Context
 from ferryman.server.servicer import deadline_of
 from ferryman.status import public_line
 

@@ -8,7 +8,7 @@ from ferryman.errors import FerrymanError, UnavailableError
 from ferryman.inference import grpc_service_pb2 as pb
 from ferryman.server.guard import UNEXPECTED
 from ferryman.server.inference.parameters import read_flag
-from ferryman.server.rpc import Context
+from ferryman.server.rpc.core import Context
 from ferryman.status import public_line
 
 log = logging.getLogger(__name__)

@@ -26,8 +26,9 @@ from ferryman.errors import (
     UnauthenticatedError,
     UsageError,
 )
-from ferryman.server.guard import Behaviour, abort
-from ferryman.server.rpc import Call, Context, Handler, Metadata, host_of
+from ferryman.server.guard import abort
+from ferryman.server.rpc.call import Call
+from ferryman.server.rpc.core import Behaviour, Context, Handler, Metadata, behaviour_of, host_of, with_behaviour
 from ferryman.server.security.limiter import Limiter
 from ferryman.server.security.tokens import Token, TokenFile
 from ferryman.status import status_from_error
@@ -247,13 +248,9 @@ class Permissions:
         self._tokens = tokens
         self._limiters: dict[tuple[str, float | None, int | None], Limiter] = {}
 
-    def wrap(self, method: str, handler: Any) -> Handler:
-        kind, behaviour = (
-            (grpc.stream_stream_rpc_method_handler, self._hold_stream(handler.stream_stream, method))
-            if handler.request_streaming
-            else (grpc.unary_unary_rpc_method_handler, self._hold_call(handler.unary_unary, method))
-        )
-        return kind(behaviour, handler.request_deserializer, handler.response_serializer)
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        hold = self._hold_stream if handler.request_streaming else self._hold_call
+        return with_behaviour(handler, hold(behaviour_of(handler), method))
 
     def _hold_call(self, behaviour: Behaviour, method: str) -> Behaviour:
         async def held(request: Any, context: Context) -> Any:
