@@ -167,7 +167,8 @@ class Batcher(Generic[Item, Output]):
         items: see `predict`
         """
         total = sum(self._costs(key).total(count) for key, count in items.items())
-        longest = max(self._costs(key).seconds(min(count, self._costs(key).best)) for key, count in items.items())
+        runs = (self._costs(key).seconds(min(count, self._costs(key).best)) for key, count in items.items())
+        longest = max(runs, default=0.0)
         return max(longest, total / self._concurrency)
 
     def fits_in_one_turn(self, items: Mapping[int, int]) -> bool:
