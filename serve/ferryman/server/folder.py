@@ -101,7 +101,10 @@ def look(folder: Path, marked: Collection[Version] = ()) -> Seen:
             f"{folder} holds no bundle as NAME/VERSION; give the folder that `ferryman export -o` wrote to"
         )
     marks = {key: mark_files(folder / key[0] / str(key[1])) for key in marked}
-    return Seen(found, _read_choices(folder / CHOICES), marks)
+    choices = _read_choices(folder / CHOICES)
+    if find_bundles(folder) != found:  # a folder that went meanwhile would look like one with less, and without choices
+        return look(folder, marked)
+    return Seen(found, choices, marks)
 
 
 def mark_files(folder: Path) -> Mark:
