@@ -32,11 +32,16 @@ def read_device() -> DeviceFacts:
         machine=platform.machine(),
         system=f"{platform.system()} {platform.release()}",
         cpu=cpu or platform.processor() or "unknown",
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=count_usable(),
         cpu_features=tuple(feature for feature in _FEATURES if feature in flags),
         memory_bytes=_read_memory(),
         python=platform.python_version(),
     )
+
+
+def count_usable() -> int:
+    """Processors that the calling thread may use: fewer than the machine has in a container with a set of its own."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def saturates(features: Collection[str]) -> bool:

@@ -1,7 +1,7 @@
 """Frozen facts about models: tensors, preprocessing, task. Validated when built; no input or output here."""
 
 import re
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -119,11 +119,11 @@ class ModelSpec(Facts):
                 )
         return self
 
-    @property
+    @cached_property
     def input_names(self) -> tuple[str, ...]:
         return tuple(tensor.name for tensor in self.inputs)
 
-    @property
+    @cached_property
     def output_names(self) -> tuple[str, ...]:
         return tuple(tensor.name for tensor in self.outputs)
 

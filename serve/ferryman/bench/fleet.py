@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ferryman.server.engine import SHARE
+from ferryman.server.admission import SHARE
 
 Floats = NDArray[np.float64]
 # From a request's number and what each server has inside to the server that gets it.

@@ -7,13 +7,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ferryman.attest import Attestation
 from ferryman.engines import EngineFacts
 from ferryman.errors import EngineError, TensorError, UsageError
-from ferryman.specs import ModelSpec, Target, TensorSpec
+from ferryman.specs import ModelSpec, Target
 
 Arrays = Mapping[str, NDArray[Any]]
 Hint = Literal["latency", "throughput"]
@@ -188,22 +187,20 @@ def check_inputs(inputs: Arrays, spec: ModelSpec) -> None:
         raise TensorError(
             f"the model takes {', '.join(spec.input_names)}, got {', '.join(sorted(inputs)) or 'nothing'}"
         )
-    sizes: dict[int | str, tuple[str, int]] = {}
+    sizes: dict[str, tuple[str, int]] = {}
     for tensor in spec.inputs:
-        _check_input(inputs[tensor.name], tensor, sizes)
-
-
-def _check_input(array: NDArray[Any], tensor: TensorSpec, sizes: dict[int | str, tuple[str, int]]) -> None:
-    fits = array.dtype == np.dtype(tensor.dtype) and array.ndim == len(tensor.shape) and 0 not in array.shape
-    if not fits or any(
-        isinstance(wanted, int) and size != wanted for size, wanted in zip(array.shape, tensor.shape, strict=True)
-    ):
-        expected = f"{tensor.dtype} ({', '.join(map(str, tensor.shape))})"
-        given = f"{array.dtype} ({', '.join(map(str, array.shape))})"
-        raise TensorError(f"input {tensor.name} must be {expected}, got {given}")
-    for size, wanted in zip(array.shape, tensor.shape, strict=True):
-        if isinstance(wanted, int):
-            continue
-        first, known = sizes.setdefault(wanted, (tensor.name, size))
-        if size != known:
-            raise TensorError(f"{wanted} is {known} in input {first} and {size} in input {tensor.name}")
+        array = inputs[tensor.name]
+        shape, wanted_shape = array.shape, tensor.shape
+        fits = array.dtype == tensor.dtype and len(shape) == len(wanted_shape)
+        for size, wanted in zip(shape, wanted_shape, strict=False):
+            if isinstance(wanted, str):
+                first, known = sizes.setdefault(wanted, (tensor.name, size))
+                if size != known:
+                    raise TensorError(f"{wanted} is {known} in input {first} and {size} in input {tensor.name}")
+                fits = fits and size > 0
+            elif size != wanted:
+                fits = False
+        if not fits:
+            expected = f"{tensor.dtype} ({', '.join(map(str, wanted_shape))})"
+            given = f"{array.dtype} ({', '.join(map(str, shape))})"
+            raise TensorError(f"input {tensor.name} must be {expected}, got {given}")

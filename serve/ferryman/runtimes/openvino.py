@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferryman.attest import Attestation, attestation
-from ferryman.device import read_device, saturates
+from ferryman.device import count_usable, read_device, saturates
 from ferryman.errors import EngineError
 from ferryman.heap import give_back
 from ferryman.runtimes.base import Arrays, Runtime, Session, Settings
@@ -20,7 +20,7 @@ from ferryman.runtimes.seven_bits import narrow_weights
 from ferryman.specs import ModelSpec, Target
 
 if TYPE_CHECKING:
-    from openvino import CompiledModel, Core, InferRequest
+    from openvino import CompiledModel, Core
 
 # OpenVINO tells Google Analytics that it was imported, from a process that it forks off this one, and gRPC then starts
 # its threads anew, in the middle of a server. It goes without where the package for it can't be imported.
@@ -118,6 +118,8 @@ def choose_config(core: "Core", device: str, target: Target, settings: Settings)
     }
     if device == "CPU" and settings.threads is not None:
         config["INFERENCE_NUM_THREADS"] = settings.threads
+        # OpenVINO holds threads to the first processors, those of each model and of each process to the same ones.
+        config["ENABLE_CPU_PINNING"] = settings.threads >= count_usable()
     if settings.streams is not None:
         config["NUM_STREAMS"] = str(settings.streams)
     return config
@@ -134,7 +136,10 @@ class OpenVinoSession(Session):
         super().__init__(spec)
         self._compiled: CompiledModel | None = compiled
         self._streams = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-        self._idle: SimpleQueue[InferRequest] = SimpleQueue()
+        self._idle: SimpleQueue[_Slot] = SimpleQueue()
+        self._answers = [
+            (tuple(int(size) for size in tensor.shape[1:]), np.dtype(tensor.dtype)) for tensor in spec.outputs
+        ]
 
     @property
     def largest_useful_batch(self) -> int | None:
@@ -157,29 +162,26 @@ class OpenVinoSession(Session):
         idle, compiled = self._idle, self._compiled
         if compiled is None:  # closed by another thread after the check
             raise EngineError("the session is closed")
-        batch = len(inputs["image"])
-        answers = [
-            np.empty((batch, *(int(size) for size in tensor.shape[1:])), np.dtype(tensor.dtype))
-            for tensor in self.spec.outputs
-        ]
-        requests = [_take(idle, compiled) for _ in range(min(batch, self._streams))]
+        arrays = [np.ascontiguousarray(inputs[tensor.name]) for tensor in self.spec.inputs]
+        batch = len(arrays[0])
+        answers = [np.empty((batch, *shape), dtype) for shape, dtype in self._answers]
+        slots = [_take(idle, compiled) for _ in range(min(batch, self._streams))]
         try:
-            for start in range(0, batch, len(requests)):
-                # A row of a contiguous array is contiguous: OpenVINO reads it where it lies, so it must stay there.
-                rows = [
-                    {name: np.ascontiguousarray(array[index : index + 1]) for name, array in inputs.items()}
-                    for index in range(start, min(start + len(requests), batch))
-                ]
-                for request, row in zip(requests, rows, strict=False):
-                    request.start_async(row, share_inputs=True)
-                for index, request in enumerate(requests[: len(rows)], start):
-                    request.wait()
-                    for answer, output in zip(answers, request.output_tensors, strict=True):
-                        answer[index] = output.data[0]
+            for start in range(0, batch, len(slots)):
+                side_by_side = slots[: batch - start]
+                alone = len(side_by_side) == 1
+                for index, slot in enumerate(side_by_side, start):
+                    rows = [array[index : index + 1] for array in arrays]
+                    (slot.run if alone else slot.start)(rows)
+                for index, slot in enumerate(side_by_side, start):
+                    if not alone:
+                        slot.wait()
+                    for answer, output in zip(answers, slot.outputs, strict=True):
+                        answer[index] = output[0]
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed on a batch of {batch}: {_one_line(error)}") from error
-        for request in requests:  # one that failed may still be busy, and is dropped
-            idle.put(request)
+        for slot in slots:  # one that failed may still be busy, and is dropped
+            idle.put(slot)
         return dict(zip(self.spec.output_names, answers, strict=True))
 
     def _close(self) -> None:
@@ -187,8 +189,40 @@ class OpenVinoSession(Session):
         self._idle = SimpleQueue()
 
 
-def _take(idle: "SimpleQueue[InferRequest]", compiled: "CompiledModel") -> "InferRequest":
+class _Slot:
+    """One of OpenVINO's requests, which runs a picture at a time. outputs: where its answers lie"""
+
+    def __init__(self, compiled: "CompiledModel") -> None:
+        from openvino import Tensor
+
+        self._request = compiled.create_infer_request()
+        self._wrap = Tensor
+        self._types = [tensor.element_type for tensor in self._request.input_tensors]
+        self._rows: list[NDArray[Any]] = []
+        self.outputs = [tensor.data for tensor in self._request.output_tensors]  # of fixed shapes, they stay there
+
+    def run(self, rows: list[NDArray[Any]]) -> None:
+        """In this thread: to hand it to one of OpenVINO's, and to wait for that, takes longer. rows: see `start`"""
+        self._bind(rows)
+        self._request.infer(share_outputs=True)
+
+    def start(self, rows: list[NDArray[Any]]) -> None:
+        """In a thread of OpenVINO's. rows: contiguous, and read where they lie"""
+        self._bind(rows)
+        self._request.start_async()
+
+    def _bind(self, rows: list[NDArray[Any]]) -> None:
+        self._rows = rows  # OpenVINO does not keep them
+        for index, (row, kind) in enumerate(zip(rows, self._types, strict=True)):
+            # With its type, a read-only array is not copied, as `start_async` and `infer` would.
+            self._request.set_input_tensor(index, self._wrap(row, row.shape, kind))
+
+    def wait(self) -> None:
+        self._request.wait()
+
+
+def _take(idle: "SimpleQueue[_Slot]", compiled: "CompiledModel") -> _Slot:
     try:
         return idle.get_nowait()
     except Empty:
-        return compiled.create_infer_request()
+        return _Slot(compiled)

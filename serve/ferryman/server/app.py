@@ -24,7 +24,7 @@ from ferryman.server.engines import Engines
 from ferryman.server.guard import CallsInFlight, ErrorGuard
 from ferryman.server.health import METHODS, SERVICES, Health
 from ferryman.server.inference.infer import InferLimits
-from ferryman.server.inference.servicer import InferenceServicer
+from ferryman.server.inference.servicer import IN_STEPS, InferenceServicer
 from ferryman.server.inference.shared_memory import Regions, SharedMemory
 from ferryman.server.loading import LoadedModel
 from ferryman.server.observing import Observer
@@ -71,7 +71,8 @@ class VisionServer:
         self.calls = CallsInFlight()
         self._listening = False
         self._telling: set[asyncio.Task[None]] = set()
-        self._engines = Engines(config, load, self._placement, self._tell_health)
+        with inside(self._placement.others):  # for the threads that decode
+            self._engines = Engines(config, load, self._placement, self._tell_health)
         self.models = self._engines.models
         self.observer = Observer(config)
         self._memory = SharedMemory(config.shared_memory_bytes)
@@ -112,9 +113,9 @@ class VisionServer:
                 return handler  # health and reflection have statuses of their own, and say nothing of the load
             return self.observer.wrap(method, guard.wrap(method, permissions.wrap(method, handler)))
 
-        door = Door(access, self.observer.counts.calls, config.max_calls)
+        door = Door(access, self.observer.counts.add_call, config.max_calls)
         self._doors.append(door)
-        made = RpcServer(door.open, wrap, grpc_options(config), patience_of(config), door.note)
+        made = RpcServer(door.open, wrap, grpc_options(config), patience_of(config), door.note, IN_STEPS)
         server = cast("grpc.aio.Server", made)  # to the generated code, which adds the methods of services to it
         self.health.add_to(server)
         callers = partial(caller_of, by=config.client_by)

@@ -5,17 +5,19 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import ceil
+from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from ferryman.errors import DeadlineError, OverloadedError, UnavailableError
 from ferryman.server.costs import Costs
 from ferryman.server.queueing import ANYONE, Caller, FairQueue, wait_before
+from ferryman.server.steps import Later, Waiter, wake
 
 Item = TypeVar("Item")
 Output = TypeVar("Output")
+_LOOK_S = 0.002  # between looks whether all threads rest
 _TOO_LATE = "the request's time ran out before it was answered"
 
 
@@ -30,25 +32,22 @@ class Done(Generic[Output]):
 
 @dataclass(eq=False)
 class _Request(Generic[Item, Output]):
-    """done: by the item's index, as far as batches have ended; future: done when all are, or the first failed.
+    """done: by the item's index, as far as batches have ended; later: set when all are, or the first failed.
 
-    over: it wants nothing more; set with the batcher's lock held, as threads may not ask the future
+    over: it wants nothing more; set with the batcher's lock held
     """
 
     items: Sequence[Item]
     deadline: float | None
-    future: asyncio.Future[list[Done[Output]]]
+    later: Later[list[Done[Output]]]
     done: dict[int, Done[Output]] = field(default_factory=dict[int, Done[Output]])
     over: bool = False
 
-    def add(self, index: int, done: Done[Output]) -> None:
+    def add(self, index: int, done: Done[Output]) -> Waiter | None:
         self.done[index] = done
-        if len(self.done) == len(self.items) and not self.future.done():
-            self.future.set_result([self.done[i] for i in range(len(self.items))])
-
-    def fail(self, error: BaseException) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+        if len(self.done) < len(self.items):
+            return None
+        return self.later.set([self.done[i] for i in range(len(self.items))])
 
 
 _Place = tuple[_Request[Item, Output], int]  # with the index of the item
@@ -105,10 +104,13 @@ class Batcher(Generic[Item, Output]):
         self._batches = 0
         self._paused = False
         self._closed = False
-        self._threads = ThreadPoolExecutor(concurrency, f"batcher-{name}", start_thread)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._calls: SimpleQueue[bool] = SimpleQueue()  # of threads: True to work, False to end
+        self._threads = [
+            threading.Thread(target=self._go, args=(start_thread,), name=f"batcher-{name}_{number}", daemon=True)
+            for number in range(concurrency)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
@@ -128,15 +130,14 @@ class Batcher(Generic[Item, Output]):
             raise UnavailableError("the engine is closed")
         if not items:
             return []
-        self._loop = asyncio.get_running_loop()
-        request = _Request[Item, Output](items, deadline, self._loop.create_future())
+        request = _Request[Item, Output](items, deadline, Later())
         with self._lock:
             self._timed += deadline is not None
             for index, item in enumerate(items):
                 self._queue.add((request, index), caller, self._key(item))
         self._start(len(items))
         try:
-            return await request.future
+            return await request.later
         finally:
             with self._lock:
                 self._timed -= deadline is not None
@@ -161,6 +162,18 @@ class Batcher(Generic[Item, Output]):
         running = sum(max(0.0, end - now) for end in ends)
         return (running + wait_before(loads, caller, own) + own) / self._concurrency
 
+    def predict_at_most(self, items: Mapping[int, int]) -> float:
+        """As `predict`, as if all that waits came first: never less, and soon told. 0.0 when they start at once and run
+        at once.
+        """
+        with self._lock:
+            if not self._queue and self._workers < self._concurrency and self.fits_in_one_turn(items):
+                return 0.0
+            ends, now = list(self._ends.values()), self._clock()
+            waiting = sum(count * self._costs(key).image_s() for key, count in self._queue.counts.items())
+        own = sum(self._costs(key).total(count) for key, count in items.items())
+        return (sum(max(0.0, end - now) for end in ends) + waiting + own) / self._concurrency
+
     def own(self, items: Mapping[int, int]) -> float:
         """Seconds that items take by themselves: of each key in batches, as many side by side as may be.
 
@@ -183,7 +196,7 @@ class Batcher(Generic[Item, Output]):
     async def pause(self) -> None:
         """`hold`, and returns when what runs has ended."""
         self.hold()
-        await self._idle.wait()
+        await self._rest()
 
     def resume(self) -> None:
         with self._lock:
@@ -194,10 +207,11 @@ class Batcher(Generic[Item, Output]):
     def refuse(self, error: Exception) -> None:
         """All that waits raises this."""
         with self._lock:
-            for request in {id(request): request for request, _ in self._queue}.values():
+            requests = list(dict.fromkeys(request for request, _ in self._queue))
+            for request in requests:
                 request.over = True
-                request.fail(error)
             self._queue.discard(lambda place: True)
+        _fail(requests, error)
 
     def newest(self, client: str | None, key: int | None = None) -> list["Waiting[Item, Output]"]:
         """What waits, of a client or, for None, of low priority; low before high, and then the newest first.
@@ -210,27 +224,31 @@ class Batcher(Generic[Item, Output]):
     def evict(self, waiting: Iterable["Waiting[Item, Output]"], error: Exception) -> None:
         """The requests of these items raise this, unless they have gone since."""
         with self._lock:
-            for request in dict.fromkeys(request for request, _ in waiting):
-                if not request.over:
-                    request.fail(error)
-                    self._drop(request)
+            requests = [one for one in dict.fromkeys(request for request, _ in waiting) if not one.over]
+            for request in requests:
+                self._drop(request)
+        _fail(requests, error)
 
     async def close(self) -> None:
         """Everything that waits raises UnavailableError; returns when the batches that run have ended."""
         self._closed = True
         self.refuse(UnavailableError("the server stopped before the request's turn came"))
-        await self._idle.wait()
-        self._threads.shutdown(wait=False)
+        await self._rest()
+        for _ in self._threads:
+            self._calls.put(False)
 
     def _start(self, count: int) -> None:
         """Threads for as many items, as far as some are idle."""
         with self._lock:
             free = 0 if self._paused else min(count, self._concurrency - self._workers)
             self._workers += free
-            if free:
-                self._idle.clear()
         for _ in range(free):
-            self._threads.submit(self._work)
+            self._calls.put(True)
+
+    async def _rest(self) -> None:
+        """Returns when no thread has a batch."""
+        while self._workers:
+            await asyncio.sleep(_LOOK_S)
 
     def _drop(self, request: _Request[Item, Output]) -> None:
         request.over = True
@@ -238,13 +256,20 @@ class Batcher(Generic[Item, Output]):
 
     # From here on in the threads.
 
+    def _go(self, start_thread: Callable[[], object]) -> None:
+        start_thread()
+        while self._calls.get():
+            self._work()
+
     def _work(self) -> None:
         results: list[_Result[Item, Output]] = []
         while True:
             taken, late = self._take()
-            # Once a batch, whatever there is to tell: to wake the event loop costs as much as all else here.
-            if results or late or taken is None:
-                self._tell(results + late, ended=taken is None)
+            results += late
+            # Once a batch, whatever there is to tell: to wake an event loop costs as much as all else here.
+            if results:
+                # One answer is sent in this thread where it has nothing else to do.
+                self._tell(results, here=taken is None and len(results) == 1)
             if taken is None:
                 return
             number, batch = taken
@@ -347,18 +372,16 @@ class Batcher(Generic[Item, Output]):
         request, index = place
         return self._key(request.items[index])
 
-    def _tell(self, results: list[_Result[Item, Output]], ended: bool) -> None:
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._deliver, results, ended)
-
-    # And on the event loop again.
-
-    def _deliver(self, results: list[_Result[Item, Output]], ended: bool) -> None:
-        """ended: so has the thread that tells; none of its results comes after these"""
+    def _tell(self, results: list[_Result[Item, Output]], here: bool) -> None:
+        waiters: list[Waiter] = []
         for (request, index), result in results:
-            if isinstance(result, BaseException):
-                request.fail(result)
-            else:
-                request.add(index, result)
-        if ended and self._workers == 0:
-            self._idle.set()
+            failed = isinstance(result, BaseException)
+            waiter = request.later.set(error=result) if failed else request.add(index, result)
+            if waiter is not None:
+                waiters.append(waiter)
+        wake(waiters, here)
+
+
+def _fail(requests: Iterable[_Request[Item, Output]], error: Exception) -> None:
+    waiters = [request.later.set(error=error) for request in requests]
+    wake(waiter for waiter in waiters if waiter is not None)

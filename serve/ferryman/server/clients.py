@@ -1,9 +1,9 @@
 """What one client may ask of all models together, however much room there is."""
 
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -31,7 +31,7 @@ class ClientLimits(Facts):
 
 
 class Clients:
-    """Counts what each client has inside, and meters what it sends: a token bucket of images.
+    """Counts what each client has inside, and meters what it sends: a token bucket of images. From any thread.
 
     A request is let in while there is a token, and may leave its client in debt: so none is too large for the bucket.
     """
@@ -39,6 +39,8 @@ class Clients:
     def __init__(self, limits: ClientLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._clock = clock
+        self._limited = bool(limits.client_images or limits.client_rate)
+        self._lock = threading.Lock()  # of what follows
         self._inside: Counter[str] = Counter()
         self._buckets: dict[str, tuple[float, float]] = {}  # tokens, and when there were so many
 
@@ -51,6 +53,11 @@ class Clients:
         """Raises OverloadedError when the client has too many images inside, or sends them too fast, UsageError when
         they are more than may ever be.
         """
+        if self._limited:
+            with self._lock:
+                self._check(client, images)
+
+    def _check(self, client: str, images: int) -> None:
         limit = self._limits.client_images
         if limit and images > limit:
             raise UsageError(
@@ -67,15 +74,19 @@ class Clients:
                 f"this client sends more than {rate:g} images a second; ask again in {wait_s:.2f} s", wait_s
             )
 
-    @contextmanager
-    def admit(self, client: str, images: int) -> Generator[None]:
-        """Counts images as inside, and as sent. Raises as `check`."""
-        self.check(client, images)
-        self._take_tokens(client, images)
-        self._inside[client] += images
-        try:
-            yield
-        finally:
+    def enter(self, client: str, images: int) -> None:
+        """Counts images as inside, until they `leave`, and as sent. Raises as `check`."""
+        if not self._limited:
+            return
+        with self._lock:
+            self._check(client, images)
+            self._take_tokens(client, images)
+            self._inside[client] += images
+
+    def leave(self, client: str, images: int) -> None:
+        if not self._limited:
+            return
+        with self._lock:
             self._inside[client] -= images
             if self._inside[client] <= 0:
                 del self._inside[client]

@@ -11,8 +11,8 @@ from ferryman.errors import UsageError, propose
 from ferryman.preprocess import MAX_PIXELS
 from ferryman.runtimes import parse_target
 from ferryman.runtimes.base import MAX_PARALLEL, Hint
+from ferryman.server.admission import EngineLimits
 from ferryman.server.clients import ClientLimits
-from ferryman.server.engine import EngineLimits
 from ferryman.server.observing import ObservingSettings
 from ferryman.server.placement import parse_placement
 from ferryman.server.security.exposure import check_security

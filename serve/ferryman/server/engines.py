@@ -5,13 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from ferryman.device import count_usable
 from ferryman.runtimes.base import Settings
 from ferryman.server.clients import Clients
 from ferryman.server.config import ServerConfig
 from ferryman.server.decoding import Decoder
 from ferryman.server.engine import Engine
 from ferryman.server.loading import LoadedModel, load_model
-from ferryman.server.placement import AS_IT_COMES, Placement, count_usable, inside
+from ferryman.server.placement import AS_IT_COMES, Placement, inside
 from ferryman.server.repository import ModelRepository
 from ferryman.server.security.access import may_be_told
 

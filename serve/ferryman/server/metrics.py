@@ -72,13 +72,14 @@ def _server(sources: Sources) -> Iterator[Metric]:
     calls = CounterMetricFamily(
         "ferryman_calls", "gRPC calls that have ended; a stream is one.", labels=("method", "code")
     )
-    for labels, count in sources.counts.calls.items():
+    counts = sources.counts.now()
+    for labels, count in counts.calls.items():
         calls.add_metric(labels, count)
     yield calls
     requests = CounterMetricFamily(
         "ferryman_requests", "Requests to models that have ended, each of a stream's.", labels=(*_MODEL, "code")
     )
-    for labels, count in sources.counts.requests.items():
+    for labels, count in counts.requests.items():
         requests.add_metric(labels, count)
     yield requests
 

@@ -5,9 +5,9 @@ import logging
 import random
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from functools import wraps
+from threading import Lock
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, cast
 
 import grpc
@@ -43,15 +43,32 @@ class ObservingSettings(Facts):
 
 
 class Counts:
-    """Since the server started; written by the event loop alone.
+    """Since the server started; from any thread.
 
     requests: to models, by model, version, variant and code; the first three are empty where a request got to none
     calls: by method and code; a stream is one
     """
 
     def __init__(self) -> None:
+        self._lock = Lock()
         self.requests = Counter[tuple[str, str, str, str]]()
         self.calls = Counter[tuple[str, str]]()
+
+    def add_call(self, method: str, code: str) -> None:
+        with self._lock:
+            self.calls[method, code] += 1
+
+    def add_request(self, model: str, version: str, variant: str, code: str) -> None:
+        with self._lock:
+            self.requests[model, version, variant, code] += 1
+
+    def now(self) -> "Counts":
+        """As they are now, and stay."""
+        found = Counts()
+        with self._lock:
+            found.requests.update(self.requests)
+            found.calls.update(self.calls)
+        return found
 
 
 class Call:
@@ -63,14 +80,13 @@ class Call:
         self._observer = observer
         self._context = context
 
-    @contextmanager
-    def request(self) -> Generator[Request]:
-        """Around the work for one request to a model."""
+    async def answer(self, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Awaits the work for one request to a model."""
         request = Request(trace=None if self.trace is None else self.trace.start_request())
         token = REQUEST.set(request)
         code = "OK"
         try:
-            yield request
+            return await method(*args, **kwargs)
         except FerrymanError as error:
             code = error.grpc_status
             raise
@@ -97,10 +113,8 @@ def observed(method: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
     @wraps(method)
     async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         call = CALL.get()
-        if call is None:
-            return await method(*args, **kwargs)
-        with call.request():
-            return await method(*args, **kwargs)
+        answering = method(*args, **kwargs) if call is None else call.answer(method, *args, **kwargs)
+        return await answering
 
     return wrapper
 
@@ -145,7 +159,7 @@ class Observer:
             else:
                 return answer
             finally:
-                self.counts.calls[name, code] += 1
+                self.counts.add_call(name, code)
                 if call.trace is not None:
                     call.trace.end(code)
 
@@ -158,7 +172,7 @@ class Observer:
         """Counts one that has ended, and tells of it."""
         model = request.model
         names = ("", "", "") if model is None else (model.name, str(model.version), model.target)
-        self.counts.requests[*names, code] += 1
+        self.counts.add_request(*names, code)
         if request.trace is not None:
             request.trace.end(request, names, code)
         if self._log_requests:
@@ -172,4 +186,4 @@ def _request_id(metadata: dict[str, Any]) -> str:
     given = metadata.get(REQUEST_ID)
     if isinstance(given, str) and _ID.fullmatch(given):
         return given
-    return random.randbytes(16).hex()  # a name, and no secret
+    return f"{random.getrandbits(128):032x}"  # a name, and no secret

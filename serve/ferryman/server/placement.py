@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from ferryman.device import count_usable
 from ferryman.errors import UsageError
 
 _PART = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
@@ -102,11 +103,6 @@ def parse_placement(text: str) -> Placement:
     if not others:
         raise UsageError(f"model_cpus: {text} leaves no processor of {_list_text(usable)} for the rest of the server")
     return Placement(Place(frozenset(models)), Place(frozenset(others)))
-
-
-def count_usable() -> int:
-    """Processors that the calling thread may use: fewer than the machine has in a container with a set of its own."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _list_text(cpus: set[int]) -> str:

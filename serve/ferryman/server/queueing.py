@@ -38,6 +38,7 @@ class FairQueue(Generic[T]):
         self._number = 0
         self._high_run = 0  # batches that high has begun since low began one or was empty
         self._count = 0
+        self.counts: dict[int, int] = {}  # of what waits, by key
 
     def __len__(self) -> int:
         return self._count
@@ -53,6 +54,7 @@ class FairQueue(Generic[T]):
         queues.setdefault(key, deque()).append((self._number, value))
         self._number += 1
         self._count += 1
+        self.counts[key] = self.counts.get(key, 0) + 1
 
     def discard(self, unwanted: Callable[[T], bool]) -> None:
         """Takes out what is unwanted; all else keeps its place."""
@@ -60,7 +62,7 @@ class FairQueue(Generic[T]):
             for client, queues in list(ring.items()):
                 for key, queue in list(queues.items()):
                     kept = deque(entry for entry in queue if not unwanted(entry[1]))
-                    self._count -= len(queue) - len(kept)
+                    self._forget(key, len(queue) - len(kept))
                     queues[key] = kept
                     self._forget_empty(ring, client, key)
 
@@ -74,11 +76,11 @@ class FairQueue(Generic[T]):
         first, second = self._order_levels()
         queues = next(iter(self._rings[first].values()))
         key = min(queues, key=lambda one: queues[one][0][0])
-        size = choose_size(key, self._count_of(key))
+        size = choose_size(key, self.counts[key])
         batch: list[T] = []
         for level in (first, second):
             self._fill(batch, size, self._rings[level], key)
-        self._count -= len(batch)
+        self._forget(key, len(batch))
         return batch
 
     def newest(self, client: str | None) -> list[T]:
@@ -109,9 +111,13 @@ class FairQueue(Generic[T]):
         self._high_run = 0
         return "low", "high"
 
-    def _count_of(self, key: int) -> int:
-        queues = (queues.get(key, ()) for ring in self._rings.values() for queues in ring.values())
-        return sum(map(len, queues))
+    def _forget(self, key: int, count: int) -> None:
+        self._count -= count
+        left = self.counts[key] - count
+        if left:
+            self.counts[key] = left
+        else:
+            del self.counts[key]
 
     def _fill(self, batch: list[T], size: int, ring: _Ring[T], key: int) -> None:
         """Appends items of a key, in turns, up to the size; who has given one goes to the ring's end."""

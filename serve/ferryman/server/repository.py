@@ -18,6 +18,7 @@ from ferryman.errors import (
 )
 from ferryman.server.folder import Mark, Seen, State, Version, VersionState, look, mark_files, reason_of
 from ferryman.server.loading import LoadedModel
+from ferryman.server.steps import on_loop, running_loop
 
 log = logging.getLogger(__name__)
 LOADING = "load"  # what the names of the threads that load models begin with
@@ -51,7 +52,8 @@ class ModelRepository(Generic[Served]):
 
     `refresh` follows the folder: a version takes over once it is loaded, and not before; what it replaced answers
     those inside, and is freed unless an alias stands for it or a client has asked for it by its number. Whoever gets
-    a version from `get` must hand it a request before awaiting anything else.
+    a version from `get` must hand it a request before awaiting anything else, and ask once more where that was
+    refused as the version is retired: `get` may be awaited without an event loop, and one may have retired it since.
 
     load: from NAME/VERSION to a loaded model, in the thread; serve: what then serves it, on the event loop
     told: whether the caller under way may be told that there is a model of a name
@@ -109,12 +111,28 @@ class ModelRepository(Generic[Served]):
         Raises UsageError and ModelNotFoundError for names and versions that are not there, BundleError with
         the reason for a version that can't be served, UnavailableError after `close`.
         """
+        if running_loop() is None:
+            found = self._at_hand(name, version)
+            if found is not None:
+                return found
+            await on_loop()
         key = self._find(name, version)
         if key in self._unloaded:
             raise BundleError(f"{key[0]} version {key[1]} is unloaded")
         if version:
             self._asked.add(key)
         return await self._load_once(*key)
+
+    def _at_hand(self, name: str, version: int) -> Served | None:
+        """What `get` returns where it has nothing to do for it. Beside the event loop, which may change all of this."""
+        try:
+            key = self._find(name, version)
+        except (FerrymanError, KeyError):
+            return None
+        task = self._tasks.get(key)
+        if key in self._unloaded or (version and key not in self._asked) or task is None or not task.done():
+            return None
+        return None if task.cancelled() or task.exception() is not None else task.result()
 
     def model_of(self, name: str) -> str:
         """The model that an alias stands for; any other name is its own."""

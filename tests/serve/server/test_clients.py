@@ -1,9 +1,19 @@
 """What one client may have inside, and how fast it may send."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 import pytest
 
 from ferryman.errors import OverloadedError, UsageError
 from ferryman.server.clients import ClientLimits, Clients
+
+
+@contextmanager
+def admit(clients: Clients, client: str, images: int) -> Generator[None]:
+    clients.enter(client, images)
+    yield
+    clients.leave(client, images)
 
 
 class Clock:
@@ -16,26 +26,26 @@ class Clock:
 def test_without_limits_all_are_let_in() -> None:
     clients = Clients(ClientLimits())
     for _ in range(1000):
-        with clients.admit("a", 100), clients.admit("a", 100):
+        with admit(clients, "a", 100), admit(clients, "a", 100):
             pass
 
 
 def test_a_client_may_have_so_many_inside() -> None:
     clients = Clients(ClientLimits(client_images=3))
-    with clients.admit("a", 2):
+    with admit(clients, "a", 2):
         with (
             pytest.raises(OverloadedError, match="has 2 images to be answered already, its limit is 3"),
-            clients.admit("a", 2),
+            admit(clients, "a", 2),
         ):
             pass
-        with clients.admit("a", 1), clients.admit("b", 3):
+        with admit(clients, "a", 1), admit(clients, "b", 3):
             pass
     with (
         pytest.raises(UsageError, match="4 images at a time are more than a client's limit of 3"),
-        clients.admit("a", 4),
+        admit(clients, "a", 4),
     ):
         pass
-    with clients.admit("a", 3):
+    with admit(clients, "a", 3):
         pass
 
 
@@ -44,7 +54,7 @@ def test_a_client_may_send_so_fast() -> None:
     clients = Clients(ClientLimits(client_rate=10, client_burst=5), clock)
 
     def send(client: str, images: int) -> None:
-        with clients.admit(client, images):
+        with admit(clients, client, images):
             pass
 
     for _ in range(5):
@@ -70,6 +80,6 @@ def test_clients_that_left_are_forgotten() -> None:
     clients = Clients(ClientLimits(client_rate=10, client_images=5), clock)
     for number in range(3000):
         clock.now += 1
-        with clients.admit(f"client-{number}", 1):
+        with admit(clients, f"client-{number}", 1):
             pass
     assert clients.known <= 1025

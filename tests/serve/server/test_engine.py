@@ -22,9 +22,10 @@ from ferryman.errors import (
 )
 from ferryman.predictor import Predictor, fit_images
 from ferryman.results import Detections, detections_from_outputs
+from ferryman.server.admission import EngineLimits
 from ferryman.server.clients import ClientLimits, Clients
 from ferryman.server.decoding import Decoder
-from ferryman.server.engine import Engine, EngineLimits
+from ferryman.server.engine import Engine
 from ferryman.server.loading import LoadedModel
 
 from ..toy import SPECS, make_pictures

@@ -1,6 +1,7 @@
 """ModelInfer: from a request to an answer, through the model's engine."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from ferryman.errors import TensorError, UsageError
 from ferryman.inference import grpc_service_pb2 as pb
 from ferryman.preprocess import Geometry
 from ferryman.results import Outputs
+from ferryman.server.admission import RetiredError
 from ferryman.server.batcher import check_deadline
 from ferryman.server.engine import Engine
 from ferryman.server.inference.outputs import add_output, join_images, wanted_from_request
@@ -21,6 +23,7 @@ from ferryman.server.observing import observed
 from ferryman.server.queueing import Caller
 from ferryman.server.repository import ModelRepository
 from ferryman.server.request import note_model
+from ferryman.server.steps import on_loop, running_loop
 from ferryman.specs import Facts
 
 # Encoded pictures. No graph has an input of that name: see the contract in `specs`.
@@ -55,7 +58,19 @@ class Inferer:
         Its own priority counts as well: 0 and 1 leave the caller's, 2 and more are low.
 
         Raises UsageError, TensorError and ImageError for what the request got wrong, and what the engine raises.
+        Needs an event loop for pictures and shared memory alone, see `steps`.
         """
+        if running_loop() is None and (_has_parameters(request.inputs) or _has_parameters(request.outputs)):
+            await on_loop()  # where shared memory is registered
+        try:
+            return await self._infer(request, deadline, caller)
+        except RetiredError:  # between its being found and asked
+            await on_loop()
+            return await self._infer(request, deadline, caller)
+
+    async def _infer(
+        self, request: pb.ModelInferRequest, deadline: float | None, caller: Caller
+    ) -> pb.ModelInferResponse:
         start = time.perf_counter()
         deadline = _earlier(deadline, request)
         if request.parameters and (read_number(request.parameters, "priority") or 0) > 1:
@@ -90,6 +105,7 @@ class Inferer:
         others = sorted(set(inputs) - {PICTURES})
         if others:
             raise TensorError(f"input {PICTURES} stands alone, got {', '.join(others)[:100]} beside it")
+        await on_loop()
         given.check(BYTES, (-1,), (-1, 1))
         self._check_images(given)
         pictures = read_elements(given, self._regions, self._limits.max_bytes)
@@ -133,6 +149,10 @@ class Inferer:
                 "several requests",
                 "inputs",
             )
+
+
+def _has_parameters(tensors: Iterable[Any]) -> bool:
+    return any(tensor.parameters for tensor in tensors)
 
 
 def version_from_text(text: str) -> int:

@@ -21,6 +21,9 @@ from ferryman.server.servicer import deadline_of
 from ferryman.status import public_line
 
 
+IN_STEPS = frozenset({"/inference.GRPCInferenceService/ModelInfer"})  # see RpcServer
+
+
 class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     """callers: who a call comes from. Who may call which of these is decided before: see `security.access`."""
 

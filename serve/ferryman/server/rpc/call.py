@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextvars import copy_context
 from inspect import isasyncgen
 from typing import Any
@@ -13,6 +13,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from ferryman.server.rpc.core import Metadata, behaviour_of, call_in, core, set_result
+from ferryman.server.steps import SpareThread, Step
 
 log = logging.getLogger(__name__)
 _LONGEST_S = 1e12  # of gRPC's clock: a deadline beyond is none
@@ -33,6 +34,7 @@ class Call:
         self._loop = loop
         self._serialize: Callable[[Any], bytes] = bytes
         self._task: asyncio.Task[None] | None = None
+        self._step: Step | None = None
         self._gone = False  # the client has given up, or its deadline has passed
         self._begun = False  # gRPC has the initial metadata
         self._code: grpc.StatusCode | None = None
@@ -155,7 +157,7 @@ class Call:
             (core.ReceiveMessageOperation(0),), lambda event: then(event.batch_operations[0].message())
         )
 
-    def start(self, answering: Callable[[], Any], tasks: set[asyncio.Task[None]]) -> None:
+    def start(self, answering: Callable[[], Any], tasks: set[Any]) -> None:
         if self._gone:
             self.leave()
             return
@@ -169,6 +171,17 @@ class Call:
 
         task.add_done_callback(finish)
 
+    def step(self, answering: Coroutine[Any, Any, None], tasks: set[Any], spare: SpareThread) -> None:
+        """Lets the handler answer without an event loop, as far as it needs none. In gRPC's thread."""
+
+        def finish() -> None:
+            tasks.discard(step)
+            self.leave()
+
+        self._step = step = Step(answering, self.context, self._loop, spare, finish)
+        tasks.add(step)
+        step.begin()
+
     def leave(self) -> None:
         """Gone with the handler, or that there is none. From any thread."""
         if self._ends.pop() == "last":
@@ -178,7 +191,10 @@ class Call:
     def _close(self, event: Any) -> None:
         if event.batch_operations[0].cancelled() and not self._ended:
             self._gone = True
-            call_in(self._loop, self._cancel)
+            if self._step is not None:
+                self._step.cancel()
+            else:
+                call_in(self._loop, self._cancel)
         self.leave()
 
     def _cancel(self) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ import grpc
 
 from ferryman.server.rpc.call import Call
 from ferryman.server.rpc.core import Handler, call_in, core, host_of, set_result
+from ferryman.server.steps import SpareThread
 
 log = logging.getLogger(__name__)
 _LOOK_S = 0.5  # between looks at requests that come slowly
@@ -40,6 +41,7 @@ class RpcServer:
     patience: with requests that come slowly
     note: called on the event loop with the method, the code, the details and the caller's address of each call that
         ended before a handler had it
+    in_steps: methods whose handlers begin in gRPC's thread, and say where they need the event loop, see `steps`
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class RpcServer:
         options: Sequence[tuple[str, Any]],
         patience: Patience,
         note: Callable[[str, grpc.StatusCode, str, str], None],
+        in_steps: Collection[str] = (),
     ) -> None:
         self._door, self._wrap, self._patience, self._note = door, wrap, patience, note
         self._handlers: dict[str, Handler] = {}
@@ -57,7 +60,8 @@ class RpcServer:
         self._core.register_completion_queue(self._queue)
         self._coming: dict[Call, float] = {}  # whose one request is not there yet, and since when, the oldest first
         self._looked = 0.0  # at those
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[Any] = set()
+        self._in_steps = in_steps
         self._thread: threading.Thread | None = None
         self._stopping = False
 
@@ -81,6 +85,7 @@ class RpcServer:
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._core.start()
+        self._spare = SpareThread("answers")
         self._request_call()
         self._thread = threading.Thread(target=self._poll, name="grpc", daemon=True)
         self._thread.start()
@@ -96,9 +101,10 @@ class RpcServer:
         self._core.cancel_all_calls()
         await stopped
         while self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.sleep(0.005)
         self._queue.shutdown()
         await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._spare.stop)
         self._core.destroy()
 
     def _request_call(self) -> None:
@@ -165,7 +171,10 @@ class RpcServer:
             self._refuse(call, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests come slowly; ask again later")
 
     def _start(self, call: Call, handler: Handler, data: bytes) -> None:
-        call_in(self._loop, call.start, lambda: call.answer(handler, data), self._tasks)
+        if call.method in self._in_steps:
+            call.step(call.answer(handler, data), self._tasks, self._spare)
+        else:
+            call_in(self._loop, call.start, lambda: call.answer(handler, data), self._tasks)
 
     def _refuse(self, call: Call, code: grpc.StatusCode, details: str) -> None:
         call.end(code, details)

@@ -111,14 +111,14 @@ class Access:
 class Door:
     """Refuses calls that `access` does not admit, and remembers the token of those that it does.
 
-    calls: where refusals are counted, by method and code
+    count: counts a refusal, by method and code
     max_calls: of the server at a time. A quarter of them may need no token where others do, half of these may be
     watches, which never end; and half of all may have the same token, or come from the same host without one: places
     are left for others, whatever becomes of a call whose request never comes
     """
 
-    def __init__(self, access: Access, calls: Counter[tuple[str, str]], max_calls: int) -> None:
-        self._access, self._calls = access, calls
+    def __init__(self, access: Access, count: Callable[[str, str], None], max_calls: int) -> None:
+        self._access, self._count_call = access, count
         self._max_strangers, self._strangers = max(1, max_calls // 4), 0
         self._watches, self._read = 0, Counter[str]()  # of strangers; these by host, whose request is not there yet
         self._max_calls, self._max_same = max_calls, max(1, max_calls // 2)
@@ -226,7 +226,7 @@ class Door:
 
     def _count(self, method: str, code: str, reason: str, peer: str) -> None:
         # Strangers choose the names of methods that there are not.
-        self._calls[method[1:] if method in _METHODS else "unknown", code] += 1
+        self._count_call(method[1:] if method in _METHODS else "unknown", code)
         self._refused += 1
         if time.monotonic() >= self._silent_until:
             log.warning(
@@ -292,10 +292,8 @@ class Permissions:
 
     def _limiter_of(self, token: Token) -> Limiter:
         key = token.name, token.rate, token.in_flight  # other limits in the file begin anew
-        limiter = self._limiters.get(key)
-        if limiter is None:
-            limiter = self._limiters[key] = Limiter(token.rate, token.in_flight)
-        return limiter
+        # Two threads may each make one; they get the same.
+        return self._limiters.get(key) or self._limiters.setdefault(key, Limiter(token.rate, token.in_flight))
 
 
 def owner_of(token: str) -> str:

@@ -41,14 +41,18 @@ def _count_down(data: bytes, at: int, end: int, inner: Inner, left: int) -> int:
     """What is left of a number of fields after those in data[at:end], below 0 for too many."""
     while at < end and left >= 0:
         left -= 1
-        tag, at = _varint(data, at)
+        tag, at = data[at], at + 1
+        if tag >= 0x80:  # as a rule it is one byte, and a call costs more than all else here
+            tag, at = _varint(data, at - 1)
         match tag & 7:
             case 0:
                 _, at = _varint(data, at)
             case 1:
                 at += 8
             case 2:
-                size, at = _varint(data, at)
+                size, at = data[at], at + 1
+                if size >= 0x80:
+                    size, at = _varint(data, at - 1)
                 if at + size > end:
                     return left
                 if tag >> 3 in inner:
