@@ -1,6 +1,7 @@
 """Frozen facts about models: tensors, preprocessing, task. Validated when built; no input or output here."""
 
 import re
+from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import Annotated, Literal, Self
 
@@ -126,6 +127,10 @@ class ModelSpec(Facts):
     @cached_property
     def output_names(self) -> tuple[str, ...]:
         return tuple(tensor.name for tensor in self.outputs)
+
+    @cached_property
+    def output_dtypes(self) -> Mapping[str, DType]:
+        return {tensor.name: tensor.dtype for tensor in self.outputs}
 
     @property
     def explains(self) -> bool:

@@ -109,17 +109,21 @@ class Admission:
         client = caller.client
         with self._lock:
             self._check_open(count)
-            check_deadline(deadline)
+            if deadline is not None:
+                check_deadline(deadline)
             self._check_wait(sizes, deadline, caller, encoded)
-            self._clients.check(client, count)
+            if self._clients.limited:
+                self._clients.check(client, count)
             if self.inside + count > self._limits.queue_limit:
                 self._make_room(count, caller)  # nobody gives way to who is refused, who has sent nothing
-            self._clients.enter(client, count)
+            if self._clients.limited:
+                self._clients.enter(client, count)
             self.inside += count
             self._of_clients[client] += count
 
     def leave(self, count: int, client: str) -> None:
-        self._clients.leave(client, count)
+        if self._clients.limited:
+            self._clients.leave(client, count)
         with self._lock:
             self.inside -= count
             left = self._of_clients[client] - count
@@ -178,6 +182,9 @@ class Admission:
         return True
 
     def _check_wait(self, sizes: Mapping[int, int], deadline: float | None, caller: Caller, encoded: bool) -> None:
+        ready = not (encoded or self._decoding)
+        if ready and self._batcher.starts_at_once(sizes):
+            return  # whether one run takes too long only trying tells; of several in turn the times do
         own_s = self._batcher.own(sizes)
         allowed_s = self._limits.queue_seconds + own_s
         if deadline is not None:
@@ -189,13 +196,12 @@ class Admission:
         if self._decoding:
             image_s = self._costs()[self._guess_size()].image_s()
             coming = {one: count * image_s for one, count in self._decoding.items()}
-        if not (encoded or coming) and self._batcher.predict_at_most(sizes) <= allowed_s:
+        if ready and self._batcher.predict_at_most(sizes) <= allowed_s:
             return
         wait_s = self._batcher.predict(sizes, caller, coming)
         if encoded:  # while pictures are decoded the device goes on with what waits for it
             wait_s = max(wait_s, self._decoder.predict(sum(sizes.values()), caller))
         if wait_s == 0:
-            # It starts at once: whether one run takes too long only trying tells; of several in turn the times do.
             if self._batcher.fits_in_one_turn(sizes):
                 return
             wait_s = own_s

@@ -130,7 +130,7 @@ class Batcher(Generic[Item, Output]):
             raise UnavailableError("the engine is closed")
         if not items:
             return []
-        request = _Request[Item, Output](items, deadline, Later())
+        request: _Request[Item, Output] = _Request(items, deadline, Later())  # subscripted, it takes ten calls more
         with self._lock:
             self._timed += deadline is not None
             for index, item in enumerate(items):
@@ -163,30 +163,37 @@ class Batcher(Generic[Item, Output]):
         return (running + wait_before(loads, caller, own) + own) / self._concurrency
 
     def predict_at_most(self, items: Mapping[int, int]) -> float:
-        """As `predict`, as if all that waits came first: never less, and soon told. 0.0 when they start at once and run
-        at once.
-        """
+        """`predict` as if all that waits had its turn before: never less, and told sooner."""
         with self._lock:
-            if not self._queue and self._workers < self._concurrency and self.fits_in_one_turn(items):
-                return 0.0
-            ends, now = list(self._ends.values()), self._clock()
-            waiting = sum(count * self._costs(key).image_s() for key, count in self._queue.counts.items())
-        own = sum(self._costs(key).total(count) for key, count in items.items())
-        return (sum(max(0.0, end - now) for end in ends) + waiting + own) / self._concurrency
+            ahead = sum(self._ends.values()) - len(self._ends) * self._clock()
+            for key, count in self._queue.counts.items():
+                ahead += count * self._costs(key).image_s()
+        return max(0.0, ahead) / self._concurrency + self.own(items)
+
+    def starts_at_once(self, items: Mapping[int, int]) -> bool:
+        """Whether a batcher that is idle now would run all of these in one turn."""
+        with self._lock:
+            idle = not self._queue.counts and self._workers < self._concurrency
+        return idle and self.fits_in_one_turn(items)
 
     def own(self, items: Mapping[int, int]) -> float:
         """Seconds that items take by themselves: of each key in batches, as many side by side as may be.
 
         items: see `predict`
         """
-        total = sum(self._costs(key).total(count) for key, count in items.items())
-        runs = (self._costs(key).seconds(min(count, self._costs(key).best)) for key, count in items.items())
-        longest = max(runs, default=0.0)
+        total = longest = 0.0
+        for key, count in items.items():
+            costs = self._costs(key)
+            total += costs.total(count)
+            longest = max(longest, costs.seconds(min(count, costs.best)))
         return max(longest, total / self._concurrency)
 
     def fits_in_one_turn(self, items: Mapping[int, int]) -> bool:
         """Whether an idle batcher would run all of these at once."""
-        return sum(ceil(count / self._costs(key).best) for key, count in items.items()) <= self._concurrency
+        runs = 0
+        for key, count in items.items():
+            runs += ceil(count / self._costs(key).best)
+        return runs <= self._concurrency
 
     def hold(self) -> None:
         """Nothing is launched any more, until `resume`; may be called in any thread."""

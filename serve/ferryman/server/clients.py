@@ -39,7 +39,7 @@ class Clients:
     def __init__(self, limits: ClientLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._clock = clock
-        self._limited = bool(limits.client_images or limits.client_rate)
+        self.limited = bool(limits.client_images or limits.client_rate)  # else all else may be left
         self._lock = threading.Lock()  # of what follows
         self._inside: Counter[str] = Counter()
         self._buckets: dict[str, tuple[float, float]] = {}  # tokens, and when there were so many
@@ -53,9 +53,8 @@ class Clients:
         """Raises OverloadedError when the client has too many images inside, or sends them too fast, UsageError when
         they are more than may ever be.
         """
-        if self._limited:
-            with self._lock:
-                self._check(client, images)
+        with self._lock:
+            self._check(client, images)
 
     def _check(self, client: str, images: int) -> None:
         limit = self._limits.client_images
@@ -76,16 +75,12 @@ class Clients:
 
     def enter(self, client: str, images: int) -> None:
         """Counts images as inside, until they `leave`, and as sent. Raises as `check`."""
-        if not self._limited:
-            return
         with self._lock:
             self._check(client, images)
             self._take_tokens(client, images)
             self._inside[client] += images
 
     def leave(self, client: str, images: int) -> None:
-        if not self._limited:
-            return
         with self._lock:
             self._inside[client] -= images
             if self._inside[client] <= 0:

@@ -40,7 +40,8 @@ class Costs:
 
     def seconds(self, size: int) -> float:
         """What a batch takes at today's pace."""
-        return self.pace * self._interpolate(size)
+        known = self.measured.get(size)
+        return self.pace * (self._interpolate(size) if known is None else known)
 
     def image_s(self) -> float:
         """What one image takes in the best batch."""
@@ -53,13 +54,10 @@ class Costs:
 
     def add(self, size: int, seconds: float) -> None:
         """A batch has taken so long. One that was held up counts as twice the pace at most: the next ones tell."""
-        found = seconds / max(self._interpolate(size), 1e-9)
+        found = self.pace * seconds / max(self.seconds(size), 1e-9)
         self.pace += _WEIGHT * (min(found, 2 * self.pace) - self.pace)
 
     def _interpolate(self, size: int) -> float:
-        known = self.measured.get(size)
-        if known is not None:
-            return known
         below = max((one for one in self.measured if one <= size), default=1)
         above = min((one for one in self.measured if one >= size), default=None)
         low = self.measured[below]

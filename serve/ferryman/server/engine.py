@@ -83,6 +83,7 @@ class Engine:
         self._pool = pool
         self._reload = reload
         self._shapes = [(*spec.preprocess.size, 3) for spec in model.bundle.manifest.specs]
+        self.batch_shapes = [(-1, *shape) for shape in self._shapes]  # of canvases of each size, -1 for any number
         name = f"{model.name}-{model.version}"
         self._on_ready = on_ready
         self._mender = Mender(name, self._repair, self._change_ready)
@@ -253,7 +254,8 @@ class Engine:
         stages = Stages(ready - start, ran - ready, time.perf_counter_ns() - ran)
         self.statistics.add_batch(len(batch), stages)
         now = time.time_ns()
-        trace_batch(traces, len(batch), now - (time.perf_counter_ns() - start), now)
+        if traces.count(None) < len(traces):
+            trace_batch(traces, len(batch), now - (time.perf_counter_ns() - start), now)
         return [(row, stages) for row in rows]
 
     def _note(self, failed: bool) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ferryman.answers import ModelFacts, OutputParity
@@ -44,7 +45,7 @@ class LoadedModel:
     sessions: tuple[Session, ...]
     costs: tuple[Costs, ...]
 
-    @property
+    @cached_property
     def target(self) -> str:
         return self.certificate.target
 

@@ -1,8 +1,8 @@
 """ModelInfer: from a request to an answer, through the model's engine."""
 
 import time
-from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from ferryman.server.observing import observed
 from ferryman.server.queueing import Caller
 from ferryman.server.repository import ModelRepository
 from ferryman.server.request import note_model
-from ferryman.server.steps import on_loop, running_loop
+from ferryman.server.steps import on_loop
 from ferryman.specs import Facts
 
 # Encoded pictures. No graph has an input of that name: see the contract in `specs`.
@@ -60,7 +60,7 @@ class Inferer:
         Raises UsageError, TensorError and ImageError for what the request got wrong, and what the engine raises.
         Needs an event loop for pictures and shared memory alone, see `steps`.
         """
-        if running_loop() is None and (_has_parameters(request.inputs) or _has_parameters(request.outputs)):
+        if _has_parameters(request):
             await on_loop()  # where shared memory is registered
         try:
             return await self._infer(request, deadline, caller)
@@ -72,9 +72,10 @@ class Inferer:
         self, request: pb.ModelInferRequest, deadline: float | None, caller: Caller
     ) -> pb.ModelInferResponse:
         start = time.perf_counter()
-        deadline = _earlier(deadline, request)
-        if request.parameters and (read_number(request.parameters, "priority") or 0) > 1:
-            caller = replace(caller, priority="low")
+        if request.parameters:
+            deadline = _earlier(deadline, request)
+            if (read_number(request.parameters, "priority") or 0) > 1:
+                caller = replace(caller, priority="low")
         engine = await self._models.get(request.model_name, version_from_text(request.model_version))
         note_model(engine.model)
         spec = engine.model.bundle.spec
@@ -127,7 +128,7 @@ class Inferer:
             given = ", ".join(unknown)[:100] or "no image"
             raise TensorError(f"the model takes {', '.join(names)}, or {PICTURES} alone; got {given}")
         image = inputs["image"]
-        image.check(DATATYPES["uint8"], *((-1, *spec.preprocess.size, 3) for spec in specs))
+        image.check(DATATYPES["uint8"], *engine.batch_shapes)
         self._check_images(image)
         batch, height, width, _ = image.shape
         valid = inputs.get("valid_size")
@@ -151,8 +152,12 @@ class Inferer:
             )
 
 
-def _has_parameters(tensors: Iterable[Any]) -> bool:
-    return any(tensor.parameters for tensor in tensors)
+def _has_parameters(request: pb.ModelInferRequest) -> bool:
+    for tensors in (request.inputs, request.outputs):
+        for tensor in tensors:
+            if tensor.parameters:
+                return True
+    return False
 
 
 def version_from_text(text: str) -> int:
@@ -168,8 +173,6 @@ def version_from_text(text: str) -> int:
 
 def _earlier(deadline: float | None, request: pb.ModelInferRequest) -> float | None:
     """The call's deadline, or that of the request's own timeout where that is sooner."""
-    if not request.parameters:
-        return deadline
     timeout_us = read_number(request.parameters, "timeout")
     if not timeout_us:  # 0 is none
         return deadline
@@ -186,6 +189,7 @@ def _geometries(sizes: NDArray[Any], canvas: tuple[int, int]) -> list[Geometry]:
     return [_geometry((int(height), int(width)), canvas) for height, width in sizes]
 
 
+@lru_cache(1024)
 def _geometry(valid: tuple[int, int], canvas: tuple[int, int]) -> Geometry:
     """Of a canvas whose real pixels are the whole picture, at their own size."""
     return Geometry(valid, valid, (0.0, 0.0, float(valid[1]), float(valid[0])), canvas)

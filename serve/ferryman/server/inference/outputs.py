@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,14 +30,19 @@ class Wanted:
     place: Place | None = None
 
 
-def wanted_from_request(request: pb.ModelInferRequest, spec: ModelSpec, regions: Regions) -> list[Wanted]:
+@cache
+def _all_outputs(names: tuple[str, ...]) -> tuple[Wanted, ...]:
+    return tuple(map(Wanted, names))
+
+
+def wanted_from_request(request: pb.ModelInferRequest, spec: ModelSpec, regions: Regions) -> Sequence[Wanted]:
     """The outputs that a request asks for, all in their order when it names none.
 
     Raises UsageError for an unknown output, one that is named twice, classes of what has none, and shared memory that
     is not there.
     """
     if not request.outputs:
-        return [Wanted(name) for name in spec.output_names]
+        return _all_outputs(spec.output_names)
     wanted: dict[str, Wanted] = {}
     for output in request.outputs:
         name = output.name
@@ -81,7 +87,7 @@ def add_output(
     Raises UsageError for an output that its place can't hold.
     """
     if wanted.classes is None:
-        datatype, shape = DATATYPES[_dtype_of(wanted.name, spec)], array.shape
+        datatype, shape = DATATYPES[spec.output_dtypes[wanted.name]], array.shape
         data = array.tobytes()
     else:
         rows = [best_classes(row, spec.labels, wanted.classes) for row in array]
@@ -107,7 +113,3 @@ def best_classes(values: NDArray[Any], labels: Sequence[str], count: int) -> lis
 def join_elements(elements: Sequence[bytes]) -> bytes:
     """The contents of BYTES: each element after its length in four bytes."""
     return b"".join(part for element in elements for part in (len(element).to_bytes(4, "little"), element))
-
-
-def _dtype_of(name: str, spec: ModelSpec) -> Any:
-    return next(tensor.dtype for tensor in spec.outputs if tensor.name == name)

@@ -20,7 +20,6 @@ from ferryman.server.rpc.core import Context
 from ferryman.server.servicer import deadline_of
 from ferryman.status import public_line
 
-
 IN_STEPS = frozenset({"/inference.GRPCInferenceService/ModelInfer"})  # see RpcServer
 
 

@@ -3,8 +3,7 @@
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +21,13 @@ DATATYPES: dict[DType, str] = {
     "float32": "FP32",
 }
 BYTES = "BYTES"
+_KINDS = {dtype: np.dtype(dtype).newbyteorder("<") for dtype in DATATYPES}
 _Contents = bytes | pb.InferTensorContents | Place
 # Where the values of the datatypes that are taken travel, when they travel typed.
 _FIELDS = {"UINT8": "uint_contents", "INT32": "int_contents", BYTES: "bytes_contents"}
 
 
-@dataclass(frozen=True)
-class Input:
+class Input(NamedTuple):
     """One input of a request. contents: its values, raw or typed, or where they lie"""
 
     name: str
@@ -38,21 +37,27 @@ class Input:
 
     def check(self, datatype: str, *shapes: tuple[int, ...]) -> None:
         """Raises TensorError unless it is of that datatype and one of the shapes; -1 stands for any batch."""
-        if self.datatype == datatype and any(map(self._fits, shapes)):
-            return
+        if self.datatype == datatype:
+            for shape in shapes:
+                if self._fits(shape):
+                    return
         wanted = " or ".join(_text(shape).replace("-1", "batch") for shape in shapes)
         given = f"{self.datatype[:20] or 'no datatype'} {_text(self.shape)}"
         raise TensorError(f"input {self.name} must be {datatype} {wanted}, got {given}")
 
     def _fits(self, shape: tuple[int, ...]) -> bool:
-        return len(self.shape) == len(shape) and all(
-            size > 0 and wanted in {size, -1} for size, wanted in zip(self.shape, shape, strict=True)
-        )
+        if len(self.shape) != len(shape):
+            return False
+        for size, wanted in zip(self.shape, shape, strict=True):  # noqa: SIM110 - a generator is five calls more
+            if size < 1 or wanted not in (size, -1):
+                return False
+        return True
 
 
 def inputs_from_request(request: pb.ModelInferRequest) -> dict[str, Input]:
     """A request's inputs by name, unread. Raises UsageError when inputs and contents don't belong together."""
-    raw = iter(request.raw_input_contents)
+    contents_apart = request.raw_input_contents
+    raw = iter(contents_apart)
     expected = 0
     inputs: dict[str, Input] = {}
     for tensor in request.inputs:
@@ -61,20 +66,21 @@ def inputs_from_request(request: pb.ModelInferRequest) -> dict[str, Input]:
             raise UsageError(f"input {name[:100]!r} is there twice", "inputs")
         contents: _Contents | None = place_from_parameters(tensor.parameters) if tensor.parameters else None
         if contents is None:
-            contents = tensor.contents
-            if request.raw_input_contents:
+            if not contents_apart:
+                contents = tensor.contents
+            else:
                 expected += 1
-                if tensor.contents.ByteSize():
+                if tensor.HasField("contents") and tensor.contents.ByteSize():
                     raise UsageError(
                         f"input {name[:100]!r} has contents of its own beside raw_input_contents", "inputs"
                     )
                 contents = next(raw, b"")
-        elif tensor.contents.ByteSize():
+        elif tensor.HasField("contents") and tensor.contents.ByteSize():
             raise UsageError(f"input {name[:100]!r} has contents beside its shared memory", "inputs")
         inputs[name] = Input(name, tensor.datatype, tuple(tensor.shape), contents)
-    if len(request.raw_input_contents) != expected:
+    if len(contents_apart) != expected:
         raise UsageError(
-            f"raw_input_contents has {len(request.raw_input_contents)} entries for {expected} inputs",
+            f"raw_input_contents has {len(contents_apart)} entries for {expected} inputs",
             "raw_input_contents",
         )
     return inputs
@@ -85,7 +91,7 @@ def read_array(given: Input, dtype: DType, regions: Regions) -> NDArray[Any]:
 
     Raises TensorError for another number of values, or one that the type can't hold, UsageError for shared memory.
     """
-    count, kind = math.prod(given.shape), np.dtype(dtype).newbyteorder("<")
+    count, kind = math.prod(given.shape), _KINDS[dtype]
     size = count * kind.itemsize
     match given.contents:
         case bytes(data):

@@ -5,7 +5,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,8 +107,10 @@ class RpcServer:
         self._core.destroy()
 
     def _request_call(self) -> None:
-        with suppress(ValueError):  # it has begun to stop
+        try:  # noqa: SIM105 - once a call, and dearer
             self._core.request_call(self._queue, self._queue, self._accept)
+        except ValueError:  # it has begun to stop
+            pass
 
     # From here on in gRPC's thread.
 
