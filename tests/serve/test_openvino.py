@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ferryman.bundle import Bundle
-from ferryman.device import read_device
+from ferryman.device import count_usable, read_device
 from ferryman.runtimes import RUNTIMES, why_not
 from ferryman.runtimes.base import Settings
 from ferryman.runtimes.openvino import name_device, open_core
@@ -83,6 +83,29 @@ def test_what_a_device_is_asked_for(core: PlayedCore, target: str, hint: str, to
     assert config["INFERENCE_PRECISION_HINT"] == hint
     assert config["PERFORMANCE_HINT"] == "THROUGHPUT"
     assert ("INFERENCE_NUM_THREADS" in config) == (device == "CPU")
+    # Fewer threads than processors are held to none of them: those of all models would be held to the same.
+    assert config.get("ENABLE_CPU_PINNING") == (count_usable() == 1 if device == "CPU" else None)
+
+
+def test_pixels_are_read_where_they_lie(
+    core: PlayedCore, monkeypatch: pytest.MonkeyPatch, toy_repository: Path
+) -> None:
+    """Those of a request as well, which nobody may write to."""
+    bundle = Bundle.open(toy_repository / "toy-classifier")
+    requests: list[Any] = []
+    make = openvino.CompiledModel.create_infer_request
+    monkeypatch.setattr(
+        openvino.CompiledModel, "create_infer_request", lambda self: requests.append(make(self)) or requests[-1]
+    )
+    golden, target = bundle.golden(), Target.parse("openvino-cpu-fp32")
+    with RUNTIMES["openvino"].load(bundle.file("model.onnx"), target, bundle.spec, Settings(threads=1)) as session:
+        for index in range(3):
+            image = golden.batch([index])["image"]
+            pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.shape)
+            answers = session.run({"image": pixels})
+            [request] = requests
+            assert request.get_input_tensor(0).data.ctypes.data == pixels.ctypes.data
+            np.testing.assert_allclose(answers["logits"], golden.outputs["logits"][[index]], atol=1e-4)
 
 
 def test_what_a_device_can_not_do(core: PlayedCore, monkeypatch: pytest.MonkeyPatch) -> None:

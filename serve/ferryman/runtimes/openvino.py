@@ -190,7 +190,7 @@ class OpenVinoSession(Session):
 
 
 class _Slot:
-    """One of OpenVINO's requests, which runs a picture at a time. outputs: where its answers lie"""
+    """One of OpenVINO's requests, which runs a picture at a time."""
 
     def __init__(self, compiled: "CompiledModel") -> None:
         from openvino import Tensor
@@ -199,7 +199,7 @@ class _Slot:
         self._wrap = Tensor
         self._types = [tensor.element_type for tensor in self._request.input_tensors]
         self._rows: list[NDArray[Any]] = []
-        self.outputs = [tensor.data for tensor in self._request.output_tensors]  # of fixed shapes, they stay there
+        self._answers = range(len(compiled.outputs))
 
     def run(self, rows: list[NDArray[Any]]) -> None:
         """In this thread: to hand it to one of OpenVINO's, and to wait for that, takes longer. rows: see `start`"""
@@ -210,6 +210,11 @@ class _Slot:
         """In a thread of OpenVINO's. rows: contiguous, and read where they lie"""
         self._bind(rows)
         self._request.start_async()
+
+    @property
+    def outputs(self) -> list[NDArray[Any]]:
+        """Where its answers lie, until it runs again."""
+        return [self._request.get_output_tensor(index).data for index in self._answers]
 
     def _bind(self, rows: list[NDArray[Any]]) -> None:
         self._rows = rows  # OpenVINO does not keep them

@@ -380,15 +380,12 @@ class Batcher(Generic[Item, Output]):
         return self._key(request.items[index])
 
     def _tell(self, results: list[_Result[Item, Output]], here: bool) -> None:
-        waiters: list[Waiter] = []
+        waiters: list[Waiter | None] = []
         for (request, index), result in results:
             failed = isinstance(result, BaseException)
-            waiter = request.later.set(error=result) if failed else request.add(index, result)
-            if waiter is not None:
-                waiters.append(waiter)
+            waiters.append(request.later.set(error=result) if failed else request.add(index, result))
         wake(waiters, here)
 
 
 def _fail(requests: Iterable[_Request[Item, Output]], error: Exception) -> None:
-    waiters = [request.later.set(error=error) for request in requests]
-    wake(waiter for waiter in waiters if waiter is not None)
+    wake([request.later.set(error=error) for request in requests])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from ferryman.addresses import split_address
 from ferryman.errors import UsageError, propose
@@ -138,6 +139,11 @@ class ServerConfig(TransportLimits, ClientLimits, EngineLimits, ObservingSetting
     @classmethod
     def from_settings(cls, settings: Mapping[str, object]) -> Self:
         """Raises UsageError with one line for the first setting that is wrong."""
+        _check_flags(settings, cls.model_fields)
+        own = settings.get("per_model")
+        for name, table in own.items() if isinstance(own, Mapping) else ():
+            if isinstance(table, Mapping):
+                _check_flags(table, ModelSettings.model_fields, f"per_model.{name}.")
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
@@ -150,3 +156,10 @@ class ServerConfig(TransportLimits, ClientLimits, EngineLimits, ObservingSetting
             where = ".".join(str(part) for part in first["loc"])
             message = first["msg"].removeprefix("Value error, ")
             raise UsageError(f"{where}: {message}" if where else message) from error
+
+
+def _check_flags(settings: Mapping[str, object], fields: Mapping[str, FieldInfo], where: str = "") -> None:
+    """Raises UsageError for `true` or `false` where something else is wanted: they would count as 1 and 0."""
+    for name, value in settings.items():
+        if isinstance(value, bool) and name in fields and fields[name].annotation is not bool:
+            raise UsageError(f"{where}{name}: {str(value).lower()} is not what this setting takes")

@@ -80,8 +80,8 @@ class Later(Generic[T]):
 class Step:
     """A coroutine under way, which may be driven by one thread after another.
 
-    context: that it runs in; loop: that it goes on on, if it must; ended: called when it has, in any thread, with the
-        error that is nobody's, None for none
+    context: that it runs in; loop: where it goes on, if it must; spare: where it goes on when whoever wakes it has
+        other things to do; ended: called once, when it has, in any thread
     """
 
     def __init__(
@@ -166,8 +166,11 @@ class Step:
 Waiter = Step | asyncio.Future[None]  # who awaits a value that comes later
 
 
-def wake(waiters: Iterable["Waiter"], here: bool = False) -> None:
-    """They go on: on their event loops, which are woken once each, or in steps, `here` for in this thread."""
+def wake(waiters: Iterable[Waiter | None], here: bool = False) -> None:
+    """They go on: on their event loops, which are woken once each, or in steps, `here` for in this thread.
+
+    waiters: as `Later.set` returns them, None for nobody
+    """
     futures: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for waiter in waiters:
         if isinstance(waiter, Step):
@@ -175,7 +178,7 @@ def wake(waiters: Iterable["Waiter"], here: bool = False) -> None:
                 waiter.go_on()
             else:
                 waiter.hand_over()
-        else:
+        elif waiter is not None:
             futures.setdefault(waiter.get_loop(), []).append(waiter)
     for loop, found in futures.items():
         loop.call_soon_threadsafe(_set_all, found)

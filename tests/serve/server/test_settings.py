@@ -53,6 +53,7 @@ def test_what_is_otherwise_for_a_model() -> None:
         ({"queue_limit": 10}, "max_images_per_request 64 is above queue_limit 10 of vit"),
         ({"concurency": 2}, "per_model.vit: there is no setting concurency; did you mean concurrency?"),
         ({"target": "nope"}, "per_model.vit"),
+        ({"queue_limit": True}, "per_model.vit.queue_limit: true is not what this setting takes"),
     ):
         with pytest.raises(UsageError, match=re.escape(message)):
             ServerConfig.from_settings({"repository": "models", "per_model": {"vit": own}})
@@ -73,6 +74,12 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
 def test_wrong_variables(given: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         read_config(None, {f"{PREFIX}{name}": text for name, text in given.items()}, {})
+
+
+def test_a_truth_is_no_number() -> None:
+    for name in ("queue_limit", "grace_seconds", "client_images"):
+        with pytest.raises(UsageError, match=f"^{name}: true is not what this setting takes"):
+            ServerConfig.from_settings({"repository": "models", name: True})
 
 
 def test_the_schema_tells_what_the_server_takes() -> None:

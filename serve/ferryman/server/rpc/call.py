@@ -171,14 +171,17 @@ class Call:
 
         task.add_done_callback(finish)
 
-    def step(self, answering: Coroutine[Any, Any, None], tasks: set[Any], spare: SpareThread) -> None:
+    def step(self, answering: Callable[[], Coroutine[Any, Any, None]], tasks: set[Any], spare: SpareThread) -> None:
         """Lets the handler answer without an event loop, as far as it needs none. In gRPC's thread."""
+        if self._gone:
+            self.leave()
+            return
 
         def finish() -> None:
             tasks.discard(step)
             self.leave()
 
-        self._step = step = Step(answering, self.context, self._loop, spare, finish)
+        self._step = step = Step(answering(), self.context, self._loop, spare, finish)
         tasks.add(step)
         step.begin()
 

@@ -173,7 +173,7 @@ class RpcServer:
 
     def _start(self, call: Call, handler: Handler, data: bytes) -> None:
         if call.method in self._in_steps:
-            call.step(call.answer(handler, data), self._tasks, self._spare)
+            call.step(lambda: call.answer(handler, data), self._tasks, self._spare)
         else:
             call_in(self._loop, call.start, lambda: call.answer(handler, data), self._tasks)
 
