@@ -7,14 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from ferryman.__main__ import main
+from ferryman.attest import Attestation
 from ferryman.bench.load import Closed, Open, Outcome
 from ferryman.bench.peers import PLAIN, Peer, mlserver, plain_handler
 from ferryman.bench.preprocessing import make_jpeg, measure_preprocessing
@@ -96,6 +99,31 @@ class LoadGenerator:
         self._process.stdin.flush()
 
 
+class MeteredSession(Session):
+    """Another one, and the processor time of the threads that ran it. Closed with it."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session.spec)
+        self._session = session
+        self.cpu_s = 0.0
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        start = time.thread_time()
+        try:
+            return self._session.run(inputs)
+        finally:
+            self.cpu_s += time.thread_time() - start
+
+    def attest(self, inputs: Arrays) -> Attestation:
+        return self._session.attest(inputs)
+
+    def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        return self._session.run(inputs)
+
+    def _close(self) -> None:
+        self._session.close()
+
+
 def make_request(bundle: Bundle, model: str) -> tuple[bytes, Arrays]:
     """A request for one picture as ready tensors, the model's first golden sample, and the inputs that it becomes."""
     inputs = bundle.golden().batch([0])
@@ -118,16 +146,31 @@ def run_bare(session: Session, inputs: Arrays, seconds: float) -> list[Block]:
 
 
 def run_clients(
-    load: Callable[[Closed], Outcome], clients: int, seconds: float, cpu: Callable[[], float] = time.process_time
+    load: Callable[[Closed], Outcome],
+    clients: int,
+    seconds: float,
+    cpu: Callable[[], float] = time.process_time,
+    session: MeteredSession | None = None,
 ) -> list[Block]:
-    """cpu: processor time of the server until now, in seconds; by default of this process"""
-    before = cpu()
+    """cpu: processor time of the server until now, in seconds; by default of this process
+
+    session: that the server runs, one thread at a time, None where that is not known
+    """
+    before, run_before = cpu(), 0.0 if session is None else session.cpu_s
     found = load(Closed(clients=clients, seconds=seconds))
     cpu_s = cpu() - before
     if set(found.codes) != {"OK"}:
         raise FerrymanError(f"{clients} clients got {found.codes}; all should be answered")
     images = len(found.latencies_ms)
-    return [Block(images=images, seconds=found.seconds, cpu_s=cpu_s, latencies_ms=tuple(found.latencies_ms))]
+    return [
+        Block(
+            images=images,
+            seconds=found.seconds,
+            cpu_s=cpu_s,
+            latencies_ms=tuple(found.latencies_ms),
+            run_cpu_s=None if session is None else session.cpu_s - run_before,
+        )
+    ]
 
 
 def measure_idle(seconds: float) -> float:
@@ -215,11 +258,16 @@ def bench_serving(
         generators = [opened.enter_context(LoadGenerator()) for _ in range(count)]
         server = opened.enter_context(serving(config))
         engine = asyncio.run(server.models.get(server.models.names[0]))
-        session, bundle, built = engine.model.sessions[0], engine.model.bundle, Target.parse(engine.model.target)
+        bundle, built = engine.model.bundle, Target.parse(engine.model.target)
+        session = MeteredSession(engine.model.sessions[0])
+        engine.model = replace(engine.model, sessions=(session, *engine.model.sessions[1:]))
+        metered = session if threads == 1 else None  # of more than one, others compute beside the one that runs it
         show("idle", 0, 1)
         idle_cpu = measure_idle(min(seconds, _IDLE_S))
         request, inputs = make_request(bundle, engine.model.name)
-        servers: list[tuple[str, str, Callable[[], float]]] = [("", server.address, time.process_time)]
+        servers: list[tuple[str, str, Callable[[], float], MeteredSession | None]] = [
+            ("", server.address, time.process_time, metered)
+        ]
         expected = session.run(inputs)
         peers: list[Peer] = []
         for kind in PLAIN if plain else ():
@@ -229,12 +277,12 @@ def bench_serving(
             show("start MLServer", 0, 1)
             python = mlserver_python
             peers.append(opened.enter_context(mlserver(python, bundle, built, threads, request, expected)))
-        servers += [(f"{peer.name}, ", peer.address, peer.cpu_s) for peer in peers]
+        servers += [(f"{peer.name}, ", peer.address, peer.cpu_s, None) for peer in peers]
         measures: dict[str, Callable[[float], list[Block]]] = {_BARE: partial(run_bare, session, inputs)}
-        for (name, address, cpu), load in zip(servers, generators, strict=True):
+        for (name, address, cpu, runs), load in zip(servers, generators, strict=True):
             load.connect(address, request)
             for count in clients or (1, 4, 16):
-                measures[f"{name}{count} clients"] = partial(run_clients, load, count, cpu=cpu)
+                measures[f"{name}{count} clients"] = partial(run_clients, load, count, cpu=cpu, session=runs)
         blocks = run_in_turn(measures, seconds, rounds, partial(show, "measure"))
         flat = {what: [block for found in rows for block in found] for what, rows in blocks.items()}
         bare = flat[_BARE]

@@ -37,6 +37,9 @@ def test_all_is_measured(toy_repository: Path, tmp_path: Path) -> None:
     for row in served:
         assert row["images_per_s"] > 0
         assert row["extra_cpu_ms"] > 0
+        # Only of ours is it known what goes on in its session's runs.
+        assert (row["outside_cpu_ms"] is None) == row["what"].startswith("plain")
+        assert row["outside_cpu_ms"] is None or row["outside_cpu_ms"] > 0
         assert 0 < row["p50_ms"] <= row["p99_ms"]
         assert row["what"] in done.stdout
     assert 0 <= document["idle_cpu"] < 1
@@ -91,11 +94,13 @@ def test_another_server_that_answers_otherwise_is_not_compared() -> None:
 def test_figures_are_those_of_the_blocks() -> None:
     bare = [Block(images=100, seconds=1.0, cpu_s=1.0, latencies_ms=(10.0,) * 100)] * 2
     served = [
-        Block(images=90, seconds=1.0, cpu_s=0.99, latencies_ms=(11.0,) * 90),
-        Block(images=160, seconds=2.0, cpu_s=1.76, latencies_ms=(12.5,) * 160),
+        Block(images=90, seconds=1.0, cpu_s=0.99, latencies_ms=(11.0,) * 90, run_cpu_s=0.91),
+        Block(images=160, seconds=2.0, cpu_s=1.76, latencies_ms=(12.5,) * 160, run_cpu_s=1.64),
     ]
     row = summarise("4 clients", bare, served)
     assert row.ratio == pytest.approx((0.9 + 0.8) / 2)
     assert row.images_per_s == pytest.approx(85)
     assert row.extra_cpu_ms == pytest.approx(1.0)
+    assert row.outside_cpu_ms == pytest.approx(0.8)
+    assert summarise("loop", bare, bare).outside_cpu_ms is None
     assert (row.p50_ms, row.p99_ms) == (12.5, 12.5)
