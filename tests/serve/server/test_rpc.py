@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import pytest
 
 from ferryman.server import tidying
@@ -94,6 +95,24 @@ async def test_a_request_that_does_not_come_is_waited_for_in_vain_for_a_time(toy
         await raw.close()
         assert server.observer.counts.calls[NAME, "DEADLINE_EXCEEDED"] == 2
         assert (await caller.inference.ModelInfer(marked(1))).outputs
+
+
+async def test_calls_without_a_request(toy_repository: Path) -> None:
+    """Ended so by their clients, who are told, or given up before it came: which is no mistake of theirs."""
+    async with running(toy_repository) as server, calling(server.address) as caller:
+        calls = server.observer.counts.calls
+        ask: Any = caller.channel.stream_unary(f"/{NAME}")  # grpc has no types for the methods of a channel
+        empty = ask()
+        await empty.done_writing()
+        with pytest.raises(grpc.aio.AioRpcError, match="the call holds no request"):
+            await empty
+        given_up = ask()
+        await until(lambda: server.calls_inside == 1)
+        given_up.cancel()
+        late = ask(timeout=0.3)
+        assert await late.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: calls.total() == 3 and server.calls_inside == 0)
+        assert calls == {(NAME, "INVALID_ARGUMENT"): 1, (NAME, "CANCELLED"): 1, (NAME, "DEADLINE_EXCEEDED"): 1}
 
 
 async def test_few_requests_may_come_slowly(toy_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ class Call:
         self._serialize: Callable[[Any], bytes] = bytes
         self._task: asyncio.Task[None] | None = None
         self._step: Step | None = None
-        self._gone = False  # the client has given up, or its deadline has passed
+        self.gone = False  # the client has given up, or its deadline has passed
         self._begun = False  # gRPC has the initial metadata
         self._code: grpc.StatusCode | None = None
         self._ended = False  # gRPC has the status
@@ -158,7 +158,7 @@ class Call:
         )
 
     def start(self, answering: Callable[[], Any], tasks: set[Any]) -> None:
-        if self._gone:
+        if self.gone:
             self.leave()
             return
         task = self._loop.create_task(answering(), context=self.context)
@@ -173,7 +173,7 @@ class Call:
 
     def step(self, answering: Callable[[], Coroutine[Any, Any, None]], tasks: set[Any], spare: SpareThread) -> None:
         """Lets the handler answer without an event loop, as far as it needs none. In gRPC's thread."""
-        if self._gone:
+        if self.gone:
             self.leave()
             return
 
@@ -193,7 +193,7 @@ class Call:
 
     def _close(self, event: Any) -> None:
         if event.batch_operations[0].cancelled() and not self._ended:
-            self._gone = True
+            self.gone = True
             if self._step is not None:
                 self._step.cancel()
             else:

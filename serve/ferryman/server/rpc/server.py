@@ -17,6 +17,7 @@ from ferryman.server.steps import SpareThread
 log = logging.getLogger(__name__)
 _LOOK_S = 0.5  # between looks at requests that come slowly
 _SLOW_S = 1.0  # that a request may take to come before it counts as one
+_AFTER_S = 0.02  # within which one learns that a call without a request was broken off
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class RpcServer:
     options: channel arguments
     patience: with requests that come slowly
     note: called on the event loop with the method, the code, the details and the caller's address of each call that
-        ended before a handler had it
+        ended before a handler had it; no details where its caller gave up
     in_steps: methods whose handlers begin in gRPC's thread, and say where they need the event loop, see `steps`
     """
 
@@ -59,6 +60,7 @@ class RpcServer:
         self._core.register_completion_queue(self._queue)
         self._coming: dict[Call, float] = {}  # whose one request is not there yet, and since when, the oldest first
         self._looked = 0.0  # at those
+        self._empty: dict[Call, float] = {}  # that ended without a request, and when
         self._tasks: set[Any] = set()
         self._in_steps = in_steps
         self._thread: threading.Thread | None = None
@@ -116,12 +118,14 @@ class RpcServer:
 
     def _poll(self) -> None:
         while True:
-            event = self._queue.poll(time.time() + _LOOK_S)
+            event = self._queue.poll(time.time() + (_AFTER_S if self._empty else _LOOK_S))
             if event.completion_type == core.CompletionType.queue_shutdown:
                 return
             try:
                 if event.completion_type != core.CompletionType.queue_timeout:
                     event.tag(event)
+                if self._empty:
+                    self._end_empty()
                 if self._coming and time.monotonic() > self._looked + _LOOK_S:
                     self._give_up_slow()
             except Exception:  # a bug; other calls go on
@@ -151,9 +155,22 @@ class RpcServer:
         if self._coming.pop(call, None) is None:  # it was given up
             return
         if data is None:
-            self._refuse(call, grpc.StatusCode.INVALID_ARGUMENT, "the call holds no request")
+            self._empty[call] = time.monotonic()  # by its caller, or because it has gone: then that is told next
         else:
             self._start(call, handler, data)
+
+    def _end_empty(self) -> None:
+        now = time.monotonic()
+        for call, since in list(self._empty.items()):
+            if call.gone:
+                del self._empty[call]
+                call.leave()
+                left = call.time_remaining()
+                gone = grpc.StatusCode.CANCELLED if left is None or left > 0 else grpc.StatusCode.DEADLINE_EXCEEDED
+                call_in(self._loop, self._note, call.method, gone, "", call.peer())
+            elif now - since > _AFTER_S:
+                del self._empty[call]
+                self._refuse(call, grpc.StatusCode.INVALID_ARGUMENT, "the call holds no request")
 
     def _give_up_slow(self) -> None:
         """What is not there yet may have been sent but for its last byte, and takes that much memory."""

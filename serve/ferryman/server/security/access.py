@@ -221,12 +221,14 @@ class Door:
         return grpc.stream_stream_rpc_method_handler(refuse)  # of any call: it does not wait for the request
 
     def note(self, method: str, code: grpc.StatusCode, details: str, peer: str) -> None:
-        """A call has ended before its request was there."""
+        """A call has ended before its request was there. details: why it was refused, none where its client gave up"""
         self._count(method, code.name, details, peer)
 
     def _count(self, method: str, code: str, reason: str, peer: str) -> None:
         # Strangers choose the names of methods that there are not.
         self._count_call(method[1:] if method in _METHODS else "unknown", code)
+        if not reason:
+            return
         self._refused += 1
         if time.monotonic() >= self._silent_until:
             log.warning(
