@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
 _EXPORTERS = "opentelemetry_traces_exporter"  # the group that OpenTelemetry's exporters register themselves in
+_NAMES = ("ferryman.model", "ferryman.version", "ferryman.variant")
 _ERRORS_OF_THE_SERVER = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 
 
@@ -69,9 +70,7 @@ class CallTrace:
         return f"{self._span.get_span_context().trace_id:032x}"
 
     def start_request(self) -> "RequestTrace":
-        from opentelemetry.trace import set_span_in_context
-
-        return RequestTrace(self._tracer, self._tracer.start_span("request", set_span_in_context(self._span)))
+        return RequestTrace(self._tracer, self._tracer.start_span("request", _context_of(self._span)))
 
     def end(self, code: str) -> None:
         _end(self._span, code)
@@ -86,47 +85,54 @@ class RequestTrace:
 
     def end(self, request: Request, names: tuple[str, str, str], code: str) -> None:
         """names: of model, version and variant, empty where it got to none."""
-        attributes = dict(zip(("ferryman.model", "ferryman.version", "ferryman.variant"), names, strict=True))
-        self.span.set_attributes({key: value for key, value in attributes.items() if value})
+        attributes: dict[str, str | float] = {key: value for key, value in zip(_NAMES, names, strict=True) if value}
         if request.stages is not None:
             stages = request.stages
-            durations = {
-                "queue": request.queue_ns,
-                "decode": stages.input_ns,
-                "compute": stages.infer_ns,
-                "encode": stages.output_ns,
+            attributes |= {
+                "ferryman.queue_ms": request.queue_ns / 1e6,
+                "ferryman.decode_ms": stages.input_ns / 1e6,
+                "ferryman.compute_ms": stages.infer_ns / 1e6,
+                "ferryman.encode_ms": stages.output_ns / 1e6,
+                "ferryman.images": request.images,
             }
-            self.span.set_attributes({f"ferryman.{stage}_ms": ns / 1e6 for stage, ns in durations.items()})
-            self.span.set_attribute("ferryman.images", request.images)
-        _end(self.span, code)
+        _end(self.span, code, attributes)
 
 
 def trace_batch(traces: Iterable[RequestTrace | None], size: int, start_ns: int, end_ns: int) -> None:
-    """A span for a batch that ran, inside its first request's, linked with those of all in it, and they with it.
+    """A span for a batch that ran, inside its first request's, linked with those of the others in it, and they with it.
 
     traces: of its images; start_ns, end_ns: in nanoseconds since 1970
     """
     requests = list(dict.fromkeys(trace for trace in traces if trace is not None and trace.span.is_recording()))
     if not requests:
         return
-    from opentelemetry.trace import Link, set_span_in_context
+    from opentelemetry.trace import Link
 
-    batch = requests[0].tracer.start_span(
+    first, *others = requests
+    batch = first.tracer.start_span(
         "batch",
-        set_span_in_context(requests[0].span),  # sampled as its requests are, whatever the ratio
-        links=[Link(one.span.get_span_context()) for one in requests],
+        _context_of(first.span),  # sampled as its requests are, whatever the ratio
+        links=[Link(one.span.get_span_context()) for one in others],
         attributes={"ferryman.images": size},
         start_time=start_ns,
     )
-    for one in requests:
+    for one in others:
         one.span.add_link(batch.get_span_context())
     batch.end(end_ns)
 
 
-def _end(span: "Span", code: str) -> None:
+def _context_of(span: "Span") -> "Context":
+    """Of what is inside it."""
+    from opentelemetry.context import Context
+    from opentelemetry.trace import set_span_in_context
+
+    return set_span_in_context(span, Context())
+
+
+def _end(span: "Span", code: str, attributes: Mapping[str, str | float] = {}) -> None:
     from opentelemetry.trace import StatusCode
 
-    span.set_attribute("rpc.response.status_code", code)
+    span.set_attributes({**attributes, "rpc.response.status_code": code})
     if code in _ERRORS_OF_THE_SERVER:
         span.set_status(StatusCode.ERROR, code)
     span.end()

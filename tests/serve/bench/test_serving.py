@@ -102,5 +102,6 @@ def test_figures_are_those_of_the_blocks() -> None:
     assert row.images_per_s == pytest.approx(85)
     assert row.extra_cpu_ms == pytest.approx(1.0)
     assert row.outside_cpu_ms == pytest.approx(0.8)
+    assert row.least_outside_cpu_ms == pytest.approx(0.75)
     assert summarise("loop", bare, bare).outside_cpu_ms is None
     assert (row.p50_ms, row.p99_ms) == (12.5, 12.5)

@@ -312,10 +312,16 @@ async def test_traces_go_on_through_queue_and_batch(toy_repository: Path, capsys
         assert span["attributes"]["ferryman.model"] == "toy-classifier"
         assert span["attributes"]["ferryman.compute_ms"] > 0
     batches = [span for span in spans if span["name"] == "batch"]
-    linked = [sorted(link["context"]["trace_id"] for link in span["links"]) for span in batches]
-    assert sorted(linked) == [[f"0x{'a' * 32}"], [f"0x{'b' * 32}", f"0x{'c' * 32}"]]
-    places = {span["context"]["span_id"] for span in batches}
-    assert all([link["context"]["span_id"] in places for link in span["links"]] == [True] for span in requests)
+    # Each is inside its first request's span, and linked with those of the others, which are with it.
+    places = {span["context"]["span_id"]: span for span in requests}
+    inside = [sorted([span, *span["links"]], key=lambda one: one["context"]["trace_id"]) for span in batches]
+    traces = [[one["context"]["trace_id"] for one in together] for together in inside]
+    assert sorted(traces) == [[f"0x{'a' * 32}"], [f"0x{'b' * 32}", f"0x{'c' * 32}"]]
+    for span in batches:
+        assert places[span["parent_id"]]["links"] == []
+        for link in span["links"]:
+            [back] = places[link["context"]["span_id"]]["links"]
+            assert back["context"] == span["context"]
     # A batch is traced as its requests are, though of those whose clients have not decided none would be.
     settings: dict[str, Any] = {"trace_exporter": "console", "trace_ratio": 0.0}
     async with running(toy_repository, **settings) as server, calling(server.address) as caller:
