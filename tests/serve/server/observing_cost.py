@@ -33,12 +33,14 @@ from ..toy import make_toy_repository
 
 MODEL, VIT = "toy-classifier", "vit"
 ASKERS = 4
+_READ = {"metrics_address": "127.0.0.1:0"}
+_LOGGED = _READ | {"log_requests": True, "log_format": "json"}
 VARIANTS: dict[str, dict[str, object]] = {
     "nothing": {},
     "counted": {},
-    "and read every second": {"metrics_address": "127.0.0.1:0"},
-    "and logged, a line a request": {"log_requests": True, "log_format": "json"},
-    "and traced, sent by OTLP": {"trace_exporter": "otlp_proto_grpc"},
+    "and read every second": {**_READ},
+    "and logged, a line a request": {**_LOGGED},
+    "and traced, sent by OTLP": {**_LOGGED, "trace_exporter": "otlp_proto_grpc"},
 }
 TRACES = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 COLLECT = """
