@@ -165,10 +165,12 @@ class Batcher(Generic[Item, Output]):
     def predict_at_most(self, items: Mapping[int, int]) -> float:
         """`predict` as if all that waits had its turn before: never less, and told sooner."""
         with self._lock:
-            ahead = sum(self._ends.values()) - len(self._ends) * self._clock()
+            now, ahead = self._clock(), 0.0
+            for end in self._ends.values():
+                ahead += max(0.0, end - now)
             for key, count in self._queue.counts.items():
                 ahead += count * self._costs(key).image_s()
-        return max(0.0, ahead) / self._concurrency + self.own(items)
+        return ahead / self._concurrency + self.own(items)
 
     def starts_at_once(self, items: Mapping[int, int]) -> bool:
         """Whether a batcher that is idle now would run all of these in one turn."""

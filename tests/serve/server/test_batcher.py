@@ -305,6 +305,34 @@ async def test_the_wait_is_foretold_from_what_waits(gate: Gate) -> None:
     await batcher.close()
 
 
+async def test_what_is_told_sooner_is_never_less(gate: Gate) -> None:
+    """Whoever is let in by the sooner answer would have been by the slower one."""
+    chance, clock = random.Random(0), Clock()
+    costs = {0: Costs({1: 1.0, 4: 2.0}), 1: Costs({1: 3.0})}
+    options: dict[str, Any] = {"key": lambda item: item % 2, "max_batch": 4, "concurrency": 2, "clock": clock}
+    batcher = Batcher(Doubler(gate), "timed", costs.__getitem__, **options)
+    assert batcher.starts_at_once({0: 8})
+    assert not batcher.starts_at_once({0: 9})
+    callers = [Caller(client, priority) for client in "abc" for priority in ("high", "low")]
+    tasks: list[asyncio.Task[Any]] = []
+    told: set[bool] = set()
+    for _ in range(60):
+        items = [chance.randrange(100) for _ in range(chance.randrange(1, 7))]
+        tasks += await queue_up(batcher_outputs(batcher, chance.choice(callers), *items))
+        clock.now += chance.random() * 0.5
+        wanted = {key: count for key in (0, 1) if (count := chance.randrange(6))}
+        if wanted:
+            assert not batcher.starts_at_once(wanted)
+            sooner, slower = batcher.predict_at_most(wanted), batcher.predict(wanted, chance.choice(callers))
+            assert sooner >= slower - 1e-9
+            told.add(sooner > 1.5 * slower)
+    assert told == {True, False}
+    gate.open()
+    await asyncio.wait(tasks)
+    assert batcher.predict_at_most({0: 1}) == batcher.own({0: 1})
+    await batcher.close()
+
+
 async def test_a_paused_batcher_keeps_what_waits(gate: Gate, batcher: Batcher[int, int]) -> None:
     running = await queue_up(outputs(batcher, 1))
     await gate.wait_for_batches(1)
